@@ -1,0 +1,31 @@
+"""qcompile: the smallest, fastest ONNX graph that still gives the same answers, with the proof."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qcompile.compiler.artifact import Artifact as Artifact
+    from qcompile.errors import QCompileError as QCompileError
+    from qcompile.frontends.api import compile as compile
+    from qcompile.frontends.api import load as load
+    from qcompile.runtime.session import Session as Session
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "compile": "qcompile.frontends.api",
+    "load": "qcompile.frontends.api",
+    "Artifact": "qcompile.compiler.artifact",
+    "Session": "qcompile.runtime.session",
+    "QCompileError": "qcompile.errors",
+}
+__all__ = ["Artifact", "QCompileError", "Session", "__version__", "compile", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import qcompile` and `qcompile --help` stay fast."""
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'qcompile' has no attribute '{name}'")

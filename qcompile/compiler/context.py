@@ -1,0 +1,99 @@
+"""What a compilation carries from pass to pass: target, data, statistics, plan, notices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from qcompile.compiler.plan import QuantPlan
+from qcompile.compiler.statistics import StatisticsTable
+
+if TYPE_CHECKING:
+    from qcompile.compiler.passes import StatisticRequest
+    from qcompile.compiler.report import Report
+    from qcompile.compiler.targets.table import Target
+
+Sample = Mapping[str, np.ndarray[Any, Any]]
+"""One set of model inputs: input name -> array."""
+
+
+class SampleSource(Protocol):
+    """Calibration data: can be walked more than once, in the same order.
+
+    Attributes:
+        description: for the report ("folder of 64 .npz files").
+        synthetic: the samples were made up; the report says so loudly.
+    """
+
+    description: str
+    synthetic: bool
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+    def digest(self) -> str:
+        """A hash of the data, the same for the same samples; kept in the manifest."""
+        ...
+
+
+class Progress(Protocol):
+    """Where long work reports to. `total` None means unknown length."""
+
+    def start(self, what: str, total: int | None) -> None: ...
+
+    def advance(self, steps: int = 1) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class SilentProgress:
+    """The progress of a program without a terminal."""
+
+    def start(self, what: str, total: int | None) -> None:
+        pass
+
+    def advance(self, steps: int = 1) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+Metric = Callable[[Callable[[Sample], Mapping[str, np.ndarray[Any, Any]]]], float]
+"""A user's metric: gets a function that runs a model on one sample, returns a number (higher is better)."""
+
+
+@dataclass
+class CompileContext:
+    """Everything a pass may read, and the facts it may write (statistics, plan, notices).
+
+    Attributes:
+        float_model: path of the model as the user gave it: the reference of every numeric proof.
+        held_out: samples kept away from calibration for the numeric proofs.
+        checkpoint: where statistics are saved while calibration runs; None switches that off.
+    """
+
+    target: Target
+    float_model: Path
+    calibration: SampleSource | None = None
+    held_out: list[Sample] = field(default_factory=list)
+    seed: int = 0
+    progress: Progress = field(default_factory=SilentProgress)
+    statistics: StatisticsTable = field(default_factory=StatisticsTable)
+    requests: list[StatisticRequest] = field(default_factory=list)
+    plan: QuantPlan = field(default_factory=QuantPlan)
+    notices: list[str] = field(default_factory=list)
+    checkpoint: Path | None = None
+    resume: bool = False
+    metric: Metric | None = None
+    report: Report | None = None
+
+    def notice(self, text: str) -> None:
+        """Tell the user something in the report and on the terminal, once."""
+        if text not in self.notices:
+            self.notices.append(text)

@@ -1,0 +1,125 @@
+"""Scale and zero point from a range, and the codes they give.
+
+    s = (max - min) / (qmax - qmin) with 0 in the range,   z = round(qmin - min / s),
+    q = clip(round(x / s) + z, qmin, qmax),   x~ = (q - z) * s,   ties to even.
+
+Source: ONNX QuantizeLinear / DequantizeLinear. Written against the array API, so the same lines
+run on numpy and on torch tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompile.compiler.formats import INT32, NumericFormat
+from qcompile.compiler.specs import PerBlock, PerChannel, PerTensor, QuantSpec
+from qcompile.errors import DataError
+
+Array = Any  # any array that follows the array API: numpy.ndarray or torch.Tensor
+FloatArray = npt.NDArray[np.float32]
+
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantParams:
+    """The scale and zero point of one tensor.
+
+    Attributes:
+        spec: what they were made for.
+        scale: float32, shape [] (per tensor) or [C] (per channel).
+        zero_point: same shape as `scale`, of the format's own range.
+    """
+
+    spec: QuantSpec
+    scale: npt.NDArray[np.float32]
+    zero_point: npt.NDArray[np.int32]
+
+
+def params_from_range(spec: QuantSpec, low: Any, high: Any) -> QuantParams:
+    """Scale and zero point for values in [low, high].
+
+    Args:
+        low, high: scalars (per tensor) or arrays of shape [C] (per channel).
+
+    Raises:
+        DataError: a bound is not finite.
+    """
+    low = np.minimum(np.asarray(low, np.float64), 0.0)
+    high = np.maximum(np.asarray(high, np.float64), 0.0)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise DataError("a range is not finite", hint="look for NaN or infinity in the samples")
+    fmt = spec.format
+    if spec.symmetric or not fmt.is_integer:
+        magnitude = np.maximum(-low, high)
+        scale = magnitude / _half_range(fmt)
+        middle = 0 if fmt.is_signed else int(fmt.low + (fmt.high - fmt.low + 1) // 2)
+        zero_point = np.full(scale.shape, middle, np.int32)
+        scale = _usable(scale)
+    else:
+        scale = _usable((high - low) / (fmt.high - fmt.low))
+        zero_point = np.clip(np.rint(fmt.low - low / scale), fmt.low, fmt.high).astype(np.int32)
+    return QuantParams(spec, scale.astype(np.float32), zero_point)
+
+
+def _half_range(fmt: NumericFormat) -> float:
+    return fmt.high if fmt.is_signed else (fmt.high - fmt.low) / 2
+
+
+def _usable(scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """A constant zero tensor has no range; scale 1 gives it the exact code. Denormal scales are raised."""
+    return np.where(scale == 0, 1.0, np.maximum(scale, _SMALLEST_SCALE))
+
+
+def weight_range(weight: Array, spec: QuantSpec) -> tuple[Array, Array]:
+    """Smallest and largest value for each scale of `spec`: shape [] or [C]."""
+    from array_api_compat import array_namespace
+
+    xp = array_namespace(weight)
+    match spec.granularity:
+        case PerTensor():
+            return xp.min(weight), xp.max(weight)
+        case PerChannel(axis):
+            rest = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+            return xp.min(weight, axis=rest), xp.max(weight, axis=rest)
+        case PerBlock():
+            raise NotImplementedError("block ranges belong to the block-wise weight formats")
+
+
+def quantize(values: Array, params: QuantParams) -> Array:
+    """Codes of `values` as ONNX QuantizeLinear gives them (integer formats), in int32."""
+    from array_api_compat import array_namespace
+
+    xp = array_namespace(values)
+    fmt = params.spec.format
+    scale, zero = _broadcast(params, values, xp)
+    return xp.astype(xp.clip(xp.round(values / scale) + zero, fmt.low, fmt.high), xp.int32)
+
+
+def dequantize(codes: Array, params: QuantParams) -> Array:
+    """The values that `codes` stand for: (q - z) * s, float32."""
+    from array_api_compat import array_namespace
+
+    xp = array_namespace(codes)
+    scale, zero = _broadcast(params, codes, xp)
+    return (xp.astype(codes, xp.float32) - zero) * scale
+
+
+def _broadcast(params: QuantParams, like: Array, xp: Any) -> tuple[Array, Array]:
+    shape: tuple[int, ...] = ()
+    if isinstance(params.spec.granularity, PerChannel):
+        axis = params.spec.granularity.axis % like.ndim
+        shape = tuple(-1 if i == axis else 1 for i in range(like.ndim))
+    scale = xp.reshape(xp.asarray(params.scale), shape)
+    return scale, xp.reshape(xp.asarray(params.zero_point.astype(np.float32)), shape)
+
+
+def bias_params(activation: QuantParams, weight: QuantParams) -> QuantParams:
+    """Parameters of an int32 bias: s_b = s_x * s_w and z_b = 0, so that it adds to the accumulator as it is."""
+    scale = (activation.scale.astype(np.float64) * weight.scale.astype(np.float64)).astype(np.float32)
+    grain = PerChannel(0) if scale.ndim else PerTensor()
+    return QuantParams(QuantSpec(INT32, grain, symmetric=True), scale, np.zeros(scale.shape, np.int32))

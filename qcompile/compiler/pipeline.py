@@ -1,0 +1,99 @@
+"""The pipeline: runs passes in order, pools their statistics, checks their promises, times them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
+from qcompile.compiler.provenance import stamp_originals
+from qcompile.compiler.report import PassRecord
+from qcompile.compiler.verification.validity import check_graph
+from qcompile.errors import PassError, RecipeError
+
+Observer = Callable[[Pass, ir.Model], None]
+"""Called after each pass; for dumps and tests."""
+
+
+def run_pipeline(
+    passes: Sequence[Pass], model: ir.Model, context: CompileContext, observe: Observer | None = None
+) -> list[PassRecord]:
+    """Run `passes` over `model` in place.
+
+    Returns:
+        One record for each pass.
+
+    Raises:
+        RecipeError: a pass needs a fact that no earlier pass provides.
+        PassError: a pass left an invalid graph or changed a float function it promised to keep.
+    """
+    records: list[PassRecord] = []
+    facts: set[Fact] = set()
+    stamp_originals(model)
+    for i, current in enumerate(passes):
+        missing = current.requires - facts
+        if missing:
+            raise RecipeError(
+                f"step {i + 1}, pass '{current.name}' needs {', '.join(sorted(missing))}, which no earlier step provides"
+            )
+        if current.phase is Phase.ANALYZE:
+            context.requests = pooled_requests(passes[i + 1 :], model, context)
+        before, start = _count(model), time.perf_counter()
+        modified = current.run(model, context)
+        seconds = time.perf_counter() - start
+        if modified:
+            stamp_made(model, current)
+            faults = check_graph(model)
+            if faults:
+                raise PassError(
+                    f"pass '{current.name}' left an invalid graph: {faults[0]}",
+                    hint="this is a defect of the pass; leave the pass out of the recipe and report it",
+                )
+        facts = (facts - current.invalidates) | current.provides
+        records.append(
+            PassRecord(
+                name=current.name,
+                phase=current.phase,
+                seconds=seconds,
+                modified=modified,
+                nodes_before=before,
+                nodes_after=_count(model),
+            )
+        )
+        if observe:
+            observe(current, model)
+    return records
+
+
+def pooled_requests(following: Sequence[Pass], model: ir.Model, context: CompileContext) -> list[StatisticRequest]:
+    """What the passes up to the next one that invalidates statistics need, without repetition."""
+    wanted: dict[StatisticRequest, None] = {}
+    for later in following:
+        wanted.update(dict.fromkeys(later.statistics(model, context)))
+        if Fact.STATISTICS in later.invalidates:
+            break
+    return list(wanted)
+
+
+def stamp_made(model: ir.Model, by: Pass) -> None:
+    """Nodes that a library rewrite made without provenance get the pass's name, and as sources
+    those of the nodes that feed them, so that no node of the artifact is of unknown origin."""
+    from qcompile.compiler.provenance import PASS, SOURCE, sources
+
+    for node in model.graph.all_nodes():
+        if not node.name:
+            node.name = f"{by.name}.{node.outputs[0].name if node.outputs else node.op_type}"
+        if SOURCE in node.metadata_props or PASS in node.metadata_props:
+            continue
+        node.metadata_props[PASS] = by.name
+        producers = [p for v in node.inputs if v is not None and (p := v.producer()) is not None]
+        names = dict.fromkeys(s for p in producers for s in sources(p))
+        if names:
+            node.metadata_props[SOURCE] = "\n".join(names)
+
+
+def _count(model: ir.Model) -> int:
+    return sum(1 for _ in model.graph.all_nodes())

@@ -1,0 +1,76 @@
+"""The quantization plan: what the quantize phase decided and the lower phase carries out.
+
+Tensors and nodes are named; names are unique over the whole model, subgraphs included, once the
+prepare phase has run. Nothing in the graph changes until the lower phase reads the plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompile.compiler.params import QuantParams
+
+
+class Form(StrEnum):
+    """How a node computes."""
+
+    FLOAT = "float"
+    INPUTS = "int8 inputs, float output"
+    FULL = "int8 inputs and output"
+    PASS = "int8 codes pass through"
+
+    @property
+    def low_precision(self) -> bool:
+        return self is not Form.FLOAT
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One operation that will run in low precision, together with the bias Add that belongs to it.
+
+    Attributes:
+        node: name of the operation's node.
+        form: how it computes.
+        bias: name of the Add node that adds a constant bias to the product, or None.
+        inputs: names of the activations it reads as codes, None for a weight or a float input.
+        weight: name of its weight initializer, or None.
+        output: name of the value that leaves the unit.
+    """
+
+    node: str
+    op_type: str
+    form: Form
+    inputs: tuple[str | None, ...]
+    output: str
+    weight: str | None = None
+    bias: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """Codes of one initializer (int32 array in the tensor's own layout) with their parameters."""
+
+    params: QuantParams
+    codes: npt.NDArray[np.int32]
+
+
+@dataclass
+class QuantPlan:
+    """Decisions of the quantize phase.
+
+    Attributes:
+        units: operations that run in low precision, by node name, in graph order.
+        tensors: parameters of every activation that exists as codes, by value name.
+        weights: codes of every quantized initializer, by initializer name and unit node name
+            (two units may quantize a shared weight along different axes).
+        kept_float: nodes that stay float although the target has a low-precision form: name -> reason.
+    """
+
+    units: dict[str, Unit] = field(default_factory=dict)
+    tensors: dict[str, QuantParams] = field(default_factory=dict)
+    weights: dict[tuple[str, str], QuantizedWeight] = field(default_factory=dict)
+    kept_float: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,135 @@
+"""The report of one compilation: plain data, shown as a table, as JSON or as an HTML page."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+
+class PassRecord(BaseModel):
+    """One pass as it ran. `seconds` is wall time; node counts include control-flow bodies."""
+
+    name: str
+    phase: str
+    seconds: float
+    modified: bool
+    nodes_before: int
+    nodes_after: int
+
+
+class UnitRecord(BaseModel):
+    """One operation planned for low precision and what the runtime made of it.
+
+    `proved` is None when dispatch was not examined (the provider is not on this machine).
+    """
+
+    node: str
+    op_type: str
+    form: str
+    kernel: str | None = None
+    proved: bool | None = None
+    reason: str = ""
+
+
+class FloatRecord(BaseModel):
+    """A node that stayed float, and why."""
+
+    node: str
+    op_type: str
+    reason: str
+
+
+class LayerNoise(BaseModel):
+    """Noise of one value against the float model, in dB and as a cosine.
+
+    `isolated_sqnr`: this unit alone computes in low precision; `sqnr`: everything before it does too.
+    None where it was not measured. Higher is better.
+    """
+
+    node: str
+    op_type: str
+    value: str
+    sqnr: float | None = None
+    cosine: float | None = None
+    isolated_sqnr: float | None = None
+
+
+class OutputNoise(BaseModel):
+    """One model output against the float model, over all held-out samples."""
+
+    name: str
+    sqnr: float
+    cosine: float
+    max_error: float
+
+
+class Speed(BaseModel):
+    """Interleaved medians on one provider, in ms; `spread` is (90th - 10th percentile) / median of the ratio."""
+
+    provider: str
+    float_ms: float
+    compiled_ms: float
+    spread: float
+    slowest: list[tuple[str, float]] = Field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        """Above 1 the compiled model is faster."""
+        return self.float_ms / self.compiled_ms
+
+
+class Histogram(BaseModel):
+    """Distribution of one weight before and after: `counts` between `edges` (one longer)."""
+
+    name: str
+    sqnr: float
+    edges: list[float]
+    float_counts: list[int]
+    quantized_counts: list[int]
+
+
+class TensorBytes(BaseModel):
+    """Bytes of one group of initializers before and after."""
+
+    name: str
+    before: int
+    after: int
+
+
+class Proof(BaseModel):
+    """One proof: `passed` None means it could not be tried here, and `detail` says why."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+class Report(BaseModel):
+    """Everything a compilation found out."""
+
+    model: str
+    artifact: str
+    recipe: str
+    target: str
+    versions: dict[str, str]
+    data: str
+    synthetic_data: bool = False
+    samples: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    notices: list[str] = Field(default_factory=list)
+    passes: list[PassRecord] = Field(default_factory=list)
+    units: list[UnitRecord] = Field(default_factory=list)
+    kept_float: list[FloatRecord] = Field(default_factory=list)
+    proofs: list[Proof] = Field(default_factory=list)
+    outputs: list[OutputNoise] = Field(default_factory=list)
+    layers: list[LayerNoise] = Field(default_factory=list)
+    weights: list[Histogram] = Field(default_factory=list)
+    tensors: list[TensorBytes] = Field(default_factory=list)
+    speed: Speed | None = None
+    metric_float: float | None = None
+    metric_compiled: float | None = None
+
+    @property
+    def failed(self) -> list[Proof]:
+        """Proofs that failed (not those that could not be tried)."""
+        return [p for p in self.proofs if p.passed is False]

@@ -1,0 +1,127 @@
+"""The shape of a target: what one provider executes in low precision, in which pattern, at what cost.
+
+Placement, lowering and the verifier read the same table, so a fact about a provider is written once,
+with its evidence. Costs are nanoseconds on one core of the machine named in the evidence; only
+their ratios matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import onnx_ir as ir
+
+from qcompile.compiler.plan import Form
+from qcompile.compiler.specs import QuantSpec
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time of one execution: fixed + per_mac * MACs + per_element * output elements, in ns."""
+
+    per_mac: float = 0.0
+    per_element: float = 0.0
+    fixed: float = 0.0
+
+    def time(self, macs: float, elements: float) -> float:
+        return self.fixed + self.per_mac * macs + self.per_element * elements
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A restriction of a row, with the reason a user reads when it does not hold."""
+
+    reason: str
+    holds: Callable[[ir.Node], bool]
+
+
+class Lowering(StrEnum):
+    """The pattern a unit is written in."""
+
+    QDQ = "QuantizeLinear / DequantizeLinear around the float operator"
+    INTEGER_MATMUL = "com.microsoft::MatMulIntegerToFloat with scales and bias"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operator on one target.
+
+    Attributes:
+        op_type: operator of the default ONNX domain.
+        float_cost: its time in float.
+        forms: low-precision forms it can take, each with its time.
+        activations: positions of the inputs that become codes; empty means every input.
+        weight: position of the input that must be a constant and becomes int8 per channel, or None.
+        weight_axis: the output-channel axis of the weight, given the node.
+        bias: position of the optional bias input, or None.
+        float_activations: positions of activations that stay float in a unit (see the residual rule of TensorRT).
+        same_params: inputs and output must share one scale and zero point (codes are moved, not computed).
+        conditions: what must hold besides.
+        lowering: the pattern of each form.
+        kernels: operators of the runtime's optimized graph that prove the form really runs.
+        evidence: how we know.
+    """
+
+    op_type: str
+    float_cost: Cost
+    forms: Mapping[Form, Cost]
+    kernels: tuple[str, ...]
+    evidence: str
+    activations: tuple[int, ...] = ()
+    weight: int | None = None
+    weight_axis: Callable[[ir.Node], int] | None = None
+    bias: int | None = None
+    same_params: bool = False
+    conditions: tuple[Condition, ...] = ()
+    lowering: Mapping[Form, Lowering] | None = None
+
+    def how(self, form: Form) -> Lowering:
+        return (self.lowering or {}).get(form, Lowering.QDQ)
+
+
+class PlacementRule(StrEnum):
+    """How a target wants its Q/DQ placed."""
+
+    MINIMUM_CUT = "the assignment of least time, conversions included"
+    WEIGHTED_INPUTS = "inputs of weighted operators; the builder fuses the rest"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A capability table.
+
+    Attributes:
+        name: as given to `--target`.
+        providers: ONNX Runtime execution providers, best first.
+        activation, weight: the specs that its kernels want (the weight's axis is set per node).
+        activation_weight: spec of an activation that stands in a weight's place (MatMul of two activations).
+        quantize, dequantize: cost per element of a conversion.
+        placement: the rule of placement.
+        float_bias: the bias of a quantized unit must stay float.
+        unify_concat: inputs and output of a Concat share their scale.
+        rows: at most one for an operator type; an operator without a row stays float.
+        refusal: why nothing of int8-static is placed on this target and what to use instead; empty normally.
+        evidence: where the table as a whole comes from.
+    """
+
+    name: str
+    providers: tuple[str, ...]
+    activation: QuantSpec
+    weight: QuantSpec
+    activation_weight: QuantSpec
+    quantize: Cost
+    dequantize: Cost
+    placement: PlacementRule
+    rows: tuple[Row, ...]
+    evidence: str
+    float_bias: bool = False
+    unify_concat: bool = False
+    refusal: str = ""
+
+    def row(self, op_type: str, domain: str = "") -> Row | None:
+        """The row for an operator of the default domain, or None."""
+        if domain not in ("", "ai.onnx"):
+            return None
+        return next((r for r in self.rows if r.op_type == op_type), None)
