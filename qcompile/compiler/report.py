@@ -38,6 +38,22 @@ class FloatRecord(BaseModel):
     reason: str
 
 
+class PlacedNode(BaseModel):
+    """One operation of the artifact, in graph order: the picture of where Q and DQ sit.
+
+    `form` is a value of plan.Form; `quantizes` and `dequantizes` count the conversions that stand
+    directly before it and cost time there: a float value that it reads as codes, or codes that it
+    reads as float. `reason` says why it stayed float.
+    """
+
+    node: str
+    op_type: str
+    form: str
+    reason: str = ""
+    quantizes: int = 0
+    dequantizes: int = 0
+
+
 class LayerNoise(BaseModel):
     """Noise of one value against the float model, in dB and as a cosine.
 
@@ -120,6 +136,7 @@ class Report(BaseModel):
     passes: list[PassRecord] = Field(default_factory=list)
     units: list[UnitRecord] = Field(default_factory=list)
     kept_float: list[FloatRecord] = Field(default_factory=list)
+    placement: list[PlacedNode] = Field(default_factory=list)
     proofs: list[Proof] = Field(default_factory=list)
     outputs: list[OutputNoise] = Field(default_factory=list)
     layers: list[LayerNoise] = Field(default_factory=list)
