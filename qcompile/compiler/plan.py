@@ -22,6 +22,7 @@ class Form(StrEnum):
     INPUTS = "int8 inputs, float output"
     FULL = "int8 inputs and output"
     PASS = "int8 codes pass through"
+    ROWS = "int8 rows, looked up"
 
     @property
     def low_precision(self) -> bool:
@@ -30,15 +31,16 @@ class Form(StrEnum):
 
 @dataclass(frozen=True)
 class Unit:
-    """One operation that will run in low precision, together with the bias Add that belongs to it.
+    """One operation that will run in low precision, together with the nodes that belong to it.
 
     Attributes:
         node: name of the operation's node.
         form: how it computes.
-        bias: name of the Add node that adds a constant bias to the product, or None.
         inputs: names of the activations it reads as codes, None for a weight or a float input.
         weight: name of its weight initializer, or None.
-        output: name of the value that leaves the unit.
+        bias: name of the Add node that adds a constant bias to the product, or None.
+        activation: name of the Relu or Clip node that the output's range expresses, or None.
+        output: name of the value that leaves the unit, after bias and activation.
     """
 
     node: str
@@ -48,6 +50,7 @@ class Unit:
     output: str
     weight: str | None = None
     bias: str | None = None
+    activation: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

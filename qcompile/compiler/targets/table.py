@@ -19,14 +19,15 @@ from qcompile.compiler.specs import QuantSpec
 
 @dataclass(frozen=True)
 class Cost:
-    """Time of one execution: fixed + per_mac * MACs + per_element * output elements, in ns."""
+    """Time of one execution, in ns, by multiply-accumulates, output elements and input elements."""
 
     per_mac: float = 0.0
     per_element: float = 0.0
     fixed: float = 0.0
+    per_input: float = 0.0
 
-    def time(self, macs: float, elements: float) -> float:
-        return self.fixed + self.per_mac * macs + self.per_element * elements
+    def time(self, macs: float, elements: float, inputs: float = 0.0) -> float:
+        return self.fixed + self.per_mac * macs + self.per_element * elements + self.per_input * inputs
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,24 @@ class Lowering(StrEnum):
     INTEGER_MATMUL = "com.microsoft::MatMulIntegerToFloat with scales and bias"
 
 
+def _every_node(_: ir.Node) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Row:
-    """One operator on one target.
+    """One operator, or one variant of it, on one target.
 
     Attributes:
         op_type: operator of the default ONNX domain.
+        variant: what this row's nodes have in common ("depthwise"); empty when there is one row.
+        selects: whether a node belongs to this variant.
         float_cost: its time in float.
         forms: low-precision forms it can take, each with its time.
         activations: positions of the inputs that become codes; empty means every input.
         weight: position of the input that must be a constant and becomes int8 per channel, or None.
         weight_axis: the output-channel axis of the weight, given the node.
         bias: position of the optional bias input, or None.
-        float_activations: positions of activations that stay float in a unit (see the residual rule of TensorRT).
         same_params: inputs and output must share one scale and zero point (codes are moved, not computed).
         conditions: what must hold besides.
         lowering: the pattern of each form.
@@ -69,6 +75,8 @@ class Row:
     forms: Mapping[Form, Cost]
     kernels: tuple[str, ...]
     evidence: str
+    variant: str = ""
+    selects: Callable[[ir.Node], bool] = _every_node
     activations: tuple[int, ...] = ()
     weight: int | None = None
     weight_axis: Callable[[ir.Node], int] | None = None
@@ -101,7 +109,7 @@ class Target:
         placement: the rule of placement.
         float_bias: the bias of a quantized unit must stay float.
         unify_concat: inputs and output of a Concat share their scale.
-        rows: at most one for an operator type; an operator without a row stays float.
+        rows: the first row that selects a node is its row; a node without one stays float.
         refusal: why nothing of int8-static is placed on this target and what to use instead; empty normally.
         evidence: where the table as a whole comes from.
     """
@@ -120,8 +128,8 @@ class Target:
     unify_concat: bool = False
     refusal: str = ""
 
-    def row(self, op_type: str, domain: str = "") -> Row | None:
-        """The row for an operator of the default domain, or None."""
-        if domain not in ("", "ai.onnx"):
+    def row(self, node: ir.Node) -> Row | None:
+        """The first row that selects `node`, or None."""
+        if node.domain not in ("", "ai.onnx"):
             return None
-        return next((r for r in self.rows if r.op_type == op_type), None)
+        return next((r for r in self.rows if r.op_type == node.op_type and r.selects(node)), None)

@@ -1,0 +1,211 @@
+"""What ONNX Runtime's CPU provider runs in int8, and what it costs.
+
+Costs: ONNX Runtime 1.31.1, one thread of an AMD EPYC (Zen 4, AVX-512 VNNI), each kernel alone, best of
+40 runs (`benchmarks/kernels.py`). A kernel that is slower in int8 than in float still has its int8
+cost here: placement weighs it against the conversions it saves.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qcompile.compiler.formats import INT8, UINT8
+from qcompile.compiler.graph import is_constant, rank
+from qcompile.compiler.plan import Form
+from qcompile.compiler.specs import PerChannel, PerTensor, QuantSpec
+from qcompile.compiler.targets.table import Condition, Cost, Lowering, PlacementRule, Row, Target
+
+_MEASURED = "run: optimized graph and time, ONNX Runtime 1.31.1, AVX-512 VNNI"
+
+
+def _weight_dim(node: ir.Node, axis: int) -> int | None:
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    if weight is None or weight.shape is None or weight.shape.rank() <= axis:
+        return None
+    dim = weight.shape[axis]
+    return dim if isinstance(dim, int) else None
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    group = node.attributes.get_int("group", 1)
+    return group > 1 and group == _weight_dim(node, 0) and _weight_dim(node, 1) == 1
+
+
+def _has_few_inputs(node: ir.Node) -> bool:
+    channels = _weight_dim(node, 1)
+    return channels is not None and channels <= 4
+
+
+def _weight_is_second(node: ir.Node) -> bool:
+    return is_constant(node.inputs[1])
+
+
+def _gemm_axis(node: ir.Node) -> int:
+    return 0 if node.attributes.get_int("transB", 0) else 1
+
+
+def _last_axis(node: ir.Node) -> int:
+    return (rank(node.inputs[1]) or 2) - 1
+
+
+_CONSTANT_WEIGHT = Condition("its weight is not a constant", _weight_is_second)
+_CONSTANT_BIAS = Condition(
+    "its bias is not a constant", lambda n: len(n.inputs) < 3 or n.inputs[2] is None or is_constant(n.inputs[2])
+)
+_IMAGE_CONV = Condition("QLinearConv takes 1-D and 2-D convolutions", lambda n: (rank(n.inputs[1]) or 0) in (3, 4))
+_PLAIN_GEMM = Condition(
+    "QGemm needs alpha = beta = 1 and transA = 0",
+    lambda n: (
+        n.attributes.get_float("alpha", 1.0) == 1.0
+        and n.attributes.get_float("beta", 1.0) == 1.0
+        and not n.attributes.get_int("transA", 0)
+    ),
+)
+_MATRIX_WEIGHT = Condition("its weight is not a matrix", lambda n: rank(n.inputs[1]) == 2)
+_FLOAT_DATA = Condition(
+    "its data is not float32", lambda n: n.inputs[0] is not None and n.inputs[0].dtype in (None, ir.DataType.FLOAT)
+)
+
+
+def _conv(variant: str, selects: object, float_cost: Cost, int8_cost: Cost) -> Row:
+    assert callable(selects)
+    return Row(
+        op_type="Conv",
+        variant=variant,
+        selects=selects,
+        float_cost=float_cost,
+        forms={Form.FULL: int8_cost},
+        kernels=("QLinearConv",),
+        evidence=_MEASURED,
+        activations=(0,),
+        weight=1,
+        weight_axis=lambda _: 0,
+        bias=2,
+        conditions=(_CONSTANT_WEIGHT, _CONSTANT_BIAS, _IMAGE_CONV),
+    )
+
+
+def _moved(op_type: str, float_ns: float, int8_ns: float) -> Row:
+    """An operator that moves values without computing: its codes keep their scale."""
+    return Row(
+        op_type=op_type,
+        float_cost=Cost(per_element=float_ns, fixed=1000),
+        forms={Form.PASS: Cost(per_element=int8_ns, fixed=1000)},
+        kernels=(op_type,),
+        evidence=_MEASURED,
+        activations=(0,),
+        same_params=True,
+        conditions=(_FLOAT_DATA,),
+    )
+
+
+def _computed(op_type: str, kernel: str, float_ns: float, int8_ns: float, activations: tuple[int, ...] = (0,)) -> Row:
+    return Row(
+        op_type=op_type,
+        float_cost=Cost(per_element=float_ns, fixed=2000),
+        forms={Form.FULL: Cost(per_element=int8_ns, fixed=3000)},
+        kernels=(kernel,),
+        evidence=_MEASURED,
+        activations=activations,
+        conditions=(_FLOAT_DATA,),
+    )
+
+
+def _pooled(op_type: str, kernel: str, float_ns: float, int8_ns: float) -> Row:
+    return Row(
+        op_type=op_type,
+        float_cost=Cost(per_input=float_ns, fixed=2000),
+        forms={Form.FULL: Cost(per_input=int8_ns, fixed=3000)},
+        kernels=(kernel,),
+        evidence=_MEASURED,
+        activations=(0,),
+        conditions=(_FLOAT_DATA,),
+    )
+
+
+CPU = Target(
+    name="cpu",
+    providers=("CPUExecutionProvider",),
+    activation=QuantSpec(UINT8, PerTensor()),
+    weight=QuantSpec(INT8, PerChannel(0), symmetric=True),
+    activation_weight=QuantSpec(UINT8, PerTensor()),
+    quantize=Cost(per_element=0.146, fixed=2000),
+    dequantize=Cost(per_element=0.138, fixed=2000),
+    placement=PlacementRule.MINIMUM_CUT,
+    evidence="ONNX Runtime 1.31.1, CPUExecutionProvider",
+    rows=(
+        _conv("depthwise", _is_depthwise, Cost(0.020, 0.22), Cost(0.030, 0.35)),
+        _conv("few input channels", _has_few_inputs, Cost(0.0175, 0.25), Cost(0.031, 0.20)),
+        _conv("", lambda _: True, Cost(0.0175, 0.25), Cost(0.0048, 0.20)),
+        Row(
+            op_type="MatMul",
+            variant="constant weight",
+            selects=_weight_is_second,
+            float_cost=Cost(0.0176, 0.05, 2000),
+            forms={Form.INPUTS: Cost(0.0051, 0.05, 3000)},
+            kernels=("MatMulIntegerToFloat",),
+            evidence=_MEASURED + "; outputs are left float: the bias Add and what follows it run in float anyway",
+            activations=(0,),
+            weight=1,
+            weight_axis=_last_axis,
+            conditions=(_MATRIX_WEIGHT,),
+            lowering={Form.INPUTS: Lowering.INTEGER_MATMUL},
+        ),
+        Row(
+            op_type="MatMul",
+            variant="two activations",
+            float_cost=Cost(0.0176, 0.05, 2000),
+            forms={Form.INPUTS: Cost(0.0060, 0.05, 3000)},
+            kernels=("MatMulIntegerToFloat",),
+            evidence=_MEASURED,
+            activations=(0, 1),
+        ),
+        Row(
+            op_type="Gemm",
+            float_cost=Cost(0.0176, 0.05, 2000),
+            forms={Form.INPUTS: Cost(0.0051, 0.05, 3000), Form.FULL: Cost(0.0051, 0.10, 3000)},
+            kernels=("QGemm",),
+            evidence=_MEASURED,
+            activations=(0,),
+            weight=1,
+            weight_axis=_gemm_axis,
+            bias=2,
+            conditions=(_CONSTANT_WEIGHT, _CONSTANT_BIAS, _PLAIN_GEMM),
+        ),
+        Row(
+            op_type="Gather",
+            variant="rows of a constant table",
+            selects=lambda n: is_constant(n.inputs[0]),
+            float_cost=Cost(per_element=0.141),
+            forms={Form.ROWS: Cost(per_element=0.5)},
+            kernels=("Gather",),
+            evidence="run: int8 rows and their scales are looked up apart; an embedding shrinks to a quarter",
+            weight=0,
+            weight_axis=lambda _: 0,
+            conditions=(
+                Condition("it does not look up rows (axis 0)", lambda n: n.attributes.get_int("axis", 0) == 0),
+                Condition(
+                    "its table is not a float32 matrix",
+                    lambda n: (
+                        rank(n.inputs[0]) == 2 and n.inputs[0] is not None and n.inputs[0].dtype == ir.DataType.FLOAT
+                    ),
+                ),
+            ),
+        ),
+        _computed("Add", "QLinearAdd", 0.181, 0.169, (0, 1)),
+        _computed("Mul", "QLinearMul", 0.186, 0.243, (0, 1)),
+        _pooled("GlobalAveragePool", "QLinearGlobalAveragePool", 0.187, 0.055),
+        _pooled("AveragePool", "QLinearAveragePool", 0.207, 2.067),
+        _computed("Sigmoid", "QLinearSigmoid", 0.386, 0.268),
+        _computed("LeakyRelu", "QLinearLeakyRelu", 0.185, 0.269),
+        _computed("Concat", "QLinearConcat", 0.110, 0.040, ()),
+        _moved("Transpose", 0.161, 0.067),
+        _moved("Reshape", 0.0, 0.0),
+        _moved("Flatten", 0.0, 0.0),
+        _moved("Squeeze", 0.0, 0.0),
+        _moved("Unsqueeze", 0.0, 0.0),
+        _moved("Slice", 0.180, 0.070),
+        _moved("MaxPool", 0.87, 18.0),
+        _moved("Resize", 0.56, 0.84),
+    ),
+)

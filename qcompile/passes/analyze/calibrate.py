@@ -1,0 +1,159 @@
+"""Calibration: walk the samples once and observe every tensor that a later pass asks about.
+
+    v_t = merge_i observe(x_t,i)   over samples i, for all tensors t in the same run.
+
+Source: min-max calibration as in the ONNX and TensorRT tools, here with mergeable statistics of
+constant size (compiler/statistics.py) that the graph itself computes (compiler/observation.py).
+Memory does not grow with the samples; a checkpoint is written while it runs, and `--resume` goes on.
+
+Errors: DataError when there are no samples, or when a tensor becomes NaN or infinite (it names the
+tensor and the sample).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.compiler.context import CompileContext, Sample
+from qcompile.compiler.observation import Key, observed_copy
+from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.serialization import runnable
+from qcompile.compiler.statistics import Statistic, StatisticsTable, Vector
+from qcompile.errors import DataError
+from qcompile.runtime.calibration import run_samples
+
+_CHECKPOINT_SECONDS = 10.0
+
+
+class Calibrate(Pass):
+    """Observe the ranges of activations on the calibration samples.
+
+    Options:
+        method: `min-max` takes the smallest and largest value seen.
+    """
+
+    name: ClassVar[str] = "calibrate"
+    phase: ClassVar[Phase] = Phase.ANALYZE
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.UNIQUE_NAMES})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.STATISTICS})
+
+    method: Literal["min-max"] = "min-max"
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        if context.calibration is None or len(context.calibration) == 0:
+            raise DataError(
+                "no calibration samples",
+                hint="give representative inputs with --calib, or ask for made-up ones with --calib synthetic",
+            )
+        wanted: dict[str, list[Statistic]] = {}
+        for request in context.requests:
+            wanted.setdefault(request.value, []).append(request.statistic)
+        if wanted:
+            context.statistics = _observe(model, wanted, context)
+        return False
+
+
+def _observe(model: ir.Model, wanted: dict[str, list[Statistic]], context: CompileContext) -> StatisticsTable:
+    assert context.calibration is not None
+    copy, keys = observed_copy(model, wanted)
+    components = {(s.kind, c.name): c for statistics in wanted.values() for s in statistics for c in s.components}
+    merges = [components[kind, name].merge for _, kind, name in keys]
+    identity = np.array([components[kind, name].identity for _, kind, name in keys])
+    least, most, plus = (np.array([m == merge for m in merges], bool) for merge in ("Min", "Max", "Add"))
+    checkpoint = _Checkpoint(context, keys)
+    done, total = checkpoint.load(identity)
+    samples = itertools.islice(iter(context.calibration), done, None)
+    context.progress.start("calibrating", len(context.calibration))
+    context.progress.advance(done)
+    with ExitStack() as stack:
+        path_or_bytes = stack.enter_context(runnable(copy))
+        for outputs in run_samples(path_or_bytes, _counted(samples, context), context.target.providers):
+            vector = np.array(outputs, np.float64)
+            _refuse_nonfinite(vector, keys, done)
+            total = np.where(least, np.minimum(total, vector), np.where(most, np.maximum(total, vector), total))
+            total[plus] += vector[plus]
+            done += 1
+            checkpoint.save(done, total)
+    context.progress.finish()
+    checkpoint.remove()
+    return _table(wanted, keys, total, done)
+
+
+def _counted(samples: Iterator[Sample], context: CompileContext) -> Iterator[Sample]:
+    for sample in samples:
+        yield sample
+        context.progress.advance()
+
+
+def _refuse_nonfinite(vector: Vector, keys: list[Key], sample: int) -> None:
+    """The sum of magnitudes is NaN or infinite as soon as one value is. A branch that was not taken says 0."""
+    for (tensor, _, name), value in zip(keys, vector, strict=True):
+        if name == "magnitude" and not np.isfinite(value):
+            raise DataError(
+                f"tensor '{tensor}' holds NaN or infinity for calibration sample {sample}",
+                where=tensor,
+                hint="run the float model on that sample; a model that overflows in float32 cannot be calibrated",
+            )
+
+
+def _table(wanted: dict[str, list[Statistic]], keys: list[Key], total: Vector, samples: int) -> StatisticsTable:
+    table = StatisticsTable(samples=samples)
+    at = {key: i for i, key in enumerate(keys)}
+    for tensor, statistics in wanted.items():
+        for s in statistics:
+            if (tensor, s.kind, s.components[0].name) in at:
+                table.update(s.kind, {tensor: np.array([total[at[tensor, s.kind, c.name]] for c in s.components])})
+    return table
+
+
+class _Checkpoint:
+    """The merged vector so far, written beside the output every few seconds by rename."""
+
+    def __init__(self, context: CompileContext, keys: list[Key]) -> None:
+        self.path: Path | None = context.checkpoint
+        self.resume = context.resume
+        assert context.calibration is not None
+        self.identity = json.dumps([context.calibration.digest(), keys]) if self.path else ""
+        self.last = time.monotonic()
+
+    def load(self, identity: Vector) -> tuple[int, Vector]:
+        """Samples done and their merged vector; (0, identity) without a checkpoint.
+
+        Raises:
+            DataError: the checkpoint is of another model, recipe or data set.
+        """
+        if not (self.resume and self.path and self.path.exists()):
+            return 0, identity.copy()
+        try:
+            with np.load(self.path) as stored:
+                if str(stored["identity"]) != self.identity:
+                    raise DataError(
+                        "the checkpoint belongs to another model, recipe or data set",
+                        where=str(self.path),
+                        hint="start without --resume",
+                    )
+                return int(stored["done"]), stored["total"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            raise DataError("the checkpoint is damaged", where=str(self.path), hint="start without --resume") from None
+
+    def save(self, done: int, total: Vector) -> None:
+        if self.path is None or time.monotonic() - self.last < _CHECKPOINT_SECONDS:
+            return
+        self.last = time.monotonic()
+        temporary = self.path.with_suffix(".tmp.npz")
+        np.savez(temporary, identity=self.identity, done=done, total=total)
+        temporary.replace(self.path)
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
