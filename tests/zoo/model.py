@@ -1,0 +1,71 @@
+"""What a model of the zoo offers to tests and benchmarks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Sample = dict[str, Array]
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""A model as a function of one sample."""
+
+
+class ZooModel(ABC):
+    """A pretrained model with its data.
+
+    Attributes:
+        name: short name, also the file name in the cache.
+        title: for tables.
+        metric_name: what `metric` measures; higher is better.
+        allowed_drop: how much of the metric the int8 model may lose on the packaged data.
+        calibration_count: samples that the tests calibrate with.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    metric_name: ClassVar[str]
+    allowed_drop: ClassVar[float]
+    calibration_count: ClassVar[int] = 64
+
+    @abstractmethod
+    def path(self) -> Path:
+        """The float ONNX file."""
+
+    @abstractmethod
+    def calibration(self, count: int) -> list[Sample]:
+        """The first `count` calibration samples, none of which `metric` uses."""
+
+    @abstractmethod
+    def metric(self, run: Run) -> float:
+        """The task metric of a model, higher is better."""
+
+    @abstractmethod
+    def timing_sample(self) -> Sample:
+        """One sample at batch 1, on which latency is measured."""
+
+
+def runner(path: Path) -> Run:
+    """`path` on the CPU provider of stock ONNX Runtime, two threads."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.log_severity_level = 3
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+
+    def run(sample: Mapping[str, Array]) -> Mapping[str, Array]:
+        return dict(zip(names, session.run(names, dict(sample)), strict=True))
+
+    return run
+
+
+def stream(*seed: int) -> np.random.Generator:
+    """The random numbers of one data set; the same everywhere."""
+    return np.random.default_rng(list(seed))
