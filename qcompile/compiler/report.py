@@ -120,10 +120,11 @@ class Proof(BaseModel):
 
 
 class Report(BaseModel):
-    """Everything a compilation found out."""
+    """Everything a compilation found out. `page` is where its HTML page lies, empty when none was written."""
 
     model: str
     artifact: str
+    page: str = ""
     recipe: str
     target: str
     versions: dict[str, str]

@@ -1,0 +1,92 @@
+"""The verdict of a compilation: the one sentence that every form of the report says first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qcompile.compiler.report import Report
+from qcompile.compiler.reporting.wording import count, data_size, plain, significant, times
+
+
+class Level(StrEnum):
+    """How loud the verdict is."""
+
+    GOOD = "good"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Headline and reasons, the most serious first.
+
+    Attributes:
+        alarms: what is wrong; empty when the level is GOOD.
+    """
+
+    level: Level
+    headline: str
+    alarms: tuple[str, ...]
+
+
+def verdict(report: Report) -> Verdict:
+    """Judge `report`: a failed proof fails it; a slower model, made-up data or no low precision at all warn."""
+    alarms = [f"Proof failed: {plain(p.name)}. {plain(p.detail)}" for p in report.failed]
+    level = Level.FAILED if alarms else Level.GOOD
+    warnings = [*_slower(report), *_nothing_done(report), *_made_up(report)]
+    if warnings and level is Level.GOOD:
+        level = Level.WARNING
+    return Verdict(level, _headline(report, level), (*alarms, *warnings))
+
+
+def _headline(report: Report, level: Level) -> str:
+    parts = []
+    if report.bytes_before and report.bytes_after:
+        parts.append(times(report.bytes_before / report.bytes_after, "smaller", "larger"))
+    if report.speed:
+        parts.append(times(report.speed.ratio, "faster", "SLOWER"))
+    if report.metric_float is not None and report.metric_compiled is not None:
+        change = report.metric_compiled - report.metric_float
+        parts.append(f"metric {'+' if change >= 0 else '-'}{significant(abs(change), 2)}")
+    if level is Level.FAILED:
+        parts.insert(0, count(len(report.failed), "proof").upper() + " FAILED")
+    elif report.proofs:
+        tried = [p for p in report.proofs if p.passed is not None]
+        parts.append(
+            f"{len(tried)} of {count(len(report.proofs), 'proof')} tried, all passed" if tried else "no proof tried"
+        )
+        if len(tried) == len(report.proofs):
+            parts[-1] = "every proof passed"
+    return ", ".join(parts) or "Compiled"
+
+
+def _slower(report: Report) -> list[str]:
+    speed = report.speed
+    if speed is None or speed.ratio >= 1:
+        return []
+    text = (
+        f"The compiled model is {times(speed.ratio, 'faster', 'slower')} than the float model on {speed.provider} "
+        f"({significant(speed.compiled_ms)} ms against {significant(speed.float_ms)} ms)."
+    )
+    if 1 - speed.ratio <= speed.spread / 2:
+        text += " The difference is within the spread of the measurement."
+    if speed.slowest:
+        costly = ", ".join(f"{plain(name)} ({significant(ms)} ms)" for name, ms in speed.slowest[:3])
+        text += f" Nodes that cost it: {costly}."
+    return [text]
+
+
+def _nothing_done(report: Report) -> list[str]:
+    if report.units or not report.kept_float:
+        return []
+    return [
+        f"Nothing runs in low precision: all {count(len(report.kept_float), 'candidate')} stayed float "
+        f"and the file went from {data_size(report.bytes_before)} to {data_size(report.bytes_after)}."
+    ]
+
+
+def _made_up(report: Report) -> list[str]:
+    if not report.synthetic_data:
+        return []
+    return ["Calibrated on made-up samples: ranges and noise figures say little about real data. Give real samples."]
