@@ -1,0 +1,81 @@
+"""What the CUDA provider of stock ONNX Runtime executes of int8: conversions and one unfused product.
+
+Q/DQ around a float operator stays just that on CUDA, a float kernel with conversions before and after,
+so nothing of int8-static is placed here. `LANDINGS` says where each quantized operator ends up; the
+lowering of formats that do pay on CUDA, and the explanation a user gets, rest on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qcompile.compiler.formats import INT8
+from qcompile.compiler.specs import PerChannel, PerTensor, QuantSpec
+from qcompile.compiler.targets.table import Cost, PlacementRule, Target
+
+_PLACED = "placement by the CUDA provider of ONNX Runtime 1.31.1"
+
+
+class Lands(StrEnum):
+    """Who executes an operator in a session of the CUDA provider."""
+
+    CUDA = "CUDAExecutionProvider"
+    CPU = "CPUExecutionProvider"
+    NOWHERE = "the session fails"
+
+
+@dataclass(frozen=True)
+class Landing:
+    """One operator with one choice of element types, and where it runs.
+
+    Attributes:
+        case: the choice, in the words of `tests/targets/test_cuda_placement.py`, which tries each one.
+    """
+
+    op_type: str
+    case: str
+    lands: Lands
+    domain: str = ""
+    evidence: str = _PLACED
+
+
+_MS = "com.microsoft"
+LANDINGS = (
+    *(
+        Landing(op_type, case, Lands.CUDA)
+        for op_type in ("QuantizeLinear", "DequantizeLinear")
+        for case in ("int8", "uint8", "int4", "uint4", "fp8-e4m3", "fp8-e5m2", "int8 per axis")
+    ),
+    Landing("QuantizeLinear", "int16", Lands.CPU),
+    Landing("DequantizeLinear", "int16", Lands.CPU),
+    Landing("DequantizeLinear", "int32", Lands.CPU),
+    Landing("DequantizeLinear", "int4 blocked", Lands.CUDA),
+    Landing("MatMulInteger", "int8 x int8", Lands.CUDA),
+    Landing("MatMulInteger", "uint8 x int8", Lands.CPU),
+    Landing("ConvInteger", "uint8 x int8", Lands.CPU),
+    Landing("QLinearMatMul", "int8 x int8", Lands.CPU),
+    Landing("QLinearConv", "uint8 x int8", Lands.CPU),
+    Landing("DynamicQuantizeLinear", "uint8", Lands.CPU),
+    Landing("QGemm", "uint8 x int8", Lands.CPU, _MS),
+    Landing("DynamicQuantizeMatMul", "int8", Lands.CPU, _MS),
+    Landing("MatMulIntegerToFloat", "uint8 x int8", Lands.CPU, _MS),
+    Landing("MatMulNBits", "int4 block 32", Lands.CUDA, _MS),
+)
+
+CUDA = Target(
+    name="cuda",
+    providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+    activation=QuantSpec(INT8, PerTensor(), symmetric=True),
+    weight=QuantSpec(INT8, PerChannel(0), symmetric=True),
+    activation_weight=QuantSpec(INT8, PerTensor(), symmetric=True),
+    quantize=Cost(),
+    dequantize=Cost(),
+    placement=PlacementRule.WEIGHTED_INPUTS,
+    rows=(),
+    evidence=_PLACED,
+    refusal=(
+        "ONNX Runtime's CUDA provider has no int8 kernel for Q/DQ graphs: it computes in float and converts "
+        "before and after, which is slower than the float model. For int8 on NVIDIA use --target tensorrt"
+    ),
+)

@@ -1,0 +1,150 @@
+"""What TensorRT's builder takes as explicit quantization, and where it wants the Q/DQ pairs.
+
+The builder chooses kernels itself, so the rows carry no costs: int8 is asked for at the inputs of every
+weighted operator, and the builder fuses biases, activations and outputs. A residual Add fuses into the
+convolution before it when the other branch, the shortcut, arrives as int8.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qcompile.compiler.formats import INT8
+from qcompile.compiler.graph import is_constant, rank
+from qcompile.compiler.plan import Form
+from qcompile.compiler.specs import PerChannel, PerTensor, QuantSpec
+from qcompile.compiler.targets.table import Condition, Cost, PlacementRule, Row, Target
+
+_RULES = "documentation: TensorRT 10.14, 'Working with Quantized Types', explicit quantization"
+_UNWEIGHED = Cost()
+_INT8_INPUTS = {Form.INPUTS: _UNWEIGHED}
+
+
+def _weight_is_second(node: ir.Node) -> bool:
+    return len(node.inputs) > 1 and is_constant(node.inputs[1])
+
+
+def _gemm_axis(node: ir.Node) -> int:
+    return 0 if node.attributes.get_int("transB", 0) else 1
+
+
+def _last_axis(node: ir.Node) -> int:
+    return (rank(node.inputs[1]) or 2) - 1
+
+
+def _leaves_weighted_operator(value: ir.Value | None) -> bool:
+    """Whether a convolution writes `value` for one reader, so that an Add there can join its kernel."""
+    node = value.producer() if value is not None else None
+    return node is not None and node.op_type == "Conv" and value is not None and len(value.uses()) == 1
+
+
+def _shortcut_is_second(node: ir.Node) -> bool:
+    return _leaves_weighted_operator(node.inputs[0]) and not is_constant(node.inputs[1])
+
+
+def _shortcut_is_first(node: ir.Node) -> bool:
+    return _leaves_weighted_operator(node.inputs[1]) and not is_constant(node.inputs[0])
+
+
+_CONSTANT_WEIGHT = Condition("its weight is not a constant", _weight_is_second)
+_ONE_GROUP = Condition(
+    "TensorRT quantizes transposed convolutions of one group only", lambda n: n.attributes.get_int("group", 1) == 1
+)
+_SPATIAL = Condition("TensorRT takes 2-D and 3-D convolutions in int8", lambda n: rank(n.inputs[1]) in (4, 5))
+_PLAIN_GEMM = Condition(
+    "an int8 Gemm needs alpha = beta = 1 and transA = 0",
+    lambda n: (
+        n.attributes.get_float("alpha", 1.0) == 1.0
+        and n.attributes.get_float("beta", 1.0) == 1.0
+        and not n.attributes.get_int("transA", 0)
+    ),
+)
+
+
+def _residual(shortcut: int) -> Row:
+    return Row(
+        op_type="Add",
+        variant=f"residual, shortcut at input {shortcut}",
+        selects=_shortcut_is_second if shortcut == 1 else _shortcut_is_first,
+        float_cost=_UNWEIGHED,
+        forms=_INT8_INPUTS,
+        kernels=("Add",),
+        evidence=_RULES + ": quantize the residual input, so that convolution and Add become one kernel",
+        activations=(shortcut,),
+    )
+
+
+TENSORRT = Target(
+    name="tensorrt",
+    providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    activation=QuantSpec(INT8, PerTensor(), symmetric=True),
+    weight=QuantSpec(INT8, PerChannel(0), symmetric=True),
+    activation_weight=QuantSpec(INT8, PerTensor(), symmetric=True),
+    quantize=_UNWEIGHED,
+    dequantize=_UNWEIGHED,
+    placement=PlacementRule.WEIGHTED_INPUTS,
+    float_bias=True,
+    unify_concat=True,
+    evidence=_RULES,
+    rows=(
+        Row(
+            op_type="Conv",
+            float_cost=_UNWEIGHED,
+            forms=_INT8_INPUTS,
+            kernels=("Conv",),
+            evidence=_RULES + ": weights per output channel (axis 0)",
+            activations=(0,),
+            weight=1,
+            weight_axis=lambda _: 0,
+            bias=2,
+            conditions=(_CONSTANT_WEIGHT, _SPATIAL),
+        ),
+        Row(
+            op_type="ConvTranspose",
+            float_cost=_UNWEIGHED,
+            forms=_INT8_INPUTS,
+            kernels=("ConvTranspose",),
+            evidence=_RULES + ": weights per output channel (axis 1)",
+            activations=(0,),
+            weight=1,
+            weight_axis=lambda _: 1,
+            bias=2,
+            conditions=(_CONSTANT_WEIGHT, _SPATIAL, _ONE_GROUP),
+        ),
+        Row(
+            op_type="Gemm",
+            float_cost=_UNWEIGHED,
+            forms=_INT8_INPUTS,
+            kernels=("Gemm",),
+            evidence=_RULES,
+            activations=(0,),
+            weight=1,
+            weight_axis=_gemm_axis,
+            bias=2,
+            conditions=(_CONSTANT_WEIGHT, _PLAIN_GEMM),
+        ),
+        Row(
+            op_type="MatMul",
+            variant="constant weight",
+            selects=_weight_is_second,
+            float_cost=_UNWEIGHED,
+            forms=_INT8_INPUTS,
+            kernels=("MatMul",),
+            evidence=_RULES,
+            activations=(0,),
+            weight=1,
+            weight_axis=_last_axis,
+        ),
+        Row(
+            op_type="MatMul",
+            variant="two activations",
+            float_cost=_UNWEIGHED,
+            forms=_INT8_INPUTS,
+            kernels=("MatMul",),
+            evidence=_RULES,
+            activations=(0, 1),
+        ),
+        _residual(shortcut=1),
+        _residual(shortcut=0),
+    ),
+)
