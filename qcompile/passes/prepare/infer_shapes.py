@@ -1,0 +1,101 @@
+"""Types and shapes of all values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+import onnx_ir as ir
+
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.graph import graphs, name_of
+from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.passes.prepare.description import describe
+
+if TYPE_CHECKING:
+    import onnx
+
+_SHOWN = 5
+
+
+class InferShapes(Pass):
+    """Run ONNX shape inference, with data propagation, over the main graph and all bodies.
+
+    Values whose shape or rank stays unknown are named in a notice: what depends on them (a cost, an
+    axis) is then decided without it.
+    """
+
+    name: ClassVar[str] = "infer-shapes"
+    phase: ClassVar[Phase] = Phase.PREPARE
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.UNIQUE_NAMES})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.SHAPES})
+    float_equivalent: ClassVar[bool] = True
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        modified = infer_shapes(model)
+        unknown = [name_of(v) for g in graphs(model) for n in g for v in n.outputs if v.name and v.shape is None]
+        if unknown:
+            names = ", ".join(unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
+            context.notice(f"the shape of {len(unknown)} values is unknown: {names}")
+        return modified
+
+
+def infer_shapes(model: ir.Model) -> bool:
+    """Write types and shapes that ONNX can infer into the values of `model`; True if any is new.
+
+    Names must be unique. Where the inference fails as a whole the model keeps the shapes it has.
+    """
+    import onnx
+
+    proto, _ = describe(model)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return False
+    infos = {info.name: info.type for graph in _graph_protos(inferred.graph) for info in _infos(graph)}
+    modified = False
+    for graph in graphs(model):
+        for node in graph:
+            for value in node.outputs:
+                if value.name in infos:
+                    modified |= _refine(value, infos[value.name])
+    return modified
+
+
+def _graph_protos(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                yield from _graph_protos(body)
+
+
+def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    yield from graph.value_info
+    yield from graph.output
+
+
+def _refine(value: ir.Value, inferred: onnx.TypeProto) -> bool:
+    """Take over what is inferred, dimension by dimension, without losing what was known."""
+    modified = False
+    known = ir.serde.deserialize_type_proto_for_type(inferred)
+    if value.type is None and known is not None:
+        value.type, modified = known, True
+    shape = ir.serde.deserialize_type_proto_for_shape(inferred)
+    if shape is None:
+        return modified
+    if value.shape is None:
+        value.shape = shape
+        return True
+    if len(shape) != len(value.shape):
+        return modified
+    merged = ir.Shape([_better(a, b) for a, b in zip(value.shape, shape, strict=True)])
+    if merged != value.shape:
+        value.shape, modified = merged, True
+    return modified
+
+
+def _better(old: int | ir.SymbolicDim, new: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+    if isinstance(old, int):
+        return old
+    return new if isinstance(new, int) or old.value is None else old

@@ -1,0 +1,77 @@
+"""Edits that every prepare pass makes: fresh names, readers of a value, taking a node out."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qcompile.compiler.graph import graphs, name_of
+
+
+class Names:
+    """The names in use in a model, so that new ones are unique over all its graphs."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._used: set[str | None] = set()
+        for graph in graphs(model):
+            self._used.update(v.name for v in graph.inputs)
+            self._used.update(graph.initializers)
+            for node in graph:
+                self._used.add(node.name)
+                self._used.update(v.name for v in node.outputs)
+
+    def fresh(self, base: str) -> str:
+        """`base`, or `base_1`, `base_2`, ... where it is taken."""
+        name, number = base, 0
+        while name in self._used:
+            number += 1
+            name = f"{base}_{number}"
+        self._used.add(name)
+        return name
+
+
+def sole_reader(value: ir.Value) -> ir.Node | None:
+    """The node that alone reads `value`, once; None when there are others or a graph returns it."""
+    uses = value.uses()
+    return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def is_own(value: ir.Value, node: ir.Node) -> bool:
+    """`value` is made in the graph of `node` and read by `node` alone, once."""
+    producer = value.producer()
+    return producer is not None and producer.graph is node.graph and sole_reader(value) is node
+
+
+def bypass(node: ir.Node, replacement: ir.Value, output: int = 0) -> bool:
+    """Let every reader of an output of `node` read `replacement`, and remove `node`.
+
+    A graph output keeps its name: `replacement` takes it over where a node of the same graph makes
+    it and no graph returns it already.
+
+    Returns:
+        False, with nothing changed, where that is impossible or another output of `node` is used.
+    """
+    value = node.outputs[output]
+    if any(v.uses() or v.is_graph_output() for v in node.outputs if v is not value):
+        return False
+    if value.is_graph_output():
+        producer = replacement.producer()
+        if producer is None or producer.graph is not node.graph or replacement.is_graph_output():
+            return False
+    inherit_type(replacement, value)
+    if value.is_graph_output():
+        name, value.name = name_of(value), None
+        value.replace_all_uses_with(replacement, replace_graph_outputs=True)
+        replacement.name = name
+    else:
+        value.replace_all_uses_with(replacement)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
+    return True
+
+
+def inherit_type(value: ir.Value, old: ir.Value) -> None:
+    """Give `value` the type and shape of `old` where it has none."""
+    if value.type is None:
+        value.type = old.type
+    if value.shape is None:
+        value.shape = old.shape
