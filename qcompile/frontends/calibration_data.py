@@ -1,0 +1,189 @@
+"""Calibration data: from whatever the user gives to a checked stream of samples.
+
+    .npz file, .npy file, .safetensors file      one sample
+    folder of one kind of them                   one sample per file, in the order of the paths
+    folder of images with preprocessing.yaml     one sample per image
+    module:function, path/to/file.py:function    the dicts that it yields
+    synthetic                                    made up from the model's inputs
+    a list of dicts, or a function (Python)      as they are
+
+Samples are read one at a time; all of them are checked, and hashed, before any work starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from qcompile.compiler.context import Progress, Sample, SampleSource, SilentProgress
+from qcompile.errors import DataError, UsageError
+from qcompile.frontends.samples.check import ModelInput, as_sample, check_sample
+from qcompile.frontends.samples.files import IMAGES, below, open_files
+from qcompile.frontends.samples.function import FunctionSamples, import_function
+from qcompile.frontends.samples.images import DECLARATION, open_images
+from qcompile.frontends.samples.synthetic import SyntheticSamples
+
+Calibration = str | Path | Iterable[Sample] | Callable[[], Iterable[Sample]] | SampleSource
+
+SYNTHETIC = "synthetic"
+
+
+class RawSamples(Protocol):
+    """Samples as they come, each with the words that name it in an error."""
+
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def synthetic(self) -> bool: ...
+
+    def __iter__(self) -> Iterator[tuple[str, object]]: ...
+
+
+@dataclass(frozen=True)
+class ListSamples:
+    """Samples that the caller holds in memory, or any source that can be walked again."""
+
+    samples: Iterable[Sample]
+    description: str
+    synthetic: bool = False
+
+    def __iter__(self) -> Iterator[tuple[str, object]]:
+        for number, sample in enumerate(self.samples, 1):
+            yield f"sample {number}", sample
+
+
+class CheckedSamples:
+    """A SampleSource whose samples all fit the model. Making one reads, checks and hashes them all.
+
+    Raises:
+        DataError: a sample does not fit, or there is none.
+    """
+
+    def __init__(self, raw: RawSamples, inputs: Sequence[ModelInput], progress: Progress) -> None:
+        self._raw = raw
+        self.description, self.synthetic = raw.description, raw.synthetic
+        digest, self._count = hashlib.sha256(), 0
+        progress.start("Checking the samples", None)
+        for where, item in raw:
+            sample = as_sample(item, where)
+            check_sample(sample, inputs, where)
+            _hash(sample, digest)
+            self._count += 1
+            progress.advance()
+        progress.finish()
+        if not self._count:
+            raise DataError("there are no samples", where=raw.description, hint="at least one is needed, 64 are good")
+        self._digest = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Sample]:
+        for where, item in self._raw:
+            yield as_sample(item, where)
+
+    def digest(self) -> str:
+        return self._digest
+
+
+class WithoutHeldOut:
+    """The samples of `source` but for those at the positions `left_out`."""
+
+    def __init__(self, source: SampleSource, left_out: Collection[int]) -> None:
+        self._source, self._left_out = source, frozenset(left_out)
+        self.description, self.synthetic = source.description, source.synthetic
+
+    def __len__(self) -> int:
+        return len(self._source) - len(self._left_out)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (s for i, s in enumerate(self._source) if i not in self._left_out)
+
+    def digest(self) -> str:
+        return self._source.digest()
+
+
+def open_calibration(
+    given: Calibration,
+    inputs: Sequence[ModelInput],
+    *,
+    seed: int = 0,
+    rows: dict[str, int] | None = None,
+    progress: Progress | None = None,
+) -> SampleSource:
+    """Check all samples of `given` against the model's inputs.
+
+    Args:
+        rows: sizes of the tables that integer inputs index, for synthetic samples.
+
+    Raises:
+        UsageError: nothing of a known kind was given.
+        DataError: a sample cannot be read or does not fit the model.
+    """
+    raw = _open(given, inputs, seed, rows or {})
+    return CheckedSamples(raw, inputs, progress or SilentProgress())
+
+
+def split_held_out(
+    source: SampleSource, count: int = 8, keep_apart_from: int = 32
+) -> tuple[SampleSource, list[Sample], bool]:
+    """`count` evenly spaced samples for the numeric proofs.
+
+    Returns:
+        The calibration samples, the held-out samples, and whether they are kept apart: with fewer
+        than `keep_apart_from` samples none can be spared and both are the same data.
+    """
+    total = len(source)
+    positions = sorted({(2 * i + 1) * total // (2 * count) for i in range(count)})
+    held_out: list[Sample] = [s for i, s in enumerate(source) if i in set(positions)]
+    apart = total >= keep_apart_from
+    return (WithoutHeldOut(source, positions) if apart else source), held_out, apart
+
+
+def _open(given: Calibration, inputs: Sequence[ModelInput], seed: int, rows: dict[str, int]) -> RawSamples:
+    if isinstance(given, str | Path):
+        return _open_path(str(given), inputs, seed, rows)
+    if callable(given):
+        return FunctionSamples(given, getattr(given, "__qualname__", "a function"))
+    if isinstance(given, Iterator):
+        raise UsageError(
+            "calibration is a generator, which can be walked only once",
+            hint="give a list, or the function that makes the generator",
+        )
+    if isinstance(given, Iterable):
+        description = getattr(given, "description", None) or "samples given in Python"
+        return ListSamples(given, description, bool(getattr(given, "synthetic", False)))
+    raise UsageError(
+        f"calibration cannot be a {type(given).__name__}", hint="give a path, a list of dicts or a function"
+    )
+
+
+def _open_path(text: str, inputs: Sequence[ModelInput], seed: int, rows: dict[str, int]) -> RawSamples:
+    path = Path(text)
+    if text == SYNTHETIC:
+        return SyntheticSamples(inputs, seed, rows)
+    if path.is_dir():
+        images = (path / DECLARATION).exists() or (below(path, IMAGES) and not below(path, (".npz", ".npy")))
+        return open_images(path, inputs) if images else open_files(path, inputs)
+    if path.is_file():
+        return open_images(path, inputs) if path.suffix in (".yaml", ".yml") else open_files(path, inputs)
+    if ":" in text:
+        return FunctionSamples(import_function(text), text)
+    raise UsageError(
+        "no such calibration data",
+        where=text,
+        hint="give a file, a folder, module:function, or the word synthetic",
+    )
+
+
+def _hash(sample: Sample, digest: Any) -> None:
+    for name in sorted(sample):
+        array = np.ascontiguousarray(sample[name])
+        digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())

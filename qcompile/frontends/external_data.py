@@ -1,0 +1,123 @@
+"""External tensor data: it must be there, be large enough, and lie in the model's own folder.
+
+A model file is untrusted input: a location such as `../../etc/passwd` would otherwise be copied
+into the artifact. Links are followed before the check; the folder of the file that the model path
+itself links to counts as the model's folder too, as download caches keep blobs behind links.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
+
+from qcompile.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def check_external_data(proto: onnx.ModelProto, path: Path) -> None:
+    """Check every external tensor of the model at `path`.
+
+    Raises:
+        ModelError: a location leaves the folder, a file is missing or too short; names the tensor.
+    """
+    for tensor in tensors(proto):
+        if tensor.data_location == tensor.EXTERNAL:
+            _check(tensor, path)
+
+
+def external_files(proto: onnx.ModelProto, path: Path) -> set[Path]:
+    """The files that hold the model's external data."""
+    return {
+        (path.parent / entry.value).resolve()
+        for tensor in tensors(proto)
+        if tensor.data_location == tensor.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of the model: initializers and attributes, in bodies and functions too."""
+    yield from _in_graph(proto.graph)
+    for function in proto.functions:
+        for node in function.node:
+            yield from _in_node(node)
+
+
+def _in_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        yield from _in_node(node)
+
+
+def _in_node(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        if attribute.HasField("g"):
+            yield from _in_graph(attribute.g)
+        for graph in attribute.graphs:
+            yield from _in_graph(graph)
+
+
+def _check(tensor: onnx.TensorProto, path: Path) -> None:
+    info = {entry.key: entry.value for entry in tensor.external_data}
+    location = info.get("location", "")
+    where = f"{path}, tensor '{tensor.name}'"
+    _check_location(location, path, where)
+    file = path.parent / location
+    if not file.is_file():
+        raise ModelError(
+            f"the external data file '{location}' is missing",
+            where=where,
+            hint=f"put it into {path.parent}, beside the model",
+        )
+    try:
+        offset, length = int(info.get("offset") or 0), int(info.get("length") or 0)
+    except ValueError:
+        raise ModelError("the offset or length of its external data is not a number", where=where) from None
+    size = file.stat().st_size
+    needed = length or _nbytes(tensor)
+    if offset < 0 or length < 0 or offset + needed > size:
+        raise ModelError(
+            f"the external data file '{location}' is truncated: "
+            f"bytes {offset} to {offset + needed} are wanted, it has {size}",
+            where=where,
+            hint="export or download it again",
+        )
+    if length and length < _nbytes(tensor):
+        raise ModelError(
+            f"its external data has {length} bytes, but its shape and type need {_nbytes(tensor)}", where=where
+        )
+
+
+def _check_location(location: str, path: Path, where: str) -> None:
+    leaves = (
+        not location
+        or PurePosixPath(location).is_absolute()
+        or bool(PureWindowsPath(location).anchor)
+        or ".." in PureWindowsPath(location).parts
+    )
+    homes = {path.parent.resolve(), path.resolve().parent}
+    target = (path.parent / location).resolve()
+    if leaves or not any(target.is_relative_to(home) for home in homes):
+        raise ModelError(
+            f"its external data path '{location}' leaves the model's folder",
+            where=where,
+            hint="external data must lie beside the model; do not trust this file if you did not make it",
+        )
+
+
+def _nbytes(tensor: onnx.TensorProto) -> int:
+    import math
+
+    import onnx_ir as ir
+
+    dtype = ir.DataType(tensor.data_type)
+    return math.ceil(math.prod(tensor.dims) * dtype.bitwidth / 8) if dtype != ir.DataType.STRING else 0

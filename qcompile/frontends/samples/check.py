@@ -1,0 +1,131 @@
+"""Does a sample fit the model? Every fault names the input and the sample it was found in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qcompile.compiler.context import Sample
+from qcompile.errors import DataError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What the model says about one of its inputs.
+
+    Attributes:
+        dtype: numpy element type.
+        shape: a number or a symbol for each dimension ("?" where it has no name); None if the rank is unknown.
+        required: False for an input with a default value (an initializer).
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...] | None
+    required: bool = True
+
+    def __str__(self) -> str:
+        dims = "any shape" if self.shape is None else "[" + ", ".join(map(str, self.shape)) + "]"
+        return f"'{self.name}' {self.dtype} {dims}"
+
+
+def model_inputs(model: ir.Model) -> list[ModelInput]:
+    """The inputs of `model`, in order.
+
+    Raises:
+        DataError: an input is not a tensor (a sequence, an optional).
+    """
+    import onnx_ir as ir
+
+    found = []
+    for value in model.graph.inputs:
+        name = value.name or ""
+        if value.dtype is None or (value.type is not None and not isinstance(value.type, ir.TensorType)):
+            raise DataError(f"input '{name}' is not a tensor of known type", hint="only tensor inputs are supported")
+        shape = None
+        if value.shape is not None:
+            shape = tuple(d if isinstance(d, int) else (d.value or "?") for d in value.shape)
+        found.append(ModelInput(name, value.dtype.numpy(), shape, required=not value.is_initializer()))
+    return found
+
+
+def as_sample(raw: object, where: str) -> dict[str, np.ndarray[Any, Any]]:
+    """A mapping of arrays as numpy arrays (torch tensors and lists of numbers are converted)."""
+    if not isinstance(raw, Mapping):
+        raise DataError(f"a sample must be a dict of input name -> array, not {type(raw).__name__}", where=where)
+    return {str(name): np.asarray(value) for name, value in raw.items()}
+
+
+def check_sample(sample: Sample, inputs: Sequence[ModelInput], where: str) -> None:
+    """Check names, element types, shapes and finiteness.
+
+    Args:
+        where: the file, or the number of the sample.
+
+    Raises:
+        DataError: the first fault found.
+    """
+    known = {i.name: i for i in inputs}
+    for name in sample:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise DataError(
+                f"the model has no input '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""),
+                where=where,
+                hint="its inputs are " + "; ".join(str(i) for i in inputs),
+            )
+    symbols: dict[str, tuple[int, str]] = {}
+    for expected in inputs:
+        if expected.name in sample:
+            _check_array(sample[expected.name], expected, symbols, where)
+        elif expected.required:
+            raise DataError(
+                f"input '{expected.name}' is missing",
+                where=where,
+                hint=f"the sample has {', '.join(sample) or 'no arrays'}; the model wants {expected}",
+            )
+
+
+def _check_array(
+    array: np.ndarray[Any, Any], expected: ModelInput, symbols: dict[str, tuple[int, str]], where: str
+) -> None:
+    name, shape = expected.name, list(array.shape)
+    if array.dtype != expected.dtype:
+        raise DataError(
+            f"input '{name}' is {array.dtype}, the model wants {expected.dtype}",
+            where=where,
+            hint=f"save it as array.astype('{expected.dtype}')",
+        )
+    if expected.shape is not None:
+        if len(shape) != len(expected.shape):
+            raise DataError(
+                f"input '{name}' has {len(shape)} dimensions {shape}, the model wants {expected}",
+                where=where,
+                hint="add the batch dimension with array[None]" if len(shape) + 1 == len(expected.shape) else "",
+            )
+        for axis, (size, dim) in enumerate(zip(shape, expected.shape, strict=True)):
+            if isinstance(dim, int) and size != dim:
+                stacked = axis == 0 and dim == 1
+                raise DataError(
+                    f"input '{name}' has shape {shape}, the model wants {expected}: dimension {axis} must be {dim}",
+                    where=where,
+                    hint="one file is one sample: save stacked samples one by one" if stacked else "",
+                )
+            if isinstance(dim, str) and dim != "?":
+                first, other = symbols.setdefault(dim, (size, name))
+                if first != size:
+                    raise DataError(
+                        f"dimension '{dim}' is {first} in input '{other}' but {size} in input '{name}'", where=where
+                    )
+    if array.size == 0:
+        raise DataError(f"input '{name}' is empty: shape {shape}", where=where)
+    if array.dtype.kind in "fcV" and not np.isfinite(array).all():
+        kind = "NaN" if np.isnan(array).any() else "infinity"
+        raise DataError(f"input '{name}' holds {kind}", where=where, hint="leave this sample out or repair it")

@@ -1,0 +1,167 @@
+"""Which execution provider runs a model, and why: the choice, its options, and the way down when one does not load."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import TargetError, UsageError
+
+TENSORRT, CUDA, CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
+_SHORT = {"tensorrt": TENSORRT, "cuda": CUDA, "cpu": CPU}
+_LIBRARY = {TENSORRT: "libonnxruntime_providers_tensorrt.so", CUDA: "libonnxruntime_providers_cuda.so"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A provider worth trying, and the reason."""
+
+    provider: str
+    why: str
+
+
+def candidates(asked: Sequence[str] | None, target: str | None) -> list[Candidate]:
+    """Providers to try, best first; the CPU is always the last.
+
+    Args:
+        asked: providers the caller wants, by ONNX Runtime's name or as "tensorrt", "cuda", "cpu".
+        target: what the artifact was compiled for, from its manifest.
+
+    Raises:
+        UsageError: a name is not a provider of the installed ONNX Runtime.
+    """
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if asked is not None:
+        if not asked:
+            raise UsageError("the list of providers is empty", hint="give at least 'cpu', or leave it out")
+        wanted = [Candidate(provider_named(name, available), "asked for") for name in asked]
+    elif target == "tensorrt":
+        wanted = [Candidate(TENSORRT, "the model was compiled for TensorRT"), Candidate(CUDA, "second to TensorRT")]
+    elif target == "cpu":
+        wanted = [Candidate(CPU, "the model was compiled for the CPU")]
+    else:
+        wanted = [Candidate(CUDA, "the fastest provider that needs no build of engines")]
+    found = [c for c in wanted if c.provider in available]
+    if not any(c.provider == CPU for c in found):
+        found.append(Candidate(CPU, "always there"))
+    return found
+
+
+def provider_named(name: str, available: Sequence[str]) -> str:
+    """ONNX Runtime's name for `name`."""
+    full = _SHORT.get(name.lower(), name)
+    if full not in available:
+        known = [short for short, provider in _SHORT.items() if provider in available]
+        raise UsageError(
+            f"the installed ONNX Runtime has no provider '{name}'", hint=f"it has {', '.join(known or available)}"
+        )
+    return full
+
+
+def provider_options(provider: str, device: int, engine_cache: Path | None) -> dict[str, str]:
+    """Options of one provider.
+
+    Args:
+        engine_cache: folder that keeps TensorRT's engines and timings between processes, made if missing.
+    """
+    if provider == CPU:
+        return {}
+    options = {"device_id": str(device)}
+    if provider == TENSORRT and engine_cache is not None:
+        engine_cache.mkdir(parents=True, exist_ok=True)
+        folder = str(engine_cache)
+        options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
+        options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": folder}
+    return options
+
+
+def open_session(model: Path, options: Any, provider: str, provider_options: dict[str, str]) -> Any:
+    """An `onnxruntime.InferenceSession` that really runs on `provider`.
+
+    ONNX Runtime falls back to the CPU on its own, with lines on stdout and stderr. Here a provider
+    that does not load is an error with its reason, and the caller decides.
+
+    Raises:
+        TargetError: the provider does not load.
+        ModelError: ONNX Runtime refuses the model.
+    """
+    import onnxruntime
+
+    from qcompile.errors import ModelError
+
+    if provider != CPU:
+        _find_cuda_libraries()
+    chain = [(provider, provider_options)] if provider == CPU else _chain(provider, provider_options)
+    try:
+        with _quiet_loading():
+            session = onnxruntime.InferenceSession(str(model), options, providers=chain, enable_fallback=0)
+    except Exception as error:
+        reason = why_not_loaded(provider)
+        if provider != CPU and reason:
+            raise TargetError(f"{provider} does not load: {reason}") from None
+        raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}", where=str(model)) from None
+    if provider not in session.get_providers():
+        raise TargetError(f"{provider} does not load: {why_not_loaded(provider) or 'ONNX Runtime gives no reason'}")
+    return session
+
+
+def why_not_loaded(provider: str) -> str:
+    """What this machine lacks for `provider`, empty when nothing is missing."""
+    import onnxruntime
+
+    library = _LIBRARY.get(provider)
+    if library is None:
+        return ""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver is installed (libcuda.so.1)"
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "the NVIDIA driver finds no GPU"
+    try:
+        ctypes.CDLL(str(Path(onnxruntime.__file__).parent / "capi" / library))
+    except OSError as error:
+        return str(error).split(":")[0] + " is missing"
+    return ""
+
+
+def _chain(provider: str, options: dict[str, str]) -> list[Any]:
+    """TensorRT leaves what it cannot build to CUDA; the CPU takes the rest and needs no entry."""
+    chain: list[Any] = [(provider, options)]
+    if provider == TENSORRT:
+        chain.append((CUDA, {"device_id": options.get("device_id", "0")}))
+    return chain
+
+
+def _find_cuda_libraries() -> None:
+    """Load CUDA's libraries from their pip packages where these are installed."""
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(None):
+            onnxruntime.preload_dlls()
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """No error lines of ONNX Runtime while a provider is tried: what went wrong is said in our words."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0].rsplit(" : ", 1)[-1] if text else type(error).__name__

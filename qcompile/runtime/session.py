@@ -1,0 +1,254 @@
+"""Running a model: the best provider there is, and arrays in and out without copies where possible.
+
+    session = Session("model.int8-static.onnx")
+    outputs = session({"input_ids": ids, "attention_mask": mask})
+
+numpy arrays in, numpy arrays out. Torch tensors (or any arrays with DLPack) in, the same kind out,
+on the device of the inputs: a CUDA tensor is bound where it lies and its results stay there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompile.errors import DataError, ModelError, TargetError, UsageError
+from qcompile.runtime import model_header
+from qcompile.runtime.providers import CPU, Candidate, candidates, open_session, provider_options
+
+_NUMPY = {
+    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16", "tensor(bool)": "bool", "tensor(string)": "object",
+} | {f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (4, 8, 16, 32, 64)}  # fmt: skip
+
+_DLPACK_CPU = (1, 3)
+"""Device types of DLPack that the CPU reads: memory, and memory pinned for CUDA."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output: its name, element type (numpy's name) and shape (None for a free dimension)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} [{', '.join('?' if d is None else str(d) for d in self.shape)}]"
+
+
+class Session:
+    """A model, ready to run.
+
+    Args:
+        path: an ONNX model.
+        providers: providers to try, best first ("cpu", "cuda", "tensorrt" or ONNX Runtime's names);
+            left out, the best one for what the model was compiled for.
+        device: number of the GPU.
+        threads: threads of one operator on the CPU; left out, one per core.
+        engine_cache: folder for TensorRT's engines, which otherwise are built anew in each process.
+
+    Attributes:
+        provider: the execution provider that runs the model.
+        why: why this one, and why not a better one.
+        inputs, outputs: the model's ports.
+        manifest: how the model was compiled, None for a model that qcompile did not make.
+
+    Raises:
+        ModelError: the file cannot be opened.
+        UsageError: a provider that does not exist.
+
+    Warns:
+        UserWarning: a provider did not load and the next one took its place.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        providers: Sequence[str] | None = None,
+        *,
+        device: int = 0,
+        threads: int | None = None,
+        engine_cache: str | Path | None = None,
+    ) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ModelError("no such file", where=str(path))
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, not {threads}")
+        self.manifest = model_header.manifest(self.path)
+        target = str(self.manifest["target"]) if self.manifest and "target" in self.manifest else None
+        cache = Path(engine_cache) if engine_cache is not None else None
+        self._device = device
+        self._session, chosen, lost = self._open(candidates(providers, target), threads, cache)
+        self.provider = chosen.provider
+        self.why = "; ".join([*lost, chosen.why])
+        self.inputs = [_port(i) for i in self._session.get_inputs()]
+        self.outputs = [_port(o) for o in self._session.get_outputs()]
+        self._by_name = {i.name: i for i in self.inputs}
+        self._optional = {_port(i).name: _port(i) for i in self._session.get_overridable_initializers()}
+
+    def _open(
+        self, tried: Sequence[Candidate], threads: int | None, cache: Path | None
+    ) -> tuple[Any, Candidate, list[str]]:
+        lost: list[str] = []
+        for candidate in tried:
+            options = provider_options(candidate.provider, self._device, cache)
+            try:
+                session = open_session(self.path, _session_options(threads), candidate.provider, options)
+            except TargetError as error:
+                lost.append(error.what)
+                continue
+            if lost:
+                warnings.warn(f"{'; '.join(lost)}; running on {candidate.provider}", stacklevel=4)
+            return session, candidate, lost
+        raise TargetError("no provider can run the model: " + "; ".join(lost), where=str(self.path))
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the model once.
+
+        Args:
+            inputs: input name -> array (numpy, torch, or anything with DLPack), of the exact element type.
+
+        Returns:
+            Output name -> array of the same kind and on the same device as the inputs.
+
+        Raises:
+            DataError: a name, an element type or a shape is wrong.
+        """
+        self._check_names(inputs)
+        first = next(iter(inputs.values()), None)
+        try:
+            if any(_on_device(v) for v in inputs.values()):
+                return self._run_bound(inputs, type(first))
+            arrays = {name: self._as_numpy(name, value) for name, value in inputs.items()}
+            results = self._session.run(None, arrays)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(f"ONNX Runtime could not run the model: {_reason(error)}", where=str(self.path)) from None
+        convert = _from_numpy(first)
+        return {port.name: convert(result) for port, result in zip(self.outputs, results, strict=True)}
+
+    def describe(self) -> str:
+        """Provider, reason, ports and recipe, in a few lines."""
+        lines = [f"{self.path.name} on {self.provider} ({self.why})"]
+        lines += [f"  in   {port}" for port in self.inputs]
+        lines += [f"  out  {port}" for port in self.outputs]
+        if self.manifest:
+            recipe = self.manifest.get("recipe", {})
+            lines.append(f"  compiled by recipe {recipe.get('name', '?')} for {self.manifest.get('target', '?')}")
+        return "\n".join(lines)
+
+    def _check_names(self, inputs: Mapping[str, Any]) -> None:
+        known = self._by_name | self._optional
+        for name in inputs:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                raise DataError(
+                    f"the model has no input '{name}'" + (f"; did you mean '{close[0]}'?" if close else ""),
+                    hint="its inputs are " + "; ".join(str(i) for i in self.inputs),
+                )
+        missing = [str(port) for port in self.inputs if port.name not in inputs]
+        if missing:
+            raise DataError("inputs are missing: " + "; ".join(missing))
+
+    def _as_numpy(self, name: str, value: Any) -> np.ndarray[Any, Any]:
+        if not isinstance(value, np.ndarray):
+            if _is_torch(value):
+                value = value.detach()
+            value = np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(value)
+        self._check_array(name, str(value.dtype), value.shape)
+        return np.asarray(value)
+
+    def _check_array(self, name: str, dtype: str, shape: Sequence[int]) -> None:
+        port = self._by_name.get(name) or self._optional[name]
+        if port.dtype != "object" and dtype != port.dtype:
+            raise DataError(f"input '{name}' is {dtype}, the model wants {port.dtype}", hint=f"cast it to {port.dtype}")
+        fits = len(shape) == len(port.shape) and all(
+            want is None or want == got for want, got in zip(port.shape, shape, strict=True)
+        )
+        if not fits:
+            raise DataError(f"input '{name}' has shape {list(shape)}, the model wants {port}")
+
+    def _run_bound(self, inputs: Mapping[str, Any], kind: type) -> dict[str, Any]:
+        """Bind arrays that lie on a device; outputs stay there when the provider runs there."""
+        import onnxruntime
+
+        binding = self._session.io_binding()
+        kept = []
+        for name, value in inputs.items():
+            array = value.detach().contiguous() if _is_torch(value) else value
+            self._check_array(name, str(array.dtype).removeprefix("torch."), array.shape)
+            if self.provider == CPU and _on_device(array):
+                raise DataError(
+                    f"input '{name}' lies on a GPU, but the model runs on the CPU ({self.why})",
+                    hint="move the input with .cpu(), or open the session with providers=['cuda']",
+                )
+            bound = onnxruntime.OrtValue.from_dlpack(array)
+            kept.append(bound)
+            binding.bind_ortvalue_input(name, bound)
+        for port in self.outputs:
+            binding.bind_output(port.name, "cuda", self._device)
+        _wait_for_torch(kind)
+        self._session.run_with_iobinding(binding)
+        convert = _from_dlpack(kind)
+        return {port.name: convert(v) for port, v in zip(self.outputs, binding.get_outputs(), strict=True)}
+
+
+def _session_options(threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _port(given: Any) -> Port:
+    shape = tuple(d if isinstance(d, int) else None for d in given.shape or ())
+    return Port(given.name, _NUMPY.get(given.type, given.type), shape)
+
+
+def _is_torch(value: object) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
+
+
+def _on_device(value: Any) -> bool:
+    return hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] not in _DLPACK_CPU
+
+
+def _wait_for_torch(kind: type) -> None:
+    """The run uses a stream of its own: what torch still computes for the inputs must be done first."""
+    if kind.__module__.partition(".")[0] == "torch":
+        import torch
+
+        torch.cuda.current_stream().synchronize()
+
+
+def _from_numpy(like: Any) -> Any:
+    """How a result becomes the kind of array that came in."""
+    if _is_torch(like):
+        import torch
+
+        return torch.from_numpy
+    if isinstance(like, np.ndarray | np.generic) or not hasattr(like, "__dlpack__"):
+        return lambda result: result
+    return _from_dlpack(type(like))
+
+
+def _from_dlpack(kind: type) -> Any:
+    from importlib import import_module
+
+    return import_module(kind.__module__.partition(".")[0]).from_dlpack
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rsplit(" : ", 1)[-1].strip()
