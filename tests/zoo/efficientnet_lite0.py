@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from tests.zoo.cache import exported, python_package
 from tests.zoo.model import Run, Sample, ZooModel
@@ -29,11 +30,28 @@ class EfficientNetLite0(ZooModel):
         return [{"x": normalized(p)} for p in photos[:count]]
 
     def metric(self, run: Run) -> float:
-        photos = labelled_photos() + benchmark_photos()[_HELD_FOR_CALIBRATION:]
-        return float(np.mean([run({"x": normalized(p)})["logits"].argmax() == label for p, label in photos]))
+        return float(np.mean([k == label for k, (_, label) in zip(self._classes(run), _test_photos(), strict=True)]))
+
+    @property
+    def data(self) -> str:
+        more = len(benchmark_photos()[_HELD_FOR_CALIBRATION:])
+        return f"{len(labelled_photos())} labelled ImageNet pictures from foolbox" + (
+            f" and {more} of the ImageNet samples (one for every second class)" if more else ""
+        )
+
+    def details(self, run: Run, reference: Run) -> dict[str, float]:
+        pairs = zip(self._classes(run), self._classes(reference), strict=True)
+        return {"same class as float": float(np.mean([a == b for a, b in pairs]))}
+
+    def _classes(self, run: Run) -> list[int]:
+        return [int(run({"x": normalized(p)})["logits"].argmax()) for p, _ in _test_photos()]
 
     def timing_sample(self) -> Sample:
         return {"x": normalized(labelled_photos()[0][0])}
+
+
+def _test_photos() -> list[tuple[Image.Image, int]]:
+    return labelled_photos() + benchmark_photos()[_HELD_FOR_CALIBRATION:]
 
 
 def _export(path: str) -> None:

@@ -50,6 +50,19 @@ class MiniLM(ZooModel):
             first, second, score = zip(*self._similar_pairs, strict=True)
             cosine = (self.embed(run, list(first)) * self.embed(run, list(second))).sum(1)
             return float(spearmanr(cosine, score).statistic)
+        return self.judged_similarity(run)
+
+    @property
+    def data(self) -> str:
+        if self._similar_pairs:
+            return f"STS-b dev ({len(self._similar_pairs)} pairs of sentences)"
+        return "the Lee corpus (50 news articles, every pair judged by people)"
+
+    def details(self, run: Run, reference: Run) -> dict[str, float]:
+        return {"Lee Pearson": self.judged_similarity(run), "polarity accuracy": self.polarity(run, reference, 2000)}
+
+    def judged_similarity(self, run: Run) -> float:
+        """Pearson correlation with people's judgement over every pair of the Lee corpus."""
         articles, judged = judged_articles()
         embedding = self.embed(run, articles)
         pairs = np.triu_indices(len(articles), 1)
@@ -130,7 +143,8 @@ def _bert() -> Any:
             scores = split(self.query(x)) @ split(self.key(x)).transpose(-1, -2) / (width // heads) ** 0.5 + mask
             mixed = (scores.softmax(-1) @ split(self.value(x))).transpose(1, 2).reshape(batch, length, width)
             x = self.attention_norm(x + self.out(mixed))
-            return self.norm(x + self.down(nn.functional.gelu(self.up(x))))
+            result: torch.Tensor = self.norm(x + self.down(nn.functional.gelu(self.up(x))))
+            return result
 
     class Encoder(nn.Module):
         def __init__(self) -> None:

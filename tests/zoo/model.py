@@ -45,6 +45,15 @@ class ZooModel(ABC):
     def metric(self, run: Run) -> float:
         """The task metric of a model, higher is better."""
 
+    @property
+    @abstractmethod
+    def data(self) -> str:
+        """What `metric` measures on, for the foot of a table."""
+
+    def details(self, run: Run, reference: Run) -> dict[str, float]:
+        """More figures for benchmarks; `reference` is the float model."""
+        return {}
+
     @abstractmethod
     def timing_sample(self) -> Sample:
         """One sample at batch 1, on which latency is measured."""

@@ -63,7 +63,7 @@ def text_page(seed: int, size: tuple[int, int] = (960, 736)) -> tuple[Image.Imag
 def _degraded(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     if rng.random() < 0.5:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
-    pixels = np.asarray(image, np.float32)
+    pixels = np.asarray(image, np.float64)
     pixels = pixels + rng.standard_normal(pixels.shape) * rng.uniform(0, 15)
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     if rng.random() < 0.5:

@@ -6,7 +6,7 @@ inside the two branches of an If.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +38,10 @@ class SileroSequence(ZooModel):
         recordings = _test_recordings(self.recordings)
         scores = [run(self._sample(samples))["speech_probs"].ravel() for samples, _ in recordings]
         return area_under_curve(np.concatenate(scores), np.concatenate([labels for _, labels in recordings]))
+
+    @property
+    def data(self) -> str:
+        return f"{self.recordings} recordings of 20 s: telephone prompts in silence, with noise"
 
     def timing_sample(self) -> Sample:
         return self._sample(_test_recordings(self.recordings)[0][0])
@@ -75,8 +79,8 @@ class SileroStep(ZooModel):
         recordings = _test_recordings(self.recordings)
         scores = []
 
-        def noted(sample: Sample) -> dict[str, Array]:
-            outputs = dict(run(sample))
+        def noted(sample: Mapping[str, Array]) -> Mapping[str, Array]:
+            outputs = run(sample)
             scores.append(float(outputs["output"][0, 0]))
             return outputs
 
@@ -84,6 +88,10 @@ class SileroStep(ZooModel):
             for _ in self._steps(noted, samples):
                 pass
         return area_under_curve(np.array(scores), np.concatenate([labels for _, labels in recordings]))
+
+    @property
+    def data(self) -> str:
+        return f"{self.recordings} recordings of 20 s: telephone prompts in silence, with noise"
 
     def timing_sample(self) -> Sample:
         return self.calibration(8)[3]

@@ -34,13 +34,14 @@ def noisy_speech(seed: int, seconds: int) -> tuple[Array, Array]:
 
 
 def _noise(rng: np.random.Generator, clean: Array) -> Array:
-    noise = rng.standard_normal(len(clean)).astype(np.float32)
+    noise: Array = rng.standard_normal(len(clean)).astype(np.float32)
     if rng.random() < 0.6:
         noise = np.convolve(noise, np.ones(8, np.float32) / 8, "same")
     if rng.random() < 0.3:
         noise += np.sin(2 * np.pi * rng.uniform(60, 400) * np.arange(len(clean)) / RATE).astype(np.float32)
     decibels = rng.uniform(0, 25)
-    return noise * np.sqrt(np.square(clean).mean() / np.square(noise).mean() * 10 ** (-decibels / 10))
+    gain: float = np.sqrt(np.square(clean).mean() / np.square(noise).mean() * 10 ** (-decibels / 10))
+    return noise * gain
 
 
 @cache
@@ -56,4 +57,5 @@ def _prompt(number: int) -> Array:
     from scipy.signal import resample_poly
 
     samples, rate = soundfile.read(_prompts()[number], dtype="float32")
-    return resample_poly(samples, RATE, rate).astype(np.float32)
+    resampled: Array = resample_poly(samples, RATE, rate).astype(np.float32)
+    return resampled

@@ -1,0 +1,43 @@
+# make demo   compile a real pretrained model and look at the result
+# make test   the whole suite
+# make lint   formatting, lint, types
+# make docs   the documentation site, in site/
+# make bench  the benchmarks (an hour on two cores), into benchmarks/results/
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint docs bench clean
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	$(BIN)/python -m examples.demo
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: .venv/installed-dev
+	$(BIN)/python -m tools.reference
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: .venv/installed-dev
+	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.compile
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[images]'
+	touch $@
+
+.venv/installed-dev: pyproject.toml tests/requirements.txt | .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs,images,safetensors]' --requirement tests/requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv site demo .pytest_cache .mypy_cache .ruff_cache

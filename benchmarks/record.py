@@ -1,0 +1,67 @@
+"""Results as a JSON file that says where they come from, and as a markdown table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def save(name: str, rows: Sequence[dict[str, Any]], notes: dict[str, Any]) -> Path:
+    """Write benchmarks/results/`name`.json."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    result = {
+        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "commit": _commit(),
+        "machine": machine(),
+        "versions": {p: version(p) for p in ("qcompile", "onnx", _runtime(), "numpy")},
+        **notes,
+        "rows": rows,
+    }
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and the instructions that int8 kernels use."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return {"processor": platform.processor(), "cores": os.cpu_count()}
+    fields = {k.strip(): v.strip() for line in text.splitlines() if ":" in line for k, v in [line.split(":", 1)]}
+    wanted = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"}
+    return {
+        "processor": fields.get("model name", platform.processor()),
+        "cores": os.cpu_count(),
+        "instructions": sorted(wanted & set(fields.get("flags", "").split())),
+    }
+
+
+def _runtime() -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        version("onnxruntime-gpu")
+    except PackageNotFoundError:
+        return "onnxruntime"
+    return "onnxruntime-gpu"
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
