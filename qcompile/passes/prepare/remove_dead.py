@@ -10,7 +10,7 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, graphs
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.passes.prepare.dimensions import dimension
-from qcompile.passes.prepare.surgery import bypass
+from qcompile.passes.prepare.surgery import bypass, remove_unread
 
 
 class RemoveDead(Pass):
@@ -32,22 +32,8 @@ class RemoveDead(Pass):
                 if node.inputs and node.inputs[0] is not None and _is_idle(node):
                     modified |= bypass(node, node.inputs[0])
         for graph in reversed(list(graphs(model))):
-            modified |= _sweep(graph)
+            modified |= remove_unread(graph)
         return modified
-
-
-def _sweep(graph: ir.Graph) -> bool:
-    """Remove what nobody reads; readers stand behind what they read, so one walk backwards is enough."""
-    modified = False
-    for node in reversed(graph):
-        if not any(v.uses() or v.is_graph_output() for v in node.outputs):
-            graph.remove(node, safe=True)
-            modified = True
-    for name, value in list(graph.initializers.items()):
-        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
-            del graph.initializers[name]
-            modified = True
-    return modified
 
 
 def _is_idle(node: ir.Node) -> bool:

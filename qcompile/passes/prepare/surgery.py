@@ -41,29 +41,30 @@ def is_own(value: ir.Value, node: ir.Node) -> bool:
     return producer is not None and producer.graph is node.graph and sole_reader(value) is node
 
 
-def bypass(node: ir.Node, replacement: ir.Value, output: int = 0) -> bool:
-    """Let every reader of an output of `node` read `replacement`, and remove `node`.
+def bypass(node: ir.Node, replacement: ir.Value, take_name: bool = False) -> bool:
+    """Let every reader of the first output of `node` read `replacement`, and remove `node`.
 
     A graph output keeps its name: `replacement` takes it over where a node of the same graph makes
-    it and no graph returns it already.
+    it and no graph returns it already. `take_name` asks for that always: for a `replacement` that
+    until now held another value (a convolution without its bias), so that a name never changes its
+    meaning between the user's model and the compiled one.
 
     Returns:
         False, with nothing changed, where that is impossible or another output of `node` is used.
     """
-    value = node.outputs[output]
+    value = node.outputs[0]
     if any(v.uses() or v.is_graph_output() for v in node.outputs if v is not value):
         return False
     if value.is_graph_output():
         producer = replacement.producer()
         if producer is None or producer.graph is not node.graph or replacement.is_graph_output():
             return False
+        take_name = True
     inherit_type(replacement, value)
-    if value.is_graph_output():
-        name, value.name = name_of(value), None
-        value.replace_all_uses_with(replacement, replace_graph_outputs=True)
+    name, value.name = name_of(value), None
+    value.replace_all_uses_with(replacement, replace_graph_outputs=True)
+    if take_name:
         replacement.name = name
-    else:
-        value.replace_all_uses_with(replacement)
     assert node.graph is not None
     node.graph.remove(node, safe=True)
     return True
@@ -75,3 +76,20 @@ def inherit_type(value: ir.Value, old: ir.Value) -> None:
         value.type = old.type
     if value.shape is None:
         value.shape = old.shape
+
+
+def remove_unread(graph: ir.Graph) -> bool:
+    """Remove the nodes and initializers of `graph` that nobody reads; True if there were any.
+
+    Readers stand behind what they read, so one walk backwards is enough.
+    """
+    modified = False
+    for node in reversed(graph):
+        if not any(v.uses() or v.is_graph_output() for v in node.outputs):
+            graph.remove(node, safe=True)
+            modified = True
+    for name, value in list(graph.initializers.items()):
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            del graph.initializers[name]
+            modified = True
+    return modified
