@@ -1,0 +1,159 @@
+"""Proof of dispatch: which planned operations the runtime really executes in low precision.
+
+ONNX Runtime decides at load time whether a Q/DQ pattern becomes an integer kernel; when it does not, the
+graph still runs, in float and with conversions on top. So the graph it made is read back and every unit
+is looked up in it: by the name of its node, which fusions keep, then by the value it writes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from qcompile.compiler.graph import nodes
+from qcompile.compiler.plan import Form, QuantPlan, Unit
+from qcompile.compiler.provenance import sources
+from qcompile.compiler.report import FloatRecord, Proof, UnitRecord
+from qcompile.compiler.targets.table import Target
+from qcompile.compiler.verification.expectations import expected_units, rows_for
+from qcompile.compiler.verification.optimized import OptimizedGraph, optimize, original_name
+from qcompile.errors import QCompileError, TargetError
+
+_HEAVY = {
+    "Conv", "ConvTranspose", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "RNN",
+    "Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum", "DynamicQuantizeLSTM",
+}  # fmt: skip
+
+
+@dataclass
+class Dispatch:
+    """What the runtime made of the plan."""
+
+    proof: Proof
+    units: list[UnitRecord] = field(default_factory=list)
+    kept_float: list[FloatRecord] = field(default_factory=list)
+
+
+def prove_dispatch(artifact: Path, target: Target, plan: QuantPlan | None = None) -> Dispatch:
+    """Look every unit up in the graph that the target's provider executes.
+
+    Args:
+        plan: what the compiler decided; without it the artifact's own Q/DQ pairs say what is expected.
+    """
+    model = ir.load(artifact)
+    units = plan.units if plan is not None else expected_units(model, target)
+    reasons = plan.kept_float if plan is not None else {}
+    provider = target.providers[0]
+    try:
+        graph = optimize(artifact, provider)
+    except TargetError as error:
+        records = [_record(u, None, None, "not examined on this machine") for u in units.values()]
+        proof = Proof(name="dispatch", passed=None, detail=f"not tried here: {error.what}")
+        return Dispatch(proof, records, _planned_floats(model, reasons))
+    except QCompileError as error:
+        return Dispatch(Proof(name="dispatch", passed=False, detail=error.what), [], _planned_floats(model, reasons))
+    if not graph.nodes:
+        records = [_assigned(unit, graph, provider) for unit in units.values()]
+    else:
+        by_name = _by_original_name(graph)
+        records = [_lookup(unit, graph, by_name, target, plan is not None) for unit in units.values()]
+    kept = _planned_floats(model, reasons) + _heavy_floats(model, graph, units, reasons, target)
+    return Dispatch(_summary(records, provider), records, kept)
+
+
+def _record(unit: Unit, kernel: str | None, proved: bool | None, reason: str = "") -> UnitRecord:
+    return UnitRecord(
+        node=unit.node, op_type=unit.op_type, form=unit.form.value, kernel=kernel, proved=proved, reason=reason
+    )
+
+
+def _assigned(unit: Unit, graph: OptimizedGraph, provider: str) -> UnitRecord:
+    """A provider that compiles whole subgraphs shows which nodes it took, not the kernels it built."""
+    took = graph.providers.get(unit.node)
+    if took == provider:
+        return _record(unit, provider, True)
+    return _record(unit, took, False, f"assigned to {took}" if took else "not found among the assigned nodes")
+
+
+def _by_original_name(graph: OptimizedGraph) -> dict[str, list[onnx.NodeProto]]:
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.nodes:
+        found.setdefault(original_name(node), []).append(node)
+    return found
+
+
+def _lookup(
+    unit: Unit, graph: OptimizedGraph, by_name: Mapping[str, list[onnx.NodeProto]], target: Target, planned: bool
+) -> UnitRecord:
+    kernels = {k for row in rows_for(target, unit.op_type) for k in row.kernels}
+    seen = list(_suspects(unit, graph, by_name))
+    for node in seen:
+        if graph.computes_on_codes(node) and (node.op_type in kernels or not planned):
+            return _record(unit, node.op_type, True)
+    if not seen and unit.form is Form.PASS:
+        return _record(unit, None, True, "the runtime removed it: its codes pass without a node")
+    floating = next((n for n in seen if n.op_type not in ("QuantizeLinear", "DequantizeLinear")), None)
+    if floating is None:
+        return _record(unit, None, False, "not found in the graph that the runtime executes")
+    if graph.computes_on_codes(floating):
+        return _record(unit, floating.op_type, False, f"runs as {floating.op_type}, which the target's table lacks")
+    return _record(unit, floating.op_type, False, f"the runtime runs it in float, as {floating.op_type}")
+
+
+def _suspects(
+    unit: Unit, graph: OptimizedGraph, by_name: Mapping[str, list[onnx.NodeProto]]
+) -> Iterator[onnx.NodeProto]:
+    """Nodes that may be what became of `unit`, the likeliest first."""
+    for name in (unit.node, f"{unit.node}_int8", unit.bias, unit.activation):
+        if name:
+            yield from by_name.get(name, ())
+    for value in (f"{unit.output}_quantized", unit.output):
+        yield from graph.makers(value)
+
+
+def _planned_floats(model: ir.Model, reasons: Mapping[str, str]) -> list[FloatRecord]:
+    types = {str(node.name): node.op_type for node in nodes(model)}
+    return [FloatRecord(node=name, op_type=types.get(name, ""), reason=why) for name, why in reasons.items()]
+
+
+def _heavy_floats(
+    model: ir.Model, graph: OptimizedGraph, units: Mapping[str, Unit], reasons: Mapping[str, str], target: Target
+) -> list[FloatRecord]:
+    """Expensive nodes that run in float and that nobody accounted for."""
+    artifact = {str(n.name): n for n in nodes(model)}
+    writers = {v.name: n for n in artifact.values() for v in n.outputs}
+    accounted = {*reasons, *units, *(u.bias for u in units.values())}
+    found: dict[str, FloatRecord] = {}
+    for node in graph.nodes:
+        if node.op_type not in _HEAVY or graph.computes_on_codes(node):
+            continue
+        name = original_name(node)
+        origin = (
+            artifact.get(name) or writers.get(name) or next((writers[o] for o in node.output if o in writers), None)
+        )
+        names = [str(origin.name), *sources(origin)] if origin is not None else [name]
+        if not accounted.isdisjoint(names):
+            continue
+        op_type = origin.op_type if origin is not None else node.op_type
+        known = bool(rows_for(target, op_type))
+        why = "it is not between Q/DQ" if known else f"target {target.name} has no low-precision {op_type}"
+        found.setdefault(names[0], FloatRecord(node=names[0], op_type=op_type, reason=why))
+    return list(found.values())
+
+
+def _summary(records: list[UnitRecord], provider: str) -> Proof:
+    if not records:
+        return Proof(name="dispatch", passed=None, detail="no operation is planned in low precision")
+    failed = [r for r in records if not r.proved]
+    if not failed:
+        kernels = Counter(r.kernel or "removed" for r in records)
+        listed = ", ".join(f"{n} {kernel}" for kernel, n in kernels.most_common())
+        return Proof(name="dispatch", passed=True, detail=f"all {len(records)} units run on {provider}: {listed}")
+    named = "; ".join(f"{r.node} ({r.reason})" for r in failed[:3]) + ("; ..." if len(failed) > 3 else "")
+    detail = f"{len(failed)} of {len(records)} units do not run in low precision: {named}"
+    return Proof(name="dispatch", passed=False, detail=detail)

@@ -1,0 +1,108 @@
+"""What an artifact claims to run in low precision, read off its own Q/DQ pairs and integer operators.
+
+Used where no plan is at hand: `qcompile verify` on a model that somebody else may have quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from qcompile.compiler.graph import is_constant, name_of, nodes
+from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.targets.table import Row, Target
+
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+_INTEGER_OPERATORS = {
+    "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "QLinearAdd", "QLinearMul",
+    "QLinearConcat", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearAveragePool", "QLinearGlobalAveragePool",
+    "QLinearSoftmax", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits", "QAttention",
+}  # fmt: skip
+_ENDINGS = {"Relu", "Clip", "Add"}  # what may stand between an operator and its QuantizeLinear
+
+
+def expected_units(model: ir.Model, target: Target) -> dict[str, Unit]:
+    """The units of the artifact `model`, by node name, as `target` would run them."""
+    found: dict[str, Unit] = {}
+    for node in nodes(model):
+        unit = _integer_operator(node) or _between_conversions(node, target)
+        if unit is not None:
+            found[unit.node] = unit
+    return found
+
+
+def rows_for(target: Target, op_type: str) -> list[Row]:
+    """Every row of an operator: its variants cannot be told apart once Q/DQ hide the weights."""
+    return [row for row in target.rows if row.op_type == op_type]
+
+
+def dequantizer(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that makes `value`, or None."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def is_weight(conversion: ir.Node) -> bool:
+    """Whether a DequantizeLinear reads constant codes."""
+    return is_constant(conversion.inputs[0])
+
+
+def quantizer_after(node: ir.Node) -> ir.Node | None:
+    """The QuantizeLinear behind `node`, directly or behind its bias Add and its Relu or Clip."""
+    current = node
+    for _ in range(3):
+        if not current.outputs:
+            return None
+        uses = list(current.outputs[0].uses())
+        for use in uses:
+            if use.node.op_type == "QuantizeLinear" and use.idx == 0:
+                return use.node
+        if len(uses) != 1 or uses[0].node.op_type not in _ENDINGS:
+            return None
+        current = uses[0].node
+        if current.op_type == "Add" and not any(is_constant(v) for v in current.inputs):
+            return None
+    return None
+
+
+def _integer_operator(node: ir.Node) -> Unit | None:
+    if node.op_type not in _INTEGER_OPERATORS:
+        return None
+    return Unit(
+        node=str(node.name),
+        op_type=node.op_type,
+        form=Form.FULL if node.op_type.startswith("QLinear") else Form.INPUTS,
+        inputs=tuple(None for _ in node.inputs),
+        output=name_of(node.outputs[0]),
+    )
+
+
+def _between_conversions(node: ir.Node, target: Target) -> Unit | None:
+    """`node` as a unit when its inputs are dequantized the way a row of the target wants."""
+    if node.op_type in _CONVERSIONS or node.domain not in ("", "ai.onnx"):
+        return None
+    sources = [dequantizer(v) for v in node.inputs]
+    for row in rows_for(target, node.op_type):
+        wanted = row.activations or tuple(range(len(node.inputs)))
+        if row.weight is not None and (len(sources) <= row.weight or sources[row.weight] is None):
+            continue
+        if any(i >= len(sources) or sources[i] is None for i in wanted):
+            continue
+        after = quantizer_after(node)
+        form = _form(row.forms, after is not None)
+        if form is None or all(is_weight(s) for s in sources if s is not None):
+            continue
+        return Unit(
+            node=str(node.name),
+            op_type=node.op_type,
+            form=form,
+            inputs=tuple(name_of(v) if v is not None and i in wanted else None for i, v in enumerate(node.inputs)),
+            output=name_of(after.inputs[0] if after and after.inputs[0] else node.outputs[0]),
+        )
+    return None
+
+
+def _form(offered: Mapping[Form, object], quantized_output: bool) -> Form | None:
+    wanted = (Form.FULL, Form.PASS, Form.INPUTS) if quantized_output else (Form.INPUTS,)
+    return next((form for form in wanted if form in offered), None)

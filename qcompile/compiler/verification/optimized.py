@@ -1,0 +1,120 @@
+"""The graph that ONNX Runtime really executes: what is left of an artifact after its own optimizations."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from qcompile.runtime.providers import open_session, provider_options
+
+_CODES = {
+    onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4,
+    onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2,
+}  # fmt: skip
+_MOVES = {
+    "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity", "MaxPool", "Expand", "Resize",
+    "ReorderInput", "ReorderOutput", "DepthToSpace", "SpaceToDepth",
+}  # fmt: skip
+_RENAMED = re.compile(r"(_token_\d+|_nchwc|_nhwc|/MatMulAddFusion|/MatmulTransposeFusion)$")
+
+
+@dataclass
+class OptimizedGraph:
+    """All nodes of the optimized model, bodies of control flow included.
+
+    Attributes:
+        nodes: in the order of execution.
+        producers: value name -> the node that makes it.
+        types: value name -> ONNX element type, as far as it is known.
+        providers: node of the artifact -> provider it was assigned to, before fusion.
+    """
+
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    producers: dict[str, onnx.NodeProto] = field(default_factory=dict)
+    types: dict[str, int] = field(default_factory=dict)
+    providers: dict[str, str] = field(default_factory=dict)
+
+    def computes_on_codes(self, node: onnx.NodeProto) -> bool:
+        """Whether the node is a low-precision kernel: it reads codes, and not only to convert them to float."""
+        return node.op_type != "DequantizeLinear" and any(self.types.get(name) in _CODES for name in node.input)
+
+    def makers(self, value: str) -> Iterator[onnx.NodeProto]:
+        """The producer of `value` and, through nodes that only move it, those before it."""
+        node = self.producers.get(value)
+        while node is not None:
+            yield node
+            node = self.producers.get(node.input[0]) if node.op_type in _MOVES and node.input else None
+
+
+def original_name(node: onnx.NodeProto) -> str:
+    """The node's name (or, for layout rewrites, its output's name) before the runtime renamed it."""
+    name = node.name
+    while (shorter := _RENAMED.sub("", name)) != name:
+        name = shorter
+    return name
+
+
+def optimize(artifact: Path, provider: str) -> OptimizedGraph:
+    """Load `artifact` as ONNX Runtime would run it on `provider`, and read the graph it made.
+
+    Raises:
+        TargetError: the provider does not load on this machine.
+        ModelError: ONNX Runtime refuses the artifact.
+    """
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if provider != "TensorrtExecutionProvider":  # an engine cannot be written as a graph
+            options.optimized_model_filepath = str(path)
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        session = open_session(artifact, options, provider, provider_options(provider, 0, None))
+        graph = OptimizedGraph()
+        for part in session.get_provider_graph_assignment_info():
+            graph.providers.update((node.name, part.ep_name) for node in part.get_nodes())
+        if path.exists():
+            _collect(onnx.load(path, load_external_data=False).graph, graph)
+    _infer_codes(graph)
+    return graph
+
+
+def _collect(proto: onnx.GraphProto, graph: OptimizedGraph) -> None:
+    for value in (*proto.input, *proto.value_info, *proto.output):
+        if value.type.HasField("tensor_type"):
+            graph.types[value.name] = value.type.tensor_type.elem_type
+    graph.types.update((i.name, i.data_type) for i in proto.initializer)
+    for node in proto.node:
+        graph.nodes.append(node)
+        graph.producers.update((name, node) for name in node.output if name)
+        for attribute in node.attribute:
+            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                _collect(body, graph)
+
+
+def _infer_codes(graph: OptimizedGraph) -> None:
+    """Element types of values that the runtime writes without: made by conversions and kernels, kept by moves."""
+    for node in graph.nodes:
+        if node.output and not graph.types.get(node.output[0]):
+            graph.types[node.output[0]] = _made_type(node, [graph.types.get(name, 0) for name in node.input])
+
+
+def _made_type(node: onnx.NodeProto, inputs: list[int]) -> int:
+    """Element type of a node's first output, 0 when it is not known to be codes."""
+    if node.op_type == "QuantizeLinear":
+        return inputs[2] if len(inputs) > 2 else onnx.TensorProto.UINT8
+    if node.op_type == "DynamicQuantizeLinear":
+        return onnx.TensorProto.UINT8
+    if node.op_type == "QGemm":  # float output without the output's zero point
+        return inputs[8] if len(inputs) > 8 else 0
+    if node.op_type.startswith("QLinear"):
+        return next((t for t in inputs if t in _CODES), 0)
+    return inputs[0] if node.op_type in _MOVES and inputs else 0
