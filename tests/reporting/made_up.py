@@ -167,8 +167,8 @@ def encoder_report(layers: int = 6, *, refuted: bool = False, slower: bool = Fal
 
 
 def _histogram(random: np.random.Generator, name: str) -> Histogram:
-    weight = random.standard_t(5, 20_000) * 0.04
-    scale = np.abs(weight).max() / 127 * 4
+    weight = random.standard_t(5, 20_000) * 0.04 * (1 + random.random())
+    scale = np.abs(weight).max() / 127 * 2
     codes = np.round(weight / scale) * scale
     edges = np.linspace(weight.min(), weight.max(), 65)
     noise = float(10 * np.log10((weight**2).mean() / ((weight - codes) ** 2).mean()))

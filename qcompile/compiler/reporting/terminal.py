@@ -109,7 +109,7 @@ def _units(report: Report) -> RenderableType | None:
     table = _table("operator", "form", "units", "proved", "runs as", numbers=(2, 3))
     for group in groups[: _MOST_ROWS + 2]:
         examined = group.proved + group.refuted
-        proved = Text("–", style="dim") if not examined else Text(str(group.proved), style="green")
+        proved = Text("-", style="dim") if not examined else Text(str(group.proved), style="green")
         if group.refuted:
             proved = Text(f"{group.proved} ({group.refuted} not)", style="bold red")
         table.add_row(
@@ -145,7 +145,7 @@ def _proofs(report: Report) -> RenderableType | None:
         return None
     table = _table("", "proof", "")
     table.show_header = False
-    signs = {True: Text("✔", "green"), False: Text("✘", "bold red"), None: Text("–", "dim")}
+    signs = {True: Text("✔", "green"), False: Text("✘", "bold red"), None: Text("-", "dim")}
     for proof in report.proofs:
         detail = proof.detail if proof.passed is not None else f"not tried: {proof.detail}"
         table.add_row(

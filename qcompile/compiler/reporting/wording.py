@@ -28,7 +28,8 @@ def significant(number: float, digits: int = 3) -> str:
         return {math.inf: "∞", -math.inf: "-∞"}.get(number, "n/a")
     if number == 0:
         return "0"
-    magnitude = math.floor(math.log10(abs(number)))
+    rounded = float(f"{number:.{digits - 1}e}")
+    magnitude = math.floor(math.log10(abs(rounded)))
     if not -4 <= magnitude < 6:
         return f"{number:.{digits - 1}e}"
     return f"{number:.{max(digits - 1 - magnitude, 0)}f}"
@@ -56,14 +57,14 @@ def duration(seconds: float) -> str:
 def decibel(sqnr: float | None) -> str:
     """A signal-to-noise ratio; infinity means that the two are equal bit for bit."""
     if sqnr is None:
-        return "–"
+        return "-"
     return "equal" if sqnr == math.inf else f"{sqnr:.1f} dB"
 
 
 def cosine(value: float | None) -> str:
     """A cosine with as many digits as its distance from 1 needs."""
     if value is None or math.isnan(value):
-        return "–"
+        return "-"
     digits = 4 if abs(1 - value) >= 5e-4 else 6
     return f"{value:.{digits}f}"
 

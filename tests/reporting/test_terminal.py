@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import io
+
+from made_up import encoder_report
+from rich.console import Console
+
+from qcompile.compiler.report import Report
+from qcompile.compiler.reporting.terminal import show
+from qcompile.compiler.reporting.verdict import Level, verdict
+
+
+def shown(report: Report, width: int = 110) -> list[str]:
+    out = io.StringIO()
+    show(report, Console(file=out, width=width))
+    return out.getvalue().splitlines()
+
+
+def test_a_good_compilation_fits_a_screen() -> None:
+    lines = shown(encoder_report())
+    assert len(lines) <= 50
+    assert "3.83x smaller, 2.04x faster" in lines[1]
+    text = "\n".join(lines)
+    for part in (
+        "25.3 dB",
+        "MatMulIntegerToFloat",
+        "an input carries an attention mask",
+        "not tried",
+        "calibrate 2.90 s",
+    ):
+        assert part in text
+    assert "all-MiniLM-L6-v2.int8-static.html" in text
+
+
+def test_a_failed_proof_and_a_slower_model_come_first() -> None:
+    report = encoder_report(refuted=True, slower=True)
+    judged = verdict(report)
+    assert judged.level is Level.FAILED
+    assert judged.headline.startswith("1 PROOF FAILED")
+    assert "SLOWER" in judged.headline
+    lines = shown(report)
+    assert "1 PROOF FAILED" in lines[1]
+    assert any("Proof failed: dispatch" in line for line in lines[:8])
+    assert any("Nodes that cost it" in line for line in lines[:8])
+
+
+def test_slower_within_the_spread_says_so() -> None:
+    report = encoder_report()
+    assert report.speed
+    report.speed.float_ms, report.speed.compiled_ms, report.speed.spread = 9.9, 10.0, 0.1
+    judged = verdict(report)
+    assert judged.level is Level.WARNING
+    assert "within the spread" in judged.alarms[0]
+
+
+def test_made_up_samples_and_nothing_quantized_warn() -> None:
+    report = encoder_report()
+    report.synthetic_data, report.units = True, []
+    judged = verdict(report)
+    assert judged.level is Level.WARNING
+    assert any("Nothing runs in low precision" in a for a in judged.alarms)
+    assert any("made-up samples" in a for a in judged.alarms)
+
+
+def test_an_empty_report_is_shown() -> None:
+    empty = Report(model="m.onnx", artifact="o.onnx", recipe="r", target="cpu", versions={}, data="none")
+    assert any("o.onnx" in line for line in shown(empty))
+
+
+def test_names_with_markup_and_escapes_are_shown_as_they_are() -> None:
+    report = encoder_report()
+    report.kept_float[0].reason = "[bold]\x1b[2Jboo"
+    text = "\n".join(shown(report, 140))
+    assert r"[bold]\x1b[2Jboo" in text
+    assert "\x1b" not in text
