@@ -21,7 +21,7 @@ from qcompile.compiler.provenance import sources
 from qcompile.compiler.report import FloatRecord, Proof, UnitRecord
 from qcompile.compiler.targets.table import Target
 from qcompile.compiler.verification.expectations import expected_units, rows_for
-from qcompile.compiler.verification.optimized import OptimizedGraph, optimize, original_name
+from qcompile.compiler.verification.optimized import MOVES, OptimizedGraph, optimize, original_name
 from qcompile.errors import QCompileError, TargetError
 
 _HEAVY = {
@@ -91,6 +91,8 @@ def _lookup(
     unit: Unit, graph: OptimizedGraph, by_name: Mapping[str, list[onnx.NodeProto]], target: Target, planned: bool
 ) -> UnitRecord:
     kernels = {k for row in rows_for(target, unit.op_type) for k in row.kernels}
+    if unit.form is Form.PASS:  # the runtime may move codes by another operator: two Slices as one Split
+        kernels |= MOVES
     seen = list(_suspects(unit, graph, by_name))
     for node in seen:
         if graph.computes_on_codes(node) and (node.op_type in kernels or not planned):

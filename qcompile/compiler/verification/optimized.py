@@ -16,11 +16,11 @@ _CODES = {
     onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4,
     onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2,
 }  # fmt: skip
-_MOVES = {
+MOVES = {  # operators that hand values on, or some of them, as they are
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity", "MaxPool", "Expand", "Resize",
-    "ReorderInput", "ReorderOutput", "DepthToSpace", "SpaceToDepth",
+    "ReorderInput", "ReorderOutput", "DepthToSpace", "SpaceToDepth", "Split", "Gather",
 }  # fmt: skip
-_RENAMED = re.compile(r"(_token_\d+|_nchwc|_nhwc|/MatMulAddFusion|/MatmulTransposeFusion)$")
+_RENAMED = re.compile(r"(_token_\d+|_nchwc|_nhwc|/MatMulAddFusion|/GatherSliceToSplitFusion|/MatmulTransposeFusion)$")
 
 
 @dataclass
@@ -48,7 +48,7 @@ class OptimizedGraph:
         node = self.producers.get(value)
         while node is not None:
             yield node
-            node = self.producers.get(node.input[0]) if node.op_type in _MOVES and node.input else None
+            node = self.producers.get(node.input[0]) if node.op_type in MOVES and node.input else None
 
 
 def original_name(node: onnx.NodeProto) -> str:
@@ -103,12 +103,12 @@ def _collect(proto: onnx.GraphProto, graph: OptimizedGraph) -> None:
 def _infer_codes(graph: OptimizedGraph) -> None:
     """Element types of values that the runtime writes without: made by conversions and kernels, kept by moves."""
     for node in graph.nodes:
-        if node.output and not graph.types.get(node.output[0]):
-            graph.types[node.output[0]] = _made_type(node, [graph.types.get(name, 0) for name in node.input])
+        made = _made_type(node, [graph.types.get(name, 0) for name in node.input])
+        graph.types.update((name, made) for name in node.output if not graph.types.get(name))
 
 
 def _made_type(node: onnx.NodeProto, inputs: list[int]) -> int:
-    """Element type of a node's first output, 0 when it is not known to be codes."""
+    """Element type of a node's outputs, 0 when it is not known to be codes."""
     if node.op_type == "QuantizeLinear":
         return inputs[2] if len(inputs) > 2 else onnx.TensorProto.UINT8
     if node.op_type == "DynamicQuantizeLinear":
@@ -117,4 +117,4 @@ def _made_type(node: onnx.NodeProto, inputs: list[int]) -> int:
         return inputs[8] if len(inputs) > 8 else 0
     if node.op_type.startswith("QLinear"):
         return next((t for t in inputs if t in _CODES), 0)
-    return inputs[0] if node.op_type in _MOVES and inputs else 0
+    return inputs[0] if node.op_type in MOVES and inputs else 0
