@@ -34,6 +34,7 @@ def once(tool: str, model: Path, samples: Path, out: Path) -> dict[str, float]:
     """Run `tool` in this process: {"seconds", "peak_mib"}."""
     import onnx  # noqa: F401
     import onnxruntime.quantization  # noqa: F401
+
     import qcompile.frontends.api
 
     start = time.perf_counter()
@@ -57,7 +58,7 @@ def measure(name: str, counts: tuple[int, ...]) -> list[dict[str, Any]]:
             samples = folder / f"samples-{count}"
             samples.mkdir()
             for i, sample in enumerate(model.calibration(count)):
-                np.savez(samples / f"{i:05}.npz", **sample)
+                np.savez(samples / f"{i:05}.npz", allow_pickle=False, **sample)
             runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in _TOOLS}
             for _ in range(_REPEATS):
                 for tool in _TOOLS:

@@ -66,7 +66,8 @@ def serve(model: Path, sample: Path) -> None:
         run(feed)
     print("ready", flush=True)
     for _ in sys.stdin:
-        times, end = [], time.perf_counter() + _ROUND_SECONDS
+        times: list[float] = []
+        end = time.perf_counter() + _ROUND_SECONDS
         while time.perf_counter() < end or len(times) < 3:
             start = time.perf_counter()
             run(feed)

@@ -24,6 +24,7 @@ class ZooModel(ABC):
         title: for tables.
         metric_name: what `metric` measures; higher is better.
         allowed_drop: how much of the metric the int8 model may lose on the packaged data.
+        allowed_size: how large the int8 file may be, of the float one.
         calibration_count: samples that the tests calibrate with.
     """
 
@@ -31,6 +32,7 @@ class ZooModel(ABC):
     title: ClassVar[str]
     metric_name: ClassVar[str]
     allowed_drop: ClassVar[float]
+    allowed_size: ClassVar[float] = 0.33
     calibration_count: ClassVar[int] = 64
 
     @abstractmethod

@@ -1,0 +1,78 @@
+"""Every pretrained model of the zoo, compiled with int8-static and judged on its own task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import pytest
+
+import qcompile
+from tests.zoo import MODELS
+from tests.zoo.minilm import MiniLM
+from tests.zoo.model import Sample, ZooModel, runner
+
+pytestmark = pytest.mark.models
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One zoo model and what qcompile made of it."""
+
+    model: ZooModel
+    samples: list[Sample]
+    artifact: qcompile.Artifact
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    model = MODELS[request.param]()
+    samples = model.calibration(model.calibration_count)
+    output = tmp_path_factory.mktemp("artifact") / f"{model.name}.int8.onnx"
+    return Compiled(model, samples, qcompile.compile(model.path(), calibration=samples, output=output))
+
+
+def test_the_task_metric_survives(compiled: Compiled) -> None:
+    before = compiled.model.metric(runner(compiled.model.path()))
+    after = compiled.model.metric(runner(compiled.artifact.path))
+    assert after >= before - compiled.model.allowed_drop, f"{compiled.model.metric_name}: {before:.4f} -> {after:.4f}"
+
+
+def test_every_planned_unit_is_seen_in_int8(compiled: Compiled) -> None:
+    units = compiled.artifact.report.units
+    assert units, "nothing was quantized"
+    assert [u.node for u in units if u.proved is not True] == []
+
+
+def test_what_stays_float_has_a_reason(compiled: Compiled) -> None:
+    assert [r.node for r in compiled.artifact.report.kept_float if not r.reason] == []
+
+
+def test_the_artifact_is_smaller(compiled: Compiled) -> None:
+    before, after = compiled.model.path().stat().st_size, compiled.artifact.path.stat().st_size
+    assert after < before * compiled.model.allowed_size, f"{before} -> {after} bytes"
+
+
+def test_the_artifact_is_valid_onnx_with_a_manifest(compiled: Compiled) -> None:
+    model = onnx.load(compiled.artifact.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert "qcompile.manifest" in {p.key for p in model.metadata_props}
+
+
+def test_a_second_compilation_gives_the_same_bytes(compiled: Compiled, tmp_path: Path) -> None:
+    again = qcompile.compile(
+        compiled.model.path(), calibration=compiled.samples, output=tmp_path / "again.onnx", prove=False
+    )
+    assert again.path.read_bytes() == compiled.artifact.path.read_bytes()
+
+
+def test_sentences_keep_their_polarity(tmp_path: Path) -> None:
+    """A second task for the sentence encoder: a probe trained on float embeddings still works on int8 ones."""
+    model = MiniLM()
+    artifact = qcompile.compile(
+        model.path(), calibration=model.calibration(64), output=tmp_path / "minilm.onnx", prove=False
+    )
+    reference = runner(model.path())
+    before = model.polarity(reference, reference)
+    assert model.polarity(runner(artifact.path), reference) >= before - 0.02

@@ -1,0 +1,76 @@
+"""The zoo itself: the float models do their task, and its measures are right on cases worked by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.zoo import MODELS
+from tests.zoo.cache import ZooError, made, python_package
+from tests.zoo.model import runner
+from tests.zoo.ppocr import matches, overlap
+from tests.zoo.silero import frames
+
+_LEVELS = {
+    "efficientnet-lite0": 0.85,
+    "all-minilm-l6-v2": 0.63,
+    "ppocrv4-rec": 0.9,
+    "ppocrv4-det": 0.95,
+    "silero-vad": 0.98,
+    "silero-vad-step": 0.98,
+}
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", list(MODELS))
+def test_the_float_model_does_its_task(name: str) -> None:
+    model = MODELS[name]()
+    assert model.metric(runner(model.path())) >= _LEVELS[name]
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", list(MODELS))
+def test_calibration_is_the_same_every_time(name: str) -> None:
+    first, second = MODELS[name]().calibration(4), MODELS[name]().calibration(4)
+    assert len(first) == 4
+    for a, b in zip(first, second, strict=True):
+        assert all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_overlap_and_matches() -> None:
+    unit = (0.0, 0.0, 2.0, 2.0)
+    assert overlap(unit, unit) == 1
+    assert overlap(unit, (1.0, 0.0, 3.0, 2.0)) == pytest.approx(1 / 3)
+    assert overlap(unit, (2.0, 0.0, 4.0, 2.0)) == 0
+    assert matches([unit, unit], [unit]) == 1, "a true box is found once"
+
+
+def test_frames_carry_their_context() -> None:
+    signal = np.arange(1024 + 100, dtype=np.float32)
+    cut = frames(signal)
+    assert cut.shape == (2, 576)
+    assert not cut[0, :64].any()
+    assert np.array_equal(cut[1], signal[448:1024])
+
+
+def test_an_interrupted_download_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QCOMPILE_TEST_CACHE", str(tmp_path))
+
+    def broken(path: Path) -> None:
+        path.write_text("half")
+        raise ZooError("cut off")
+
+    with pytest.raises(ZooError):
+        made("models/x.onnx", broken)
+    assert not any(p.is_file() for p in tmp_path.rglob("*"))
+
+
+def test_a_package_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QCOMPILE_TEST_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    with pytest.raises(ZooError, match=r"package gensim 4\.4\.0 could not be had"):
+        python_package("gensim", "4.4.0")
