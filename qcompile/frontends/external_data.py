@@ -7,10 +7,10 @@ itself links to counts as the model's folder too, as download caches keep blobs 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
+from qcompile.compiler.external_tensors import tensors
 from qcompile.errors import ModelError
 
 if TYPE_CHECKING:
@@ -28,42 +28,9 @@ def check_external_data(proto: onnx.ModelProto, path: Path) -> None:
             _check(tensor, path)
 
 
-def external_files(proto: onnx.ModelProto, path: Path) -> set[Path]:
-    """The files that hold the model's external data."""
-    return {
-        (path.parent / entry.value).resolve()
-        for tensor in tensors(proto)
-        if tensor.data_location == tensor.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-
-
-def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of the model: initializers and attributes, in bodies and functions too."""
-    yield from _in_graph(proto.graph)
-    for function in proto.functions:
-        for node in function.node:
-            yield from _in_node(node)
-
-
-def _in_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        yield from _in_node(node)
-
-
-def _in_node(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-        if attribute.HasField("g"):
-            yield from _in_graph(attribute.g)
-        for graph in attribute.graphs:
-            yield from _in_graph(graph)
+def external_bytes(proto: onnx.ModelProto) -> int:
+    """Bytes of all external tensors."""
+    return sum(_nbytes(t) for t in tensors(proto) if t.data_location == t.EXTERNAL)
 
 
 def _check(tensor: onnx.TensorProto, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Reading a model file: every fault a file can have is found here, before any work.
 
-External data is memory-mapped, never copied; its paths must stay in the model's folder.
+External data stays memory-mapped when it is large; its paths must stay in the model's folder.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from qcompile.runtime import model_header
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
+
+_SMALL = 1 << 30
+"""External data below this size is read into memory, so that the model can be handed on as bytes."""
 
 _SIGNATURES = {
     b"version https://git-lfs": ("a Git LFS pointer, not the model itself", "run `git lfs pull`"),
@@ -47,7 +50,7 @@ def load_model(path: Path) -> ir.Model:
     """
     import onnx_ir as ir
 
-    from qcompile.frontends.external_data import check_external_data
+    from qcompile.frontends.external_data import check_external_data, external_bytes
     from qcompile.frontends.model_checks import check_operators, check_versions
 
     proto = _parse(path)
@@ -59,6 +62,8 @@ def load_model(path: Path) -> ir.Model:
     for graph in _graphs(model):
         ir.external_data.set_base_dir(graph, path.parent)
     check_operators(model, path)
+    if external_bytes(proto) < _SMALL:
+        ir.external_data.load_to_model(model)
     return model
 
 

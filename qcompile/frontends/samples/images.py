@@ -100,7 +100,8 @@ def load_image(file: Path, rules: Preprocessing) -> np.ndarray[Any, np.dtype[np.
     pixels = np.asarray(image, np.float32).reshape(image.height, image.width, -1)
     if rules.color == "bgr":
         pixels = pixels[..., ::-1]
-    pixels = (pixels / np.float32(rules.divide) - np.array(rules.mean, np.float32)) / np.array(rules.std, np.float32)
+    pixels = pixels / np.float32(rules.divide)
+    pixels = np.divide(pixels - np.array(rules.mean, np.float32), np.array(rules.std, np.float32))
     if rules.layout == "nchw":
         pixels = pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(pixels[None])

@@ -1,0 +1,217 @@
+"""The main job as a function: a float model and a recipe in, a compiled and proved model out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from qcompile.compiler.artifact import Artifact, check_output, model_bytes, write_model, write_text
+from qcompile.compiler.context import CompileContext, Metric, Progress, SilentProgress
+from qcompile.compiler.passes import Pass, Phase
+from qcompile.compiler.pipeline import run_pipeline
+from qcompile.compiler.recipe import Recipe
+from qcompile.compiler.report import PassRecord, Report
+from qcompile.compiler.targets import target_named
+from qcompile.errors import OutputError, ProofError, UsageError
+from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.frontends.calibration_data import Calibration, open_calibration, split_held_out
+from qcompile.frontends.model_file import load_float_model
+from qcompile.frontends.samples.check import model_inputs
+from qcompile.frontends.samples.function import import_function
+from qcompile.frontends.samples.synthetic import table_rows
+from qcompile.frontends.versions import versions
+
+if TYPE_CHECKING:
+    from qcompile.runtime.session import Session
+
+
+def compile(
+    model: str | Path,
+    recipe: str | Path | Recipe = "int8-static",
+    *,
+    calibration: Calibration | None = None,
+    target: str = "cpu",
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    report: str | Path | None = None,
+    strict: bool = False,
+    metric: str | Metric | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    prove: bool = True,
+) -> Artifact:
+    """Compile a float ONNX model and prove the result against it.
+
+    Args:
+        model: path of the float model.
+        recipe: name of a packaged recipe, path of a recipe file, or a Recipe.
+        calibration: representative inputs: a path as on the command line, a list of dicts of arrays,
+            or a function that yields them. Held-out samples for the proofs are taken from them.
+        target: "cpu", "cuda" or "tensorrt".
+        output: where to write; left out, MODEL.RECIPE.onnx beside the model.
+        overrides: changes of the recipe, each "pass.option=value".
+        report: where to write the report as a page (.html) or as data (.json).
+        strict: raise ProofError when a proof failed; the artifact is written all the same.
+        metric: your own measure of quality, "module:function" or a function that gets a function from
+            sample to outputs and returns a number, higher is better.
+        seed: for everything random.
+        overwrite: replace an existing output.
+        resume: go on from the checkpoint of an interrupted run.
+        prove: False skips the proofs and the timing.
+
+    Returns:
+        The artifact's path and the report.
+
+    Raises:
+        QCompileError: what is wrong, where, and what to do. Nothing is left half-written.
+    """
+    source, chosen = Path(model), find_recipe(recipe).with_overrides(overrides)
+    passes = chosen.passes()
+    destination = Path(output) if output is not None else source.with_name(f"{source.stem}.{chosen.name}.onnx")
+    page = _report_path(report)
+    context = CompileContext(
+        target=target_named(target),
+        float_model=source,
+        seed=seed,
+        progress=progress or SilentProgress(),
+        checkpoint=checkpoint_of(destination),
+        resume=resume,
+        metric=import_function(metric) if isinstance(metric, str) else metric,
+    )
+    graph = load_float_model(source)
+    bytes_before = model_bytes(source)
+    _check_destination(source, destination, overwrite, bytes_before)
+    _open_data(context, calibration, graph, passes, chosen.name)
+    manifest = _manifest(chosen, passes, context)
+    records = _run(passes, graph, context)
+    bytes_after = write_model(graph, destination, manifest, overwrite)
+    found = Report(
+        model=str(source),
+        artifact=str(destination),
+        page=str(page) if page else "",
+        recipe=chosen.name,
+        target=context.target.name,
+        versions=manifest["versions"],
+        data=context.calibration.description if context.calibration else "none",
+        synthetic_data=bool(context.calibration and context.calibration.synthetic),
+        samples=len(context.calibration) if context.calibration else 0,
+        bytes_before=bytes_before,
+        bytes_after=bytes_after,
+        passes=records,
+    )
+    context.report = found
+    if prove:
+        from qcompile.compiler.verification.prove import prove as prove_artifact
+
+        prove_artifact(found, context, destination)
+    found.notices = list(dict.fromkeys([*found.notices, *context.notices]))
+    if page:
+        _write_report(found, page)
+    if strict and failures(found):
+        raise ProofError(
+            "; ".join(failures(found)),
+            where=str(destination),
+            hint="the artifact was written; the report says more",
+        )
+    return Artifact(destination, found)
+
+
+def _run(passes: Sequence[Pass], graph: ir.Model, context: CompileContext) -> list[PassRecord]:
+    progress = context.progress
+    progress.start("Compiling", len(passes))
+    try:
+        return run_pipeline(passes, graph, context, lambda done, model: progress.advance())
+    except KeyboardInterrupt as stop:
+        if context.checkpoint and context.checkpoint.exists():
+            stop.add_note("The same command with --resume goes on where calibration stopped.")
+        raise
+    finally:
+        progress.finish()
+
+
+def load(path: str | Path, providers: Sequence[str] | None = None, **options: Any) -> Session:
+    """Open a model on the best provider there is; the options are those of `qcompile.Session`."""
+    from qcompile.runtime.session import Session
+
+    return Session(path, providers, **options)
+
+
+def failures(report: Report) -> list[str]:
+    """What `--strict` objects to: the proofs that failed."""
+    return [f"{proof.name}: {proof.detail}" for proof in report.failed]
+
+
+def checkpoint_of(output: Path) -> Path:
+    """Where an interrupted run that writes `output` leaves its statistics."""
+    return output.with_name(output.name + ".checkpoint")
+
+
+def _report_path(report: str | Path | None) -> Path | None:
+    if report is None:
+        return None
+    path = Path(report)
+    if path.suffix not in (".html", ".json"):
+        raise UsageError(f"a report is an .html page or .json data, not '{path.suffix}'", where=str(path))
+    check_output(path, overwrite=True)
+    return path
+
+
+def _check_destination(source: Path, destination: Path, overwrite: bool, source_bytes: int) -> None:
+    if destination.exists() and destination.samefile(source):
+        raise OutputError("the output is the model itself", where=str(destination), hint="choose another name with -o")
+    check_output(destination, overwrite, source_bytes)
+
+
+def _open_data(
+    context: CompileContext, calibration: Calibration | None, graph: ir.Model, passes: Sequence[Pass], recipe: str
+) -> None:
+    """Check all samples and set some aside; refuse to go on without any where the recipe needs them."""
+    if calibration is None:
+        if any(p.phase is Phase.ANALYZE for p in passes):
+            raise UsageError(
+                f"recipe '{recipe}' needs calibration data",
+                hint="give representative inputs with --calib DATA; "
+                "--calib synthetic makes some up, for a try whose accuracy means nothing",
+            )
+        return
+    source = open_calibration(
+        calibration, model_inputs(graph), seed=context.seed, rows=table_rows(graph), progress=context.progress
+    )
+    context.calibration, context.held_out, apart = split_held_out(source)
+    if source.synthetic:
+        context.notice(
+            "SYNTHETIC DATA: the samples were made up, so the ranges are not those of real inputs. "
+            "Use this artifact for timing, never for its answers."
+        )
+    elif not apart:
+        context.notice(
+            f"only {len(source)} samples: the numeric proofs share them with calibration; 32 or more are kept apart"
+        )
+
+
+def _manifest(recipe: Recipe, passes: Sequence[Pass], context: CompileContext) -> dict[str, Any]:
+    data = context.calibration
+    return {
+        "recipe": {
+            "name": recipe.name,
+            "steps": [{p.name: p.model_dump(mode="json")} for p in passes],
+        },
+        "versions": versions(),
+        "target": context.target.name,
+        "seed": context.seed,
+        "data": {"digest": data.digest(), "samples": len(data), "synthetic": data.synthetic} if data else None,
+    }
+
+
+def _write_report(report: Report, path: Path) -> None:
+    if path.suffix == ".json":
+        write_text(report.model_dump_json(indent=2), path)
+        return
+    from qcompile.compiler.reporting.html import render
+
+    write_text(render(report), path)

@@ -1,0 +1,73 @@
+"""`qcompile MODEL`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qcompile.errors import ProofError
+from qcompile.frontends.cli.options import Calib, Json, TargetName
+from qcompile.frontends.cli.outcome import reported, show_error
+
+
+@reported
+def compile_model(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The float ONNX model.", show_default=False)],
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="What to do: see `qcompile recipes`.")
+    ] = "int8-static",
+    calib: Calib = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Where to write; left out, MODEL.RECIPE.onnx beside it."),
+    ] = None,
+    target: Annotated[TargetName, typer.Option(help="Where the model shall run.")] = TargetName.CPU,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of the recipe.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report as a page (.html) or as data (.json).")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a proof fails.")] = False,
+    metric: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own measure of quality, higher is better.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted calibration.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Compile MODEL, prove the result, and report."""
+    from qcompile.frontends import api
+    from qcompile.frontends.cli.progress import TerminalProgress
+
+    with TerminalProgress() as progress:
+        artifact = api.compile(
+            model,
+            recipe,
+            calibration=calib,
+            target=target.value,
+            output=output,
+            overrides=overrides or (),
+            report=report,
+            metric=metric,
+            seed=seed,
+            overwrite=overwrite,
+            resume=resume,
+            progress=progress,
+        )
+    if json_output:
+        typer.echo(artifact.report.model_dump_json(indent=2))
+    else:
+        from rich.console import Console
+
+        from qcompile.compiler.reporting.terminal import show
+
+        show(artifact.report, Console())
+    if strict and (failed := api.failures(artifact.report)):
+        error = ProofError("; ".join(failed), where=str(artifact.path), hint="the artifact was written all the same")
+        if not json_output:
+            show_error(error, machine=False)
+        raise typer.Exit(error.exit_code)

@@ -1,0 +1,62 @@
+"""How a command ends: what it prints when it cannot go on, and the exit code.
+
+0 done, 1 could not, 2 wrong usage, 3 compiled but a proof failed under --strict, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from collections.abc import Callable
+from typing import ParamSpec
+
+import typer
+
+from qcompile.errors import QCompileError
+
+_INTERRUPTED = 130
+
+P = ParamSpec("P")
+
+
+def reported(command: Callable[P, None]) -> Callable[P, None]:
+    """Show QCompileErrors and Ctrl-C without a traceback: lines on stderr, with --json an object on stdout."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        machine = bool(kwargs.get("json_output"))
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                command(*args, **kwargs)
+        except QCompileError as error:
+            show_error(error, machine)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt as stop:
+            _line("interrupted", "nothing was written.", typer.colors.YELLOW)
+            for note in getattr(stop, "__notes__", []):
+                typer.echo(f"  {note}", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+
+    return run
+
+
+def show_error(error: QCompileError, machine: bool) -> None:
+    """What is wrong, where, and what to do."""
+    if machine:
+        found = {"error": error.what, "where": error.where, "hint": error.hint, "exit_code": error.exit_code}
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _line("error", error.what, typer.colors.RED)
+    for label, text in (("where", error.where), ("do", error.hint)):
+        if text:
+            typer.echo(f"  {label}: {text}", err=True)
+
+
+def _line(label: str, text: str, color: str) -> None:
+    typer.echo(typer.style(f"{label}:", fg=color, bold=True) + f" {text}", err=True)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    _line("notice", str(message), typer.colors.YELLOW)
