@@ -13,6 +13,7 @@ from qcompile.compiler.plan import QuantPlan
 from qcompile.compiler.statistics import StatisticsTable
 
 if TYPE_CHECKING:
+    from qcompile.compiler.codes import Codes
     from qcompile.compiler.passes import StatisticRequest
     from qcompile.compiler.report import Report
     from qcompile.compiler.targets.table import Target
@@ -87,6 +88,7 @@ class CompileContext:
     statistics: StatisticsTable = field(default_factory=StatisticsTable)
     requests: list[StatisticRequest] = field(default_factory=list)
     plan: QuantPlan = field(default_factory=QuantPlan)
+    codes: Codes | None = None
     notices: list[str] = field(default_factory=list)
     checkpoint: Path | None = None
     resume: bool = False

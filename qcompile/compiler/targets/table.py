@@ -105,7 +105,11 @@ class Target:
         providers: ONNX Runtime execution providers, best first.
         activation, weight: the specs that its kernels want (the weight's axis is set per node).
         activation_weight: spec of an activation that stands in a weight's place (MatMul of two activations).
-        quantize, dequantize: cost per element of a conversion.
+        quantize, dequantize: cost of a conversion.
+        relayout: what a conversion costs besides on an image (rank 4), when float and int8 convolutions
+            keep their channels in different places.
+        swallows: operators whose float weight the runtime quantizes by itself, per tensor, when they stand
+            between codes; it is better to do it ourselves, per channel.
         placement: the rule of placement.
         float_bias: the bias of a quantized unit must stay float.
         unify_concat: inputs and output of a Concat share their scale.
@@ -124,6 +128,8 @@ class Target:
     placement: PlacementRule
     rows: tuple[Row, ...]
     evidence: str
+    relayout: Cost = Cost()
+    swallows: frozenset[str] = frozenset()
     float_bias: bool = False
     unify_concat: bool = False
     refusal: str = ""

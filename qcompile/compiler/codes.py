@@ -1,0 +1,164 @@
+"""Make codes and read them: the nodes that the lower phase puts around a unit.
+
+For a value V: V_quantized = QuantizeLinear(V, V_scale, V_zero_point), V_dequantized = DequantizeLinear(...).
+Within one graph each exists once, whoever asks; a graph that reads V from outside makes its own, because
+the runtime fuses Q/DQ only with operators of the same graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.graph import add_initializer, constant, graphs, name_of, nodes
+from qcompile.compiler.params import QuantParams, quantize
+from qcompile.compiler.plan import QuantizedWeight, Unit
+from qcompile.compiler.provenance import stamp
+from qcompile.compiler.specs import PerChannel
+
+
+class Codes:
+    """Creates the codes of one model for one lowering pass."""
+
+    def __init__(self, model: ir.Model, context: CompileContext, made_by: str) -> None:
+        self.context, self.made_by = context, made_by
+        self.names = {v.name for n in nodes(model) for v in n.outputs} | {
+            name for g in graphs(model) for name in (*g.initializers, *(v.name for v in g.inputs))
+        }
+        self.values: dict[tuple[int, str, str], ir.Value] = {}
+
+    @classmethod
+    def of(cls, model: ir.Model, context: CompileContext, made_by: str) -> Codes:
+        """The codes of this compilation, continued from the lowering passes before `made_by`."""
+        made = context.codes
+        if made is None:
+            made = context.codes = cls(model, context, made_by)
+        made.made_by = made_by
+        return made
+
+    def unique(self, name: str) -> str:
+        """`name`, or `name_2`, `name_3`, ... when it is taken."""
+        candidate, n = name, 1
+        while candidate in self.names:
+            n += 1
+            candidate = f"{name}_{n}"
+        self.names.add(candidate)
+        return candidate
+
+    def constant(self, graph: ir.Graph, name: str, array: object, dtype: ir.DataType | None = None) -> ir.Value:
+        """An initializer of `graph`, made once for each name asked for."""
+        key = (id(graph), "constant", name)
+        if key not in self.values:
+            self.values[key] = add_initializer(graph, self.unique(name), np.asarray(array), dtype)
+        return self.values[key]
+
+    def scale_and_zero(self, graph: ir.Graph, name: str, params: QuantParams) -> tuple[ir.Value, ir.Value]:
+        dtype = params.spec.format.dtype
+        codes = params.zero_point.astype(dtype.numpy())
+        return (
+            self.constant(graph, f"{name}_scale", params.scale),
+            self.constant(graph, f"{name}_zero_point", codes, dtype),
+        )
+
+    def quantized(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
+        """The codes of an activation in `graph`: from its QuantizeLinear, or an initializer for a constant."""
+        name = name_of(value)
+        key = (id(graph), "quantized", name)
+        if key in self.values:
+            return self.values[key]
+        params = self.context.plan.tensors[name]
+        array = constant(value)
+        if array is not None:
+            codes = quantize(array, params).astype(params.spec.format.dtype.numpy())
+            made = self.constant(graph, f"{name}_quantized", codes, params.spec.format.dtype)
+        else:
+            made = self.quantize(graph, value, value, name)
+        self.values[key] = made
+        return made
+
+    def quantize(self, graph: ir.Graph, value: ir.Value, source: ir.Value, name: str) -> ir.Value:
+        """A new QuantizeLinear of `source` that makes the codes of `value`, right behind its producer."""
+        params = self.context.plan.tensors[name]
+        scale, zero = self.scale_and_zero(graph, name, params)
+        producer = source.producer()
+        node = self.node("QuantizeLinear", [source, scale, zero], f"{name}_quantized", params.spec.format.dtype, value)
+        inside = producer is not None and producer.graph is graph
+        if producer is not None and inside:
+            graph.insert_after(producer, node)
+            stamp(node, self.made_by, [producer])
+        else:
+            graph.insert_before(next(iter(graph)), node)
+            stamp(node, self.made_by, [producer] if producer else [])
+        self.values[id(graph), "quantized", name] = node.outputs[0]
+        return node.outputs[0]
+
+    def dequantized(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
+        """The values that the codes of an activation stand for, behind one DequantizeLinear."""
+        name = name_of(value)
+        key = (id(graph), "dequantized", name)
+        if key in self.values:
+            return self.values[key]
+        codes = self.quantized(graph, value)
+        scale, zero = self.scale_and_zero(graph, name, self.context.plan.tensors[name])
+        node = self.node("DequantizeLinear", [codes, scale, zero], f"{name}_dequantized", ir.DataType.FLOAT, value)
+        producer = codes.producer()
+        if producer is not None:
+            graph.insert_after(producer, node)
+        else:
+            graph.insert_before(next(iter(graph)), node)
+        stamp(node, self.made_by, [producer] if producer else [])
+        self.values[key] = node.outputs[0]
+        return node.outputs[0]
+
+    def weight(self, graph: ir.Graph, unit: Unit) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Codes, scale and zero point of a unit's weight, as initializers of `graph`.
+
+        Two units with the same weight and the same parameters share them.
+        """
+        assert unit.weight is not None
+        quantized = self.context.plan.weights[unit.weight, unit.node]
+        name = unit.weight if not self._other_codes(unit, quantized) else f"{unit.weight}_{unit.node}"
+        dtype = quantized.params.spec.format.dtype
+        codes = self.constant(graph, f"{name}_quantized", quantized.codes.astype(dtype.numpy()), dtype)
+        scale, zero = self.scale_and_zero(graph, name, quantized.params)
+        return codes, scale, zero
+
+    def _other_codes(self, unit: Unit, quantized: QuantizedWeight) -> bool:
+        """Whether an earlier unit made other codes of the same initializer."""
+        first = next(q for (w, _), q in self.context.plan.weights.items() if w == unit.weight)
+        return not _same(first, quantized)
+
+    def node(
+        self, op: str, inputs: Sequence[ir.Value | None], output: str, dtype: ir.DataType, like: ir.Value
+    ) -> ir.Node:
+        """A node with one named, typed output of the shape of `like`."""
+        made = ir.node(op, inputs, name=self.unique(f"{output}.{op}"))
+        made.outputs[0].name = self.unique(output)
+        made.outputs[0].type = ir.TensorType(dtype)
+        made.outputs[0].shape = like.shape
+        return made
+
+    def replace(self, graph: ir.Graph, at: ir.Node, old: list[ir.Node], new: ir.Node) -> None:
+        """Put `new` in the place of `old`, a chain that starts at `at`; it takes over the name of their result."""
+        result, made = old[-1].outputs[0], new.outputs[0]
+        name = result.name
+        graph.insert_before(at, new)
+        result.replace_all_uses_with(made, replace_graph_outputs=True)
+        result.name, made.name = None, name
+        graph.remove(list(reversed(old)), safe=True)
+
+
+def axis_of(params: QuantParams) -> dict[str, int]:
+    """The axis attribute of Q/DQ for these parameters."""
+    return {"axis": params.spec.granularity.axis} if isinstance(params.spec.granularity, PerChannel) else {}
+
+
+def _same(a: QuantizedWeight, b: QuantizedWeight) -> bool:
+    return (
+        a.params.spec == b.params.spec
+        and np.array_equal(a.params.scale, b.params.scale)
+        and np.array_equal(a.codes, b.codes)
+    )

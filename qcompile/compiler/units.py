@@ -1,0 +1,122 @@
+"""Units: an operator together with the bias Add and the Relu or Clip that its quantized form swallows.
+
+MatMul -> Add(constant)              one product with a bias
+Conv/Gemm/Add -> Relu | Clip(lo<=0)  the output's range [0, max] or [lo, hi] already clips
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.compiler.graph import constant, is_constant, is_float32
+from qcompile.compiler.plan import Form
+from qcompile.compiler.targets.table import Row, Target
+
+_ABSORBING = {"Conv", "Gemm", "Add"}
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A node that the target has a row for, with the nodes that belong to it.
+
+    Attributes:
+        obstacle: why it must stay float, empty when nothing speaks against it.
+        activations: positions of the inputs that become codes.
+    """
+
+    node: ir.Node
+    row: Row
+    activations: tuple[int, ...]
+    bias: ir.Node | None
+    activation: ir.Node | None
+    obstacle: str
+
+    @property
+    def output(self) -> ir.Value:
+        return (self.activation or self.bias or self.node).outputs[0]
+
+    @property
+    def nodes(self) -> list[ir.Node]:
+        return [n for n in (self.node, self.bias, self.activation) if n is not None]
+
+    def reads(self) -> list[ir.Value]:
+        """Activations that become codes, constants left out, each once."""
+        values = [self.node.inputs[i] for i in self.activations]
+        return list(dict.fromkeys(v for v in values if v is not None and not is_constant(v)))
+
+
+def candidates(graph: ir.Graph, target: Target) -> list[Candidate]:
+    """The candidates of one graph (bodies of control flow are graphs of their own), in order."""
+    found: list[Candidate] = []
+    taken: set[ir.Node] = set()
+    for node in graph:
+        row = target.row(node)
+        if row is None or node in taken:
+            continue
+        bias = _bias_add(node, row)
+        activation = _absorbed(bias or node) if Form.FULL in row.forms and node.op_type in _ABSORBING else None
+        positions = row.activations if row.weight is not None else row.activations or tuple(range(len(node.inputs)))
+        found.append(Candidate(node, row, positions, bias, activation, _obstacle(node, row, positions)))
+        taken.update(found[-1].nodes)
+    return found
+
+
+def _obstacle(node: ir.Node, row: Row, positions: tuple[int, ...]) -> str:
+    if any(p >= len(node.inputs) or node.inputs[p] is None for p in positions):
+        return "an input is missing"
+    failed = next((c.reason for c in row.conditions if not c.holds(node)), "")
+    if failed:
+        return failed
+    involved = [node.outputs[0], *(node.inputs[p] for p in positions)]
+    if row.weight is not None:
+        involved.append(node.inputs[row.weight])
+    if not all(is_float32(v) for v in involved):
+        return "it does not compute in float32"
+    if row.weight is None and all(is_constant(node.inputs[p]) for p in positions):
+        return "its inputs are constants"
+    return ""
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    """The single node that reads `value` in its own graph, or None."""
+    uses = list(value.uses())
+    if value.is_graph_output() or len(uses) != 1:
+        return None
+    reader = uses[0].node
+    return reader if reader.graph is value.graph else None
+
+
+def _bias_add(node: ir.Node, row: Row) -> ir.Node | None:
+    if node.op_type != "MatMul" or row.weight is None:
+        return None
+    add = _only_reader(node.outputs[0])
+    if add is None or add.op_type != "Add":
+        return None
+    other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+    weight = node.inputs[row.weight]
+    if other is None or weight is None or weight.shape is None or not is_constant(other):
+        return None
+    shape = other.shape.numpy() if other.shape is not None else None
+    columns = weight.shape[-1]
+    fits = shape is not None and len(shape) >= 1 and shape[-1] == columns and int(np.prod(shape)) == columns
+    return add if fits and len(shape or ()) == 1 else None
+
+
+def _absorbed(node: ir.Node) -> ir.Node | None:
+    reader = _only_reader(node.outputs[0])
+    if reader is None or reader.domain not in ("", "ai.onnx"):
+        return None
+    if reader.op_type == "Relu":
+        return reader
+    if reader.op_type == "Clip" and len(reader.inputs) > 1:
+        bounds = [constant(v) if v is not None else None for v in (*reader.inputs[1:], None)[:2]]
+        given = [v is not None for v in (*reader.inputs[1:], None)[:2]]
+        if any(g and b is None for g, b in zip(given, bounds, strict=True)):
+            return None
+        low, high = bounds
+        if (low is None or float(low) <= 0) and (high is None or float(high) >= 0):
+            return reader
+    return None

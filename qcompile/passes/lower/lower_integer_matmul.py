@@ -1,0 +1,67 @@
+"""Linear layers whose output stays float, as one integer product of ONNX Runtime.
+
+    Y = s_x s_w (X_q - z_x) W_q + b   =   com.microsoft::MatMulIntegerToFloat(X_q, W_q, s_x, s_w, z_x, z_w, b)
+
+X_q: uint8 [..., K]; W_q: int8 [K, N], s_w: float32 [N]; b: float32 [N] or absent; Y: float32 [..., N].
+The bias Add that belongs to the unit becomes an input of the product, which saves a pass over Y.
+Source: ONNX Runtime's contrib operators.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from qcompile.compiler.codes import Codes
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.graph import nodes
+from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.plan import Unit
+from qcompile.compiler.provenance import stamp
+from qcompile.compiler.targets.table import Lowering
+
+
+class LowerIntegerMatMul(Pass):
+    """Write the units that the target wants as MatMulIntegerToFloat."""
+
+    name: ClassVar[str] = "lower-integer-matmul"
+    phase: ClassVar[Phase] = Phase.LOWER
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        codes = Codes.of(model, context, self.name)
+        chosen: list[tuple[ir.Node, Unit]] = []
+        for node in nodes(model):
+            unit, row = context.plan.units.get(str(node.name)), context.target.row(node)
+            if unit is not None and row is not None and row.how(unit.form) is Lowering.INTEGER_MATMUL:
+                chosen.append((node, unit))
+        for node, unit in chosen:
+            _lower(node, unit, codes)
+        if chosen:
+            model.graph.opset_imports["com.microsoft"] = 1
+        return bool(chosen)
+
+
+def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    activation = node.inputs[0]
+    assert activation is not None
+    data = codes.quantized(graph, activation)
+    weight, weight_scale, weight_zero = codes.weight(graph, unit)
+    scale, zero = codes.scale_and_zero(graph, str(activation.name), codes.context.plan.tensors[str(activation.name)])
+    last, bias = node, None
+    if unit.bias is not None:
+        last = next(iter(node.outputs[0].uses())).node
+        bias = last.inputs[1] if last.inputs[0] is node.outputs[0] else last.inputs[0]
+    old = last.outputs[0]
+    product = ir.Node(
+        "com.microsoft",
+        "MatMulIntegerToFloat",
+        [data, weight, scale, weight_scale, zero, weight_zero, bias],
+        name=codes.unique(f"{unit.node}_int8"),
+        outputs=[ir.Value(type=old.type, shape=old.shape)],
+    )
+    stamp(product, codes.made_by, [node, *([last] if last is not node else [])])
+    codes.replace(graph, node, [node] if last is node else [node, last], product)

@@ -1,0 +1,133 @@
+"""Everything else as QuantizeLinear / DequantizeLinear around the float operators.
+
+    DQ(x) -> op(DQ(w), DQ(b)) [-> Relu | Clip] -> Q
+
+The runtime recognises the pattern and runs its integer kernel. A unit that only reads codes has no Q
+behind it. The int32 bias has scale s_x * s_w and zero point 0; targets that want a float bias keep it.
+Weights: int8 initializers behind a per-channel DequantizeLinear. Source: the ONNX and ONNX Runtime
+documentation of the QDQ format.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.compiler.codes import Codes, axis_of
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.graph import constant, name_of, nodes
+from qcompile.compiler.params import bias_params, quantize
+from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.provenance import stamp
+from qcompile.compiler.targets.table import Lowering
+
+
+class LowerQdq(Pass):
+    """Write the remaining units in Q/DQ form; the float initializers they no longer need go away."""
+
+    name: ClassVar[str] = "lower-qdq"
+    phase: ClassVar[Phase] = Phase.LOWER
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.LOWERED})
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        codes = Codes.of(model, context, self.name)
+        chosen: list[tuple[ir.Node, Unit]] = []
+        for node in nodes(model):
+            unit, row = context.plan.units.get(str(node.name)), context.target.row(node)
+            if (
+                unit is not None
+                and row is not None
+                and row.how(unit.form) is Lowering.QDQ
+                and unit.form is not Form.ROWS
+            ):
+                chosen.append((node, unit))
+        for node, unit in chosen:
+            if unit.form in (Form.FULL, Form.PASS):
+                _requantize_output(node, unit, codes)
+        for node, unit in chosen:
+            _dequantize_inputs(node, unit, codes)
+        _drop_unused_initializers(model)
+        return bool(context.plan.units)
+
+
+def _requantize_output(node: ir.Node, unit: Unit, codes: Codes) -> None:
+    """output -> Q -> DQ; everybody who read the output reads the DQ. A graph output keeps its name on the DQ."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    output = node.outputs[0]
+    if unit.activation is not None:
+        output = next(iter(output.uses())).node.outputs[0]
+    uses = list(output.uses())
+    name = name_of(output)
+    codes.quantize(graph, output, output, name)
+    dequantized = codes.dequantized(graph, output)
+    for use in uses:
+        use.node.replace_input_with(use.idx, dequantized)
+    for i, result in enumerate(graph.outputs):
+        if result is output:
+            graph.outputs[i] = dequantized
+            output.name, dequantized.name = codes.unique(f"{name}_raw"), name
+
+
+def _dequantize_inputs(node: ir.Node, unit: Unit, codes: Codes) -> None:
+    graph, row = node.graph, codes.context.target.row(node)
+    assert isinstance(graph, ir.Graph)
+    assert row is not None
+    for i, name in enumerate(unit.inputs):
+        value = node.inputs[i]
+        if name is None or value is None or name_of(value) != name:
+            continue  # a tensor that another unit writes as codes is already read behind its DequantizeLinear
+        node.replace_input_with(i, codes.dequantized(graph, value))
+    if row.weight is None:
+        return
+    weight, scale, zero = codes.weight(graph, unit)
+    params = codes.context.plan.weights[str(unit.weight), unit.node].params
+    old = node.inputs[row.weight]
+    assert old is not None
+    dequantized = codes.node(
+        "DequantizeLinear", [weight, scale, zero], f"{unit.weight}_dequantized", ir.DataType.FLOAT, old
+    )
+    for key, axis in axis_of(params).items():
+        dequantized.attributes.add(ir.AttrInt64(key, axis))
+    stamp(dequantized, codes.made_by, [node])
+    graph.insert_before(node, dequantized)
+    node.replace_input_with(row.weight, dequantized.outputs[0])
+    if row.bias is not None and not codes.context.target.float_bias:
+        _integer_bias(node, unit, row.bias, codes)
+
+
+def _integer_bias(node: ir.Node, unit: Unit, position: int, codes: Codes) -> None:
+    bias = node.inputs[position] if len(node.inputs) > position else None
+    array = constant(bias)
+    graph, plan = node.graph, codes.context.plan
+    assert isinstance(graph, ir.Graph)
+    if bias is None or array is None:
+        return
+    activation = next(n for n in unit.inputs if n is not None)
+    params = bias_params(plan.tensors[activation], plan.weights[str(unit.weight), unit.node].params)
+    flat = np.broadcast_to(array.reshape(-1), params.scale.shape)
+    name = f"{bias.name}_{unit.node}"
+    integers = quantize(flat.astype(np.float64), params).astype(np.int32)
+    scale, zero = codes.scale_and_zero(graph, name, params)
+    made = codes.node(
+        "DequantizeLinear",
+        [codes.constant(graph, f"{name}_quantized", integers), scale, zero],
+        f"{name}_dequantized",
+        ir.DataType.FLOAT,
+        scale,
+    )
+    made.attributes.add(ir.AttrInt64("axis", 0))
+    stamp(made, codes.made_by, [node])
+    graph.insert_before(node, made)
+    node.replace_input_with(position, made.outputs[0])
+
+
+def _drop_unused_initializers(model: ir.Model) -> None:
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for name, value in list(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                del graph.initializers[name]

@@ -1,0 +1,246 @@
+"""Decide which operations compute in int8 and give every tensor between them a scale.
+
+    forms = argmin time(graph)   over the forms that the target's table offers (compiler/placement.py)
+    s_t, z_t from the observed [min, max] of each tensor t that exists as codes (compiler/params.py)
+
+A tensor stays float when an 8-bit grid over its range does not resolve it: mean |x| < `resolution` * s.
+Times come from the target's table and the element counts that calibration saw, so placement knows
+that a conversion can cost more than the operator it serves.
+
+Errors: TargetError when the target has no static int8 path.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.graph import constant, graphs, is_constant, is_float32, name_of, rank
+from qcompile.compiler.params import QuantParams, params_from_range
+from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
+from qcompile.compiler.placement import Conversion, Operation, place
+from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.statistics import RANGE
+from qcompile.compiler.targets.table import PlacementRule
+from qcompile.compiler.units import Candidate, candidates
+from qcompile.errors import TargetError
+
+
+class PlaceInt8(Pass):
+    """Choose the operations that run in int8, and the scales of their activations.
+
+    Options:
+        activation-products: also quantize MatMul of two activations (attention), which costs accuracy.
+        resolution: smallest mean magnitude of a tensor, in quantization steps, that an 8-bit grid may serve.
+        keep-float: names (with * and ?) of nodes that stay float.
+    """
+
+    name: ClassVar[str] = "place-int8"
+    phase: ClassVar[Phase] = Phase.QUANTIZE
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.UNIQUE_NAMES, Fact.STATISTICS})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT})
+
+    activation_products: bool = False
+    resolution: float = 1.0
+    keep_float: tuple[str, ...] = ()
+
+    def statistics(self, model: ir.Model, context: CompileContext) -> Sequence[StatisticRequest]:
+        wanted: dict[str, None] = {}
+        for graph in graphs(model):
+            for candidate in candidates(graph, context.target):
+                if not candidate.obstacle:
+                    wanted.update((name_of(v), None) for v in (*candidate.reads(), candidate.output))
+        return [StatisticRequest(name, RANGE) for name in wanted]
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        if context.target.refusal:
+            raise TargetError(context.target.refusal, where=f"target '{context.target.name}'")
+        for graph in graphs(model):
+            _GraphPlacement(self, graph, context).run()
+        return False
+
+
+class _GraphPlacement:
+    """The placement of one graph; values of outer graphs are float inputs to it."""
+
+    def __init__(self, options: PlaceInt8, graph: ir.Graph, context: CompileContext) -> None:
+        self.options, self.graph, self.context = options, graph, context
+        self.plan, self.target = context.plan, context.target
+        self.params: dict[str, QuantParams] = {}
+        self.unresolved: dict[str, str] = {}
+
+    def run(self) -> None:
+        open_to_choice: list[Candidate] = []
+        for candidate in candidates(self.graph, self.target):
+            obstacle = candidate.obstacle or self.obstacle(candidate)
+            if obstacle:
+                self.plan.kept_float[str(candidate.node.name)] = obstacle
+            else:
+                open_to_choice.append(candidate)
+        forms = self.choose(open_to_choice)
+        for candidate in open_to_choice:
+            form = forms[str(candidate.node.name)]
+            if form is Form.FLOAT:
+                self.plan.kept_float[str(candidate.node.name)] = self.why_float(candidate)
+            else:
+                self.add_unit(candidate, form)
+
+    def obstacle(self, candidate: Candidate) -> str:
+        name = str(candidate.node.name)
+        pattern = next((p for p in self.options.keep_float if fnmatch.fnmatchcase(name, p)), None)
+        if pattern is not None:
+            return f"kept float by the option keep-float ('{pattern}')"
+        if candidate.row.variant == "two activations" and not self.options.activation_products:
+            return "a product of two activations (option activation-products)"
+        for value in candidate.reads():
+            self.tensor_params(value)
+        blocked = [v for v in candidate.reads() if name_of(v) in self.unresolved]
+        for position in candidate.activations:
+            given = candidate.node.inputs[position]
+            if given is not None and is_constant(given) and not self.constant_params(given):
+                blocked.append(given)
+        if blocked:
+            return f"its input '{blocked[0].name}' {self.unresolved[name_of(blocked[0])]}"
+        if Form.ROWS not in candidate.row.forms:
+            self.tensor_params(candidate.output)
+            if Form.INPUTS not in candidate.row.forms and name_of(candidate.output) in self.unresolved:
+                return f"its output '{candidate.output.name}' {self.unresolved[name_of(candidate.output)]}"
+        return ""
+
+    def tensor_params(self, value: ir.Value) -> None:
+        """Scale of an observed activation, or the reason why it cannot be codes."""
+        name = name_of(value)
+        if name in self.params or name in self.unresolved:
+            return
+        seen = self.context.statistics.range_of(name)
+        if seen is None:
+            self.unresolved[name] = "was not computed for any calibration sample"
+            return
+        self.judge(name, seen.low, seen.high, seen.mean_magnitude)
+
+    def constant_params(self, value: ir.Value) -> bool:
+        name, array = name_of(value), constant(value)
+        if name not in self.params and name not in self.unresolved:
+            if array is None or array.size == 0 or not is_float32(value):
+                self.unresolved[name] = "is not a float32 tensor"
+            elif not np.isfinite(array).all():
+                self.unresolved[name] = "holds NaN or infinity"
+            else:
+                self.judge(name, float(array.min()), float(array.max()), float(np.abs(array).mean()))
+        return name in self.params
+
+    def judge(self, name: str, low: float, high: float, mean: float) -> None:
+        params = params_from_range(self.target.activation, low, high)
+        steps = mean / float(params.scale)
+        if steps < self.options.resolution and mean > 0:
+            self.unresolved[name] = (
+                f"has range [{low:.4g}, {high:.4g}] but mean magnitude {mean:.4g}: {steps:.2f} steps of an 8-bit grid"
+            )
+        else:
+            self.params[name] = params
+
+    def elements(self, value: ir.Value) -> float:
+        seen = self.context.statistics.range_of(name_of(value))
+        return seen.elements if seen else 0.0
+
+    def choose(self, open_to_choice: list[Candidate]) -> dict[str, Form]:
+        """Forms by the target's placement rule."""
+        if self.target.placement is PlacementRule.WEIGHTED_INPUTS:
+            return {str(c.node.name): next(iter(c.row.forms)) for c in open_to_choice}
+        rows = {str(c.node.name): Form.ROWS for c in open_to_choice if Form.ROWS in c.row.forms}
+        chosen = [c for c in open_to_choice if str(c.node.name) not in rows]
+        values: dict[str, ir.Value] = {name_of(v): v for c in chosen for v in (*c.reads(), c.output)}
+        inside = {n for c in chosen for n in c.nodes}
+        conversions = {name: self.conversion(v) for name, v in values.items()}
+        outside = [n for n, v in values.items() if v.is_graph_output() or any(u.node not in inside for u in v.uses())]
+        operations = [self.operation(c) for c in chosen]
+        forms = place(operations, conversions, outside, [n for n in values if n in self.unresolved])
+        return rows | self.with_swallowed(chosen, forms)
+
+    def conversion(self, value: ir.Value) -> Conversion:
+        elements = self.elements(value)
+        extra = self.target.relayout.time(0, elements) if rank(value) == 4 else 0.0
+        return Conversion(
+            self.target.quantize.time(0, elements) + extra, self.target.dequantize.time(0, elements) + extra
+        )
+
+    def with_swallowed(self, chosen: list[Candidate], forms: dict[str, Form]) -> dict[str, Form]:
+        """Float operators between codes that the runtime would quantize per tensor anyway become units."""
+        written = {name_of(c.output) for c in chosen if forms[str(c.node.name)] in (Form.FULL, Form.PASS)}
+        read = {name_of(v) for c in chosen if forms[str(c.node.name)] is not Form.FLOAT for v in c.reads()}
+        swallowed = {
+            str(c.node.name): Form.FULL
+            for c in chosen
+            if c.node.op_type in self.target.swallows
+            and Form.FULL in c.row.forms
+            and name_of(c.output) in read
+            and written.issuperset(name_of(v) for v in c.reads())
+        }
+        return forms | swallowed
+
+    def operation(self, candidate: Candidate) -> Operation:
+        out = self.elements(candidate.output)
+        read = max((self.elements(v) for v in candidate.reads()), default=0.0)
+        macs = out * _reduction(candidate, read, out)
+        return Operation(
+            name=str(candidate.node.name),
+            float_time=candidate.row.float_cost.time(macs, out, read),
+            times={form: cost.time(macs, out, read) for form, cost in candidate.row.forms.items()},
+            reads=tuple(name_of(v) for v in candidate.reads()),
+            writes=name_of(candidate.output),
+        )
+
+    def why_float(self, candidate: Candidate) -> str:
+        blocked = self.unresolved.get(name_of(candidate.output))
+        if blocked and Form.INPUTS not in candidate.row.forms:
+            return f"its output '{candidate.output.name}' {blocked}"
+        return "int8 with the conversions it needs would take longer than float here"
+
+    def add_unit(self, candidate: Candidate, form: Form) -> None:
+        node, row = candidate.node, candidate.row
+        reads = [
+            name_of(v) if i in candidate.activations and (v := node.inputs[i]) is not None else None
+            for i in range(len(node.inputs))
+        ]
+        output = candidate.output
+        whole = form in (Form.FULL, Form.PASS)
+        unit = Unit(
+            node=str(node.name),
+            op_type=node.op_type,
+            form=form,
+            inputs=tuple(reads),
+            output=name_of(output if whole else (candidate.bias or node).outputs[0]),
+            weight=name_of(w) if row.weight is not None and (w := node.inputs[row.weight]) is not None else None,
+            bias=str(candidate.bias.name) if candidate.bias else None,
+            activation=str(candidate.activation.name) if candidate.activation and whole else None,
+        )
+        self.plan.units[unit.node] = unit
+        for name in reads:
+            if name is not None:
+                self.plan.tensors.setdefault(name, self.params[name])
+        if form is Form.PASS:
+            source = next(n for n in reads if n is not None)
+            self.plan.tensors[unit.output] = self.plan.tensors[source]
+        elif form is Form.FULL:
+            self.plan.tensors[unit.output] = self.params[unit.output]
+
+
+def _reduction(candidate: Candidate, read: float, out: float) -> float:
+    """Multiply-accumulates for each output element."""
+    row, node = candidate.row, candidate.node
+    if row.weight is not None and node.op_type in ("Conv", "MatMul", "Gemm") and row.weight_axis is not None:
+        weight = node.inputs[row.weight]
+        assert weight is not None
+        assert weight.shape is not None
+        shape = weight.shape.numpy()
+        return float(np.prod(shape)) / max(shape[row.weight_axis(node)], 1)
+    if node.op_type == "MatMul" and out:
+        left = node.inputs[0]
+        inner = left.shape[-1] if left is not None and left.shape is not None else None
+        return float(inner) if isinstance(inner, int) else read / max(out, 1) ** 0.5
+    return 0.0
