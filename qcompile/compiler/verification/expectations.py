@@ -14,7 +14,7 @@ from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.targets.table import Row, Target
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
-_INTEGER_OPERATORS = {
+INTEGER_OPERATORS = {
     "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "QLinearAdd", "QLinearMul",
     "QLinearConcat", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearAveragePool", "QLinearGlobalAveragePool",
     "QLinearSoftmax", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits", "QAttention",
@@ -67,7 +67,7 @@ def quantizer_after(node: ir.Node) -> ir.Node | None:
 
 
 def _integer_operator(node: ir.Node) -> Unit | None:
-    if node.op_type not in _INTEGER_OPERATORS:
+    if node.op_type not in INTEGER_OPERATORS:
         return None
     return Unit(
         node=str(node.name),
