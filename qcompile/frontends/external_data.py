@@ -28,6 +28,14 @@ def check_external_data(proto: onnx.ModelProto, path: Path) -> None:
             _check(tensor, path)
 
 
+def resolve_external_data(proto: onnx.ModelProto, path: Path) -> None:
+    """Make the checked locations absolute, links followed: tensors can then be read from anywhere."""
+    for tensor in tensors(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str((path.parent / entry.value).resolve())
+
+
 def external_bytes(proto: onnx.ModelProto) -> int:
     """Bytes of all external tensors."""
     return sum(_nbytes(t) for t in tensors(proto) if t.data_location == t.EXTERNAL)

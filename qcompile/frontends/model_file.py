@@ -5,7 +5,6 @@ External data stays memory-mapped when it is large; its paths must stay in the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +49,7 @@ def load_model(path: Path) -> ir.Model:
     """
     import onnx_ir as ir
 
-    from qcompile.frontends.external_data import check_external_data, external_bytes
+    from qcompile.frontends.external_data import check_external_data, external_bytes, resolve_external_data
     from qcompile.frontends.model_checks import check_operators, check_versions
 
     proto = _parse(path)
@@ -58,19 +57,12 @@ def load_model(path: Path) -> ir.Model:
         raise ModelError("the model has no nodes", where=str(path), hint="there is nothing to compile")
     check_versions(proto, path)
     check_external_data(proto, path)
+    resolve_external_data(proto, path)
     model = ir.from_proto(proto)
-    for graph in _graphs(model):
-        ir.external_data.set_base_dir(graph, path.parent)
     check_operators(model, path)
     if external_bytes(proto) < _SMALL:
         ir.external_data.load_to_model(model)
     return model
-
-
-def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    yield model.graph
-    for function in model.functions.values():
-        yield function.graph
 
 
 def _parse(path: Path) -> onnx.ModelProto:

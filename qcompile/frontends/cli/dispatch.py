@@ -20,7 +20,6 @@ class MainJobGroup(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.main_job = self.commands.pop(MAIN_JOB)
-        self.subcommand_metavar = "MODEL | COMMAND [ARGS]..."
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {name for param in self.get_params(ctx) for name in param.opts}
@@ -31,6 +30,9 @@ class MainJobGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return self.main_job if cmd_name == "" else super().get_command(ctx, cmd_name)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["MODEL [OPTIONS] | COMMAND [ARGS]..."]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """One page shows the main job's options and the subcommands."""
