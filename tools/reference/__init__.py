@@ -1,0 +1,21 @@
+"""Pages of the documentation that are written by the program they describe: `python -m tools.reference`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qcompile.compiler.passes import import_passes
+from tools.reference import passes, recipes, schema, targets
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def pages() -> dict[Path, str]:
+    """Every generated file with its text."""
+    import_passes("qcompile.passes")
+    return {
+        DOCS / "passes.md": passes.page(),
+        DOCS / "recipes.md": recipes.page(),
+        DOCS / "targets.md": targets.page(),
+        DOCS / "recipe.schema.json": schema.text(),
+    }

@@ -1,0 +1,71 @@
+"""docs/targets.md: the capability tables with their evidence."""
+
+from __future__ import annotations
+
+from qcompile.compiler.targets import TARGETS
+from qcompile.compiler.targets.cuda import LANDINGS
+from qcompile.compiler.targets.table import Cost, Row, Target
+from tools.reference.markdown import GENERATED, table
+
+_HEAD = """
+# Targets and their evidence
+
+A target is a table: which operators a provider executes in low precision, in which pattern, and how we know.
+Placement, lowering and the proof of dispatch read the same table. Tests hold the tables against the runtime.
+
+Costs are nanoseconds on one core of the machine named in the evidence; only their ratios matter, and they decide
+where a conversion between float and codes pays. *Seen as* lists the operators of the runtime's optimized graph that
+count as proof.
+"""
+
+
+def page() -> str:
+    """The text of the page."""
+    return GENERATED + _HEAD + "".join(_target(t) for t in TARGETS.values()) + _landings()
+
+
+def _target(target: Target) -> str:
+    facts = [
+        f"- Providers: {', '.join(f'`{p}`' for p in target.providers)}",
+        f"- Activations: {target.activation}; weights: {target.weight}",
+        f"- Bias: {'float' if target.float_bias else 'int32'}",
+        f"- Placement: {target.placement}",
+        f"- Evidence: {target.evidence}",
+    ]
+    text = f"\n## {target.name}\n\n" + "\n".join(facts) + "\n"
+    if target.refusal:
+        text += f"\n{target.refusal}.\n"
+    if target.rows:
+        header = ["Operator", "Forms", "Cost in float", "Cost in int8", "Seen as", "Stays float when", "Evidence"]
+        text += "\n" + table(header, [_row(r) for r in target.rows]) + "\n"
+    return text
+
+
+def _row(row: Row) -> list[str]:
+    timed = row.float_cost != Cost()
+    return [
+        f"{row.op_type}, {row.variant}" if row.variant else row.op_type,
+        ", ".join(form.value for form in row.forms),
+        _cost(row.float_cost) if timed else "",
+        " or ".join(dict.fromkeys(_cost(c) for c in row.forms.values())) if timed else "",
+        ", ".join(f"`{k}`" for k in row.kernels),
+        "; ".join(c.reason for c in row.conditions),
+        row.evidence,
+    ]
+
+
+def _cost(cost: Cost) -> str:
+    terms = [(cost.per_mac, "per MAC"), (cost.per_element, "per output"), (cost.per_input, "per input")]
+    return " + ".join(f"{value:g} {unit}" for value, unit in terms if value) or "0"
+
+
+def _landings() -> str:
+    rows = [
+        [f"{x.domain}::{x.op_type}" if x.domain else x.op_type, x.case, f"`{x.lands.value}`", x.evidence]
+        for x in LANDINGS
+    ]
+    return (
+        "\n### Where quantized operators land on the bare CUDA provider\n\n"
+        + table(["Operator", "Types", "Executed by", "Evidence"], rows)
+        + "\n"
+    )
