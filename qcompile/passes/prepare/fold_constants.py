@@ -15,6 +15,7 @@ from qcompile.compiler.provenance import stamp
 from qcompile.passes.prepare.dimensions import elements
 from qcompile.passes.prepare.evaluation import Array, evaluate
 from qcompile.passes.prepare.infer_shapes import infer_shapes
+from qcompile.passes.prepare.surgery import Names
 
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 _KEPT = _RANDOM | {"QuantizeLinear", "DequantizeLinear", "Dropout", "Identity", "Constant"}
@@ -44,11 +45,11 @@ class FoldConstants(Pass):
         return modified
 
     def _fold_round(self, model: ir.Model) -> bool:
-        modified = False
+        names, modified = Names(model), False
         for graph in list(graphs(model)):
             for node in list(graph):
                 if node.graph is graph:
-                    modified |= self._take_branch(graph, node) or self._fold(model, graph, node)
+                    modified |= self._take_branch(graph, node, names) or self._fold(model, graph, node)
         return modified
 
     def _fold(self, model: ir.Model, graph: ir.Graph, node: ir.Node) -> bool:
@@ -78,7 +79,7 @@ class FoldConstants(Pass):
         arrays = evaluate(node, inputs, dict(model.graph.opset_imports), model.ir_version or 8)
         return arrays if arrays is not None and sum(a.nbytes for a in arrays) <= bound else None
 
-    def _take_branch(self, graph: ir.Graph, node: ir.Node) -> bool:
+    def _take_branch(self, graph: ir.Graph, node: ir.Node, names: Names) -> bool:
         """Replace an If whose condition is constant by the nodes of the branch it takes."""
         condition = constant(node.inputs[0]) if node.op_type == "If" and node.domain == "" else None
         if condition is None:
@@ -94,13 +95,13 @@ class FoldConstants(Pass):
         for inner in made:
             stamp(inner, self.name, [inner, node])
         for old, new in zip(node.outputs, results, strict=True):
-            if old.is_graph_output() or new.producer() not in made:
-                link = ir.node("Identity", [new])
+            if new.producer() not in made or new.is_graph_output():
+                link = ir.node("Identity", [new], name=names.fresh(f"{node.name}_{old.name}"))
                 stamp(link, self.name, [node])
                 graph.insert_before(node, link)
                 [new] = link.outputs
-                new.name, old.name = old.name, None
-                new.type, new.shape = old.type, old.shape
+            new.name, old.name = old.name, None
+            new.type, new.shape = old.type or new.type, old.shape or new.shape
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove(node, safe=True)
         return True

@@ -18,7 +18,7 @@ class FoldPad(Pass):
     """Fold a Pad by constant zeros, along the spatial axes only, into the following Conv or AveragePool.
 
     An AveragePool then counts its padding, which it must be free to do: it has none of its own yet,
-    or counts it already, and does not round its output size up.
+    or counts it already, does not round its output size up, and pads less than its kernel's size.
     """
 
     name: ClassVar[str] = "fold-pad"
@@ -47,7 +47,9 @@ class FoldPad(Pass):
             return False
         if node.op_type == "AveragePool":
             counts = node.attributes.get_int("count_include_pad", 0) == 1 or not any(own)
-            if not counts or node.attributes.get_int("ceil_mode", 0) == 1:
+            kernel = [*node.attributes.get_ints("kernel_shape", ())] * 2
+            fits = all(a + b < k for a, b, k in zip(own, added, kernel, strict=True))
+            if not counts or not fits or node.attributes.get_int("ceil_mode", 0) == 1:
                 return False
         if not bypass(pad, pad.inputs[0]):
             return False

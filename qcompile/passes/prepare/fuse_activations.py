@@ -8,10 +8,10 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import constant, graphs, opset, rank
+from qcompile.compiler.graph import constant, graphs, is_constant, opset, rank
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.provenance import stamp
-from qcompile.passes.prepare.surgery import Names, bypass, remove_unread, sole_reader
+from qcompile.passes.prepare.surgery import Names, bypass, is_unread, remove_unread, sole_reader
 
 
 class FuseActivations(Pass):
@@ -39,16 +39,16 @@ class FuseActivations(Pass):
         return modified
 
     def _fuse(self, node: ir.Node, version: int, names: Names) -> bool:
-        if node.op_type not in ("Mul", "Div") or node.domain != "" or not node.outputs[0].uses():
+        if node.op_type not in ("Mul", "Div") or node.domain != "" or is_unread(node):
             return False
         coefficient, factors, absorbed = _product(node)
-        made = _activation(coefficient, factors, version)
+        made = _activation(coefficient, factors, version) if factors else None
         if made is None:
             return False
         made.name = names.fresh(f"{node.name}_{made.op_type}")
         assert node.graph is not None
         node.graph.insert_before(node, made)
-        stamp(made, self.name, absorbed)
+        stamp(made, self.name, [*absorbed, *(n for v in factors for n in _chain(v, made.inputs[0]))])
         made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
         return bypass(node, made.outputs[0], take_name=True)
 
@@ -140,6 +140,15 @@ def _plus(value: ir.Value, number: float) -> ir.Value | None:
     if _number(b, a) == number:
         return a
     return b if _number(a, b) == number else None
+
+
+def _chain(value: ir.Value, source: ir.Value | None) -> list[ir.Node]:
+    """The nodes that lead from `source` to `value`, one input each besides constants."""
+    nodes: list[ir.Node] = []
+    while value is not source and (node := value.producer()) is not None:
+        nodes.append(node)
+        value = next(v for v in node.inputs if v is not None and not is_constant(v))
+    return nodes[::-1]
 
 
 def _made_by(value: ir.Value, op_type: str) -> ir.Node | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     import onnx
 
 _SHOWN = 5
+
+_INVENTED = "unk__"
+"""How ONNX shape inference begins the names that it makes up."""
 
 
 class InferShapes(Pass):
@@ -59,7 +64,60 @@ def infer_shapes(model: ir.Model) -> bool:
             for value in node.outputs:
                 if value.name in infos:
                     modified |= _refine(value, infos[value.name])
+    return _name_dimensions(model) or modified
+
+
+def _name_dimensions(model: ir.Model) -> bool:
+    """Give dimensions that ONNX calls `unk__0`, `unk__1`, ... the names they have elsewhere.
+
+    A Reshape of [N, 2, 3] to [?, 6] has [N, 6] elements: what is left when equal factors cancel.
+    """
+    modified = False
+    known: dict[str, str | int] = {}
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.shape is not None and any(_symbol(d) in known for d in value.shape):
+                value.shape = ir.Shape([known.get(_symbol(d), d) for d in value.shape])
+                modified = True
+        if node.op_type == "Reshape" and node.domain == "":
+            found = _remaining_factor(node)
+            if found is not None:
+                name, size = found
+                known[name] = size
+                [result] = node.outputs
+                assert result.shape is not None
+                result.shape = ir.Shape([known.get(_symbol(d), d) for d in result.shape])
+                modified = True
     return modified
+
+
+def _remaining_factor(node: ir.Node) -> tuple[str, str | int] | None:
+    """The invented dimension of a Reshape's output and what it must be."""
+    source, result = node.inputs[0], node.outputs[0]
+    if source is None or source.shape is None or result.shape is None:
+        return None
+    before, after = list(source.shape), list(result.shape)
+    invented = [d for d in after if _symbol(d).startswith(_INVENTED)]
+    if len(invented) != 1 or any(isinstance(d, ir.SymbolicDim) and d.value is None for d in (*before, *after)):
+        return None
+    after.remove(invented[0])
+    symbols = Counter(_symbol(d) for d in before if not isinstance(d, int))
+    symbols.subtract(_symbol(d) for d in after if not isinstance(d, int))
+    numerator = math.prod(d for d in before if isinstance(d, int))
+    denominator = math.prod(d for d in after if isinstance(d, int))
+    left = [name for name, power in symbols.items() if power]
+    if not denominator or not numerator or any(power < 0 for power in symbols.values()):
+        return None
+    if not left and numerator % denominator == 0:
+        return _symbol(invented[0]), numerator // denominator
+    if numerator == denominator and len(left) == 1 and symbols[left[0]] == 1 and left[0] != _symbol(invented[0]):
+        return _symbol(invented[0]), left[0]
+    return None
+
+
+def _symbol(size: int | ir.SymbolicDim) -> str:
+    """The name of a symbolic dimension, empty for numbers and nameless ones."""
+    return "" if isinstance(size, int) else size.value or ""
 
 
 def _graph_protos(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

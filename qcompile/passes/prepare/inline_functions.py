@@ -30,6 +30,10 @@ class InlineFunctions(Pass):
             return False
         from onnx_ir.passes.common import InlinePass
 
+        domains = {function.domain for function in model.functions.values()}
+        for function in model.functions.values():
+            for node in function.all_nodes():
+                node.name = node.name or node.op_type
         calls = [n for n in model.graph.all_nodes() if n.op_identifier() in model.functions]
         try:
             InlinePass()(model)
@@ -38,4 +42,6 @@ class InlineFunctions(Pass):
                 "the functions of the model cannot be inlined", hint=str(error.__cause__ or error)
             ) from error
         model.functions.clear()
+        for domain in domains - {n.domain for n in model.graph.all_nodes()}:
+            model.graph.opset_imports.pop(domain, None)
         return bool(calls)

@@ -60,6 +60,8 @@ def bypass(node: ir.Node, replacement: ir.Value, take_name: bool = False) -> boo
         if producer is None or producer.graph is not node.graph or replacement.is_graph_output():
             return False
         take_name = True
+    if value.is_graph_output():
+        replacement.type, replacement.shape = value.type or replacement.type, value.shape or replacement.shape
     inherit_type(replacement, value)
     name, value.name = name_of(value), None
     value.replace_all_uses_with(replacement, replace_graph_outputs=True)
@@ -78,6 +80,11 @@ def inherit_type(value: ir.Value, old: ir.Value) -> None:
         value.shape = old.shape
 
 
+def is_unread(node: ir.Node) -> bool:
+    """No node reads an output of `node`, and no graph returns one."""
+    return not any(v.uses() or v.is_graph_output() for v in node.outputs)
+
+
 def remove_unread(graph: ir.Graph) -> bool:
     """Remove the nodes and initializers of `graph` that nobody reads; True if there were any.
 
@@ -85,7 +92,7 @@ def remove_unread(graph: ir.Graph) -> bool:
     """
     modified = False
     for node in reversed(graph):
-        if not any(v.uses() or v.is_graph_output() for v in node.outputs):
+        if is_unread(node):
             graph.remove(node, safe=True)
             modified = True
     for name, value in list(graph.initializers.items()):

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+
+from qcompile.compiler.printer import print_model
+from qcompile.passes.prepare.infer_shapes import InferShapes
+from tests.passes.harness import NAMED, check_pass, context, model_of, run
+
+MODEL = """<ir_version: 8, opset_import: ["": 17]>
+g (float[N,3,8,8] x, bool c) => (float[A,B,C] y) {
+  k = Conv <pads = [1,1,1,1]> (x, w)
+  s = Shape (k)
+  b = Gather (s, zero)
+  d = Unsqueeze (b, front)
+  t = Concat <axis = 0> (d, rest)
+  r = Reshape (k, t)
+  y = If (c) <
+    then_branch = a () => (float[A,B,C] p) { p = Relu (r) },
+    else_branch = e () => (float[A,B,C] q) { m = Neg (r) q = Exp (m) }
+  >
+}"""
+WEIGHTS = {
+    "w": np.ones((4, 3, 3, 3), np.float32),
+    "zero": np.int64(0),
+    "front": np.int64([0]),
+    "rest": np.int64([4, 64]),
+}
+
+
+def test_shapes_are_known_in_bodies_and_through_shape_arithmetic() -> None:
+    model = model_of(MODEL, WEIGHTS)
+    feeds = {"x": np.ones((2, 3, 8, 8), np.float32), "c": np.array(True)}
+    check_pass(InferShapes(), model, feeds, golden="infer-shapes", before=NAMED[:2])
+    text = print_model(model)
+    assert "r: f32[N,4,64]" in text
+    assert "m: f32[N,4,64]" in text
+
+
+def test_unknown_shapes_are_named() -> None:
+    model = model_of(
+        '<ir_version: 8, opset_import: ["": 17]>'
+        "g (float[4] x, int64[K] s) => (float[A,B] y) { q = Reshape (x, s) r = Abs (q) y = Relu (r) }"
+    )
+    on = context()
+    run(model, *NAMED, on=on)
+    assert on.notices == ["the shape of 2 values is unknown: q, r"]
+
+
+def test_known_dimensions_are_not_lost() -> None:
+    model = model_of('<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (float[M] y) { y = Relu (x) }')
+    run(model, *NAMED)
+    assert "y: f32[M]" in print_model(model)
