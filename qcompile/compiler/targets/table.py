@@ -89,6 +89,22 @@ class Row:
         return (self.lowering or {}).get(form, Lowering.QDQ)
 
 
+@dataclass(frozen=True)
+class Detour:
+    """A pair of operators that the runtime fuses into something slower, and how to keep them apart.
+
+    Attributes:
+        first, second: operator types; `second` alone reads the result of `first`.
+        instead: an operator that computes the same as `first` and is not fused.
+        evidence: both times.
+    """
+
+    first: str
+    second: str
+    instead: str
+    evidence: str
+
+
 class PlacementRule(StrEnum):
     """How a target wants its Q/DQ placed."""
 
@@ -111,6 +127,7 @@ class Target:
         swallows: operators whose float weight the runtime quantizes by itself, per tensor, when they stand
             between codes; it is better to do it ourselves, per channel.
         placement: the rule of placement.
+        detours: fusions of the runtime that cost time and are kept from happening.
         float_bias: the bias of a quantized unit must stay float.
         unify_concat: inputs and output of a Concat share their scale.
         rows: the first row that selects a node is its row; a node without one stays float.
@@ -130,6 +147,7 @@ class Target:
     evidence: str
     relayout: Cost = Cost()
     swallows: frozenset[str] = frozenset()
+    detours: tuple[Detour, ...] = ()
     float_bias: bool = False
     unify_concat: bool = False
     refusal: str = ""

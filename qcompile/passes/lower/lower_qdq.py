@@ -128,6 +128,7 @@ def _integer_bias(node: ir.Node, unit: Unit, position: int, codes: Codes) -> Non
 
 def _drop_unused_initializers(model: ir.Model) -> None:
     for graph in (model.graph, *model.graph.subgraphs()):
+        inputs = set(graph.inputs)
         for name, value in list(graph.initializers.items()):
-            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            if not value.uses() and not value.is_graph_output() and value not in inputs:
                 del graph.initializers[name]
