@@ -83,7 +83,7 @@ def _assigned(unit: Unit, graph: OptimizedGraph, provider: str) -> UnitRecord:
 def _by_original_name(graph: OptimizedGraph) -> dict[str, list[onnx.NodeProto]]:
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.nodes:
-        found.setdefault(original_name(node), []).append(node)
+        found.setdefault(original_name(node.name), []).append(node)
     return found
 
 
@@ -134,7 +134,7 @@ def _heavy_floats(
     for node in graph.nodes:
         if node.op_type not in _HEAVY or graph.computes_on_codes(node):
             continue
-        name = original_name(node)
+        name = original_name(node.name)
         origin = (
             artifact.get(name) or writers.get(name) or next((writers[o] for o in node.output if o in writers), None)
         )
@@ -146,6 +146,14 @@ def _heavy_floats(
         why = "it is not between Q/DQ" if known else f"target {target.name} has no low-precision {op_type}"
         found.setdefault(names[0], FloatRecord(node=names[0], op_type=op_type, reason=why))
     return list(found.values())
+
+
+def _heavy_behind(node: ir.Node | None) -> ir.Node | None:
+    """The expensive operator that a fused activation follows: fusions are named after the last value."""
+    while node is not None and node.op_type not in _HEAVY:
+        source = node.inputs[0] if node.inputs else None
+        node = source.producer() if source is not None else None
+    return node
 
 
 def _summary(records: list[UnitRecord], provider: str) -> Proof:

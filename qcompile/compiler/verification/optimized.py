@@ -51,9 +51,8 @@ class OptimizedGraph:
             node = self.producers.get(node.input[0]) if node.op_type in MOVES and node.input else None
 
 
-def original_name(node: onnx.NodeProto) -> str:
-    """The node's name (or, for layout rewrites, its output's name) before the runtime renamed it."""
-    name = node.name
+def original_name(name: str) -> str:
+    """A node's name (or, for layout rewrites, its output's name) before the runtime renamed it."""
     while (shorter := _RENAMED.sub("", name)) != name:
         name = shorter
     return name

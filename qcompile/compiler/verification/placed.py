@@ -1,0 +1,62 @@
+"""The artifact's operations in order, with the conversions before each: the picture of where Q and DQ sit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from qcompile.compiler.graph import is_constant, nodes
+from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.report import PlacedNode
+
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+
+
+def placed_nodes(artifact: ir.Model, units: Mapping[str, Unit], reasons: Mapping[str, str]) -> list[PlacedNode]:
+    """One entry for each operation.
+
+    A conversion counts where it costs time: a QuantizeLinear of a float operator's output before a unit,
+    and a DequantizeLinear of a unit's codes before a float operator.
+    """
+    forms = {name: unit.form for name, unit in units.items()}
+    forms |= {f"{name}_int8": unit.form for name, unit in units.items()}
+    writers = {unit.output: unit for unit in units.values() if unit.form in (Form.FULL, Form.PASS)}
+    absorbed = {name for unit in units.values() for name in (unit.bias, unit.activation) if name}
+    quantized: set[ir.Value] = set()
+    found: list[PlacedNode] = []
+    for node in nodes(artifact):
+        name = str(node.name)
+        if node.op_type in (*_CONVERSIONS, "Constant") or name in absorbed:
+            continue
+        form = forms.get(name, Form.FLOAT)
+        entering = [q for v in node.inputs if (q := _entering(v, writers)) is not None and q not in quantized]
+        leaving = [v for v in node.inputs if _leaving(v)] if not form.low_precision else []
+        quantized.update(entering)
+        found.append(
+            PlacedNode(
+                node=name.removesuffix("_int8") if form.low_precision else name,
+                op_type=node.op_type,
+                form=form.value,
+                reason="" if form.low_precision else reasons.get(name, ""),
+                quantizes=len(set(entering)),
+                dequantizes=len(set(leaving)),
+            )
+        )
+    return found
+
+
+def _entering(value: ir.Value | None, writers: Mapping[str, Unit]) -> ir.Value | None:
+    """The codes behind `value` when a float value was converted to make them."""
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "DequantizeLinear":
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node is None or node.op_type != "QuantizeLinear" or node.inputs[0] is None:
+        return None
+    name = node.outputs[0].name or ""
+    return None if name.removesuffix("_quantized") in writers else node.outputs[0]
+
+
+def _leaving(value: ir.Value | None) -> bool:
+    node = value.producer() if value is not None else None
+    return node is not None and node.op_type == "DequantizeLinear" and not is_constant(node.inputs[0])

@@ -1,0 +1,166 @@
+"""All proofs of one artifact, in the order in which a failure explains the next.
+
+Nothing here raises because a proof failed: the report says so, and the caller decides what that means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qcompile.compiler.context import CompileContext, Metric, Progress, Sample, SilentProgress
+from qcompile.compiler.plan import QuantPlan
+from qcompile.compiler.report import Proof, Report
+from qcompile.compiler.targets.table import Target
+from qcompile.compiler.verification.dispatch import prove_dispatch
+from qcompile.compiler.verification.expectations import expected_units
+from qcompile.compiler.verification.layers import measure_layers
+from qcompile.compiler.verification.legality import prove_legality
+from qcompile.compiler.verification.metric import prove_metric
+from qcompile.compiler.verification.noise import Runner, compare_outputs, runner
+from qcompile.compiler.verification.placed import placed_nodes
+from qcompile.compiler.verification.speed import prove_speed
+from qcompile.compiler.verification.weights import group_bytes, worst_histograms
+from qcompile.errors import QCompileError
+from qcompile.runtime.providers import CPU, why_not_loaded
+
+_TIMED = 1.0  # seconds for the timing
+
+
+def prove(report: Report, context: CompileContext, artifact: Path) -> None:
+    """Prove what `context` planned and `artifact` holds; fills the report's proofs and findings."""
+    prover = _Prover(report, artifact, context.target, context.progress)
+    prover.graph(context.plan)
+    prover.against(context.float_model, context.held_out, context.plan, context.metric)
+
+
+def verify(
+    model: Path,
+    target: Target,
+    *,
+    against: Path | None = None,
+    samples: Sequence[Sample] = (),
+    metric: Metric | None = None,
+    versions: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Prove a model that exists already, whoever made it.
+
+    Args:
+        against: the float model; without it nothing is said about numbers and speed.
+        samples: inputs for the comparison.
+
+    Returns:
+        A report without passes.
+    """
+    report = Report(
+        model=str(against or model),
+        artifact=str(model),
+        recipe="",
+        target=target.name,
+        versions=dict(versions or {}),
+        data=f"{len(samples)} samples" if samples else "none",
+        samples=len(samples),
+    )
+    prover = _Prover(report, model, target, progress or SilentProgress())
+    prover.graph(None)
+    if against is not None:
+        prover.against(against, list(samples), None, metric)
+    return report
+
+
+class _Prover:
+    """The proofs of one artifact, each added to the report as it is made."""
+
+    def __init__(self, report: Report, artifact: Path, target: Target, progress: Progress) -> None:
+        self.report, self.artifact, self.target, self.progress = report, artifact, target, progress
+        self.model = ir.load(artifact)
+        self.provider = target.providers[0]
+
+    def graph(self, plan: QuantPlan | None) -> None:
+        """What can be seen on the graph alone: validity, legality, dispatch."""
+        self.step("validity", "checking the graph", self.validity)
+        self.step("legality", "checking the target's rules", lambda: prove_legality(self.model, self.target))
+        self.step("dispatch", "looking at what the runtime executes", lambda: self.dispatch(plan))
+        units = plan.units if plan is not None else expected_units(self.model, self.target)
+        reasons = {record.node: record.reason for record in self.report.kept_float}
+        self.report.placement = placed_nodes(self.model, units, reasons)
+
+    def against(
+        self, float_model: Path, samples: Sequence[Sample], plan: QuantPlan | None, metric: Metric | None
+    ) -> None:
+        """Numbers and speed against the float model."""
+        if samples:
+            self.step("numerics", "comparing with the float model", lambda: self.numerics(float_model, samples, plan))
+        else:
+            self.add(Proof(name="numerics", passed=None, detail="no samples to compare on"))
+        if metric is not None:
+            self.step("metric", "measuring with your metric", lambda: self.metric(metric, float_model))
+        original = ir.load(float_model)
+        self.report.tensors = group_bytes(original, self.model)
+        if plan is not None:
+            self.report.weights = worst_histograms(original, plan, self.report.layers)
+        if samples:
+            self.step("speed", "timing", lambda: self.speed(float_model, samples[0]))
+
+    def step(self, name: str, what: str, work: Callable[[], Proof]) -> None:
+        """Make one proof; one that breaks down is a failed proof, since an artifact is there to be reported on."""
+        self.progress.start(what, None)
+        try:
+            self.add(work())
+        except QCompileError as error:
+            self.add(Proof(name=name, passed=False, detail=str(error)))
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            self.add(Proof(name=name, passed=False, detail=f"broke down: {type(error).__name__}: {first}"))
+        finally:
+            self.progress.finish()
+
+    def add(self, proof: Proof) -> None:
+        self.report.proofs.append(proof)
+        if proof.passed is False:
+            self.report.notices.append(f"{proof.name}: {proof.detail}")
+
+    def validity(self) -> Proof:
+        import onnx
+
+        try:
+            onnx.checker.check_model(str(self.artifact), full_check=True)
+        except Exception as error:
+            return Proof(
+                name="validity", passed=False, detail=f"the ONNX checker: {str(error).strip().splitlines()[0]}"
+            )
+        return Proof(name="validity", passed=True, detail="the ONNX checker accepts the artifact")
+
+    def dispatch(self, plan: QuantPlan | None) -> Proof:
+        found = prove_dispatch(self.artifact, self.target, plan)
+        self.report.units, self.report.kept_float = found.units, found.kept_float
+        return found.proof
+
+    def runner(self, model: Path) -> Runner:
+        """A runner on the target's provider, or on the CPU where that does not load."""
+        return runner(model, CPU if why_not_loaded(self.provider) else self.provider)
+
+    def numerics(self, float_model: Path, samples: Sequence[Sample], plan: QuantPlan | None) -> Proof:
+        outputs, proof = compare_outputs(self.runner(float_model), self.runner(self.artifact), samples)
+        self.report.outputs = outputs
+        units = plan.units if plan is not None else expected_units(self.model, self.target)
+        layers, skipped = measure_layers(float_model, self.artifact, units, samples, self.progress)
+        self.report.layers = layers
+        if skipped:
+            proof = proof.model_copy(update={"detail": f"{proof.detail}; layers not measured: {skipped}"})
+        return proof
+
+    def metric(self, metric: Metric, float_model: Path) -> Proof:
+        before, after, proof = prove_metric(metric, self.runner(float_model), self.runner(self.artifact))
+        self.report.metric_float, self.report.metric_compiled = before, after
+        return proof
+
+    def speed(self, float_model: Path, sample: Sample) -> Proof:
+        reason = why_not_loaded(self.provider)
+        if reason:
+            return Proof(name="speed", passed=None, detail=f"not timed here: {self.provider} does not load: {reason}")
+        self.report.speed, proof = prove_speed(float_model, self.artifact, sample, self.provider, _TIMED)
+        return proof
