@@ -31,7 +31,7 @@ def linear(batch: int | str = "batch", opset: int = 21, nodes: list[onnx.NodePro
         nodes,
         "linear",
         [h.make_tensor_value_info("x", T.FLOAT, [batch, WIDTH])],
-        [h.make_tensor_value_info("y", T.FLOAT, None)],
+        [h.make_tensor_value_info("y", T.FLOAT, [batch, WIDTH])],
         weights,
     )
     domains = sorted({n.domain for n in nodes if n.domain})

@@ -157,14 +157,13 @@ def test_what_is_no_data(tmp_path: Path) -> None:
 
 
 def test_faults_of_a_function(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text(
-        "def raises():\n    yield {'x': None}\n\ndef dies():\n    yield from ()\n    raise RuntimeError('no disk')\n\nlist_ = 3\n"
-    )
+    code = "def none():\n    yield {'x': None}\n\ndef dies():\n    yield from ()\n    raise RuntimeError('no disk')\n"
+    (tmp_path / "broken.py").write_text(code)
     file = tmp_path / "broken.py"
     error = fault(f"{file}:dies")
     assert "RuntimeError after 0 samples: no disk" in error.what
     assert "broken.py:6" in error.where
-    assert "float32" in fault(f"{file}:raises").what
+    assert "float32" in fault(f"{file}:none").what
     assert "has no function 'nothing'" in fault(f"{file}:nothing").what
     assert "no such file" in fault(f"{tmp_path}/gone.py:f").what
     assert "cannot be imported" in fault("no_such_module_here:f").what
