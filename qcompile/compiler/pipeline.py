@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import onnx_ir as ir
 
@@ -11,6 +12,7 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
 from qcompile.compiler.provenance import stamp_originals
 from qcompile.compiler.report import PassRecord
+from qcompile.compiler.verification.float_function import check_float_function
 from qcompile.compiler.verification.validity import check_graph
 from qcompile.errors import PassError, RecipeError
 
@@ -33,39 +35,47 @@ def run_pipeline(
     records: list[PassRecord] = []
     facts: set[Fact] = set()
     stamp_originals(model)
-    for i, current in enumerate(passes):
-        missing = current.requires - facts
-        if missing:
-            raise RecipeError(
-                f"step {i + 1}, pass '{current.name}' needs {', '.join(sorted(missing))}, which no earlier step provides"
-            )
-        if current.phase is Phase.ANALYZE:
-            context.requests = pooled_requests(passes[i + 1 :], model, context)
-        before, start = _count(model), time.perf_counter()
-        modified = current.run(model, context)
-        seconds = time.perf_counter() - start
-        if modified:
-            stamp_made(model, current)
-            faults = check_graph(model)
-            if faults:
-                raise PassError(
-                    f"pass '{current.name}' left an invalid graph: {faults[0]}",
-                    hint="this is a defect of the pass; leave the pass out of the recipe and report it",
+    for (_, keeps_function), run_of_passes in groupby(passes, key=lambda p: (p.phase, p.float_equivalent)):
+        together = list(run_of_passes)
+        start, first = model.clone() if keeps_function else None, len(records)
+        for current in together:
+            missing = current.requires - facts
+            if missing:
+                raise RecipeError(
+                    f"step {len(records) + 1}, pass '{current.name}' needs {', '.join(sorted(missing))}, "
+                    "which no earlier step provides"
                 )
-        facts = (facts - current.invalidates) | current.provides
-        records.append(
-            PassRecord(
-                name=current.name,
-                phase=current.phase,
-                seconds=seconds,
-                modified=modified,
-                nodes_before=before,
-                nodes_after=_count(model),
-            )
-        )
-        if observe:
-            observe(current, model)
+            if current.phase is Phase.ANALYZE:
+                context.requests = pooled_requests(passes[len(records) + 1 :], model, context)
+            records.append(_run_pass(current, model, context))
+            facts = (facts - current.invalidates) | current.provides
+            if observe:
+                observe(current, model)
+        if start is not None and any(r.modified for r in records[first:]):
+            check_float_function(start, model, together, context)
     return records
+
+
+def _run_pass(current: Pass, model: ir.Model, context: CompileContext) -> PassRecord:
+    before, start = _count(model), time.perf_counter()
+    modified = current.run(model, context)
+    seconds = time.perf_counter() - start
+    if modified:
+        stamp_made(model, current)
+        faults = check_graph(model)
+        if faults:
+            raise PassError(
+                f"pass '{current.name}' left an invalid graph: {faults[0]}",
+                hint="this is a defect of the pass; leave the pass out of the recipe and report it",
+            )
+    return PassRecord(
+        name=current.name,
+        phase=current.phase,
+        seconds=seconds,
+        modified=modified,
+        nodes_before=before,
+        nodes_after=_count(model),
+    )
 
 
 def pooled_requests(following: Sequence[Pass], model: ir.Model, context: CompileContext) -> list[StatisticRequest]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.description import describe
 from qcompile.compiler.graph import graphs, name_of
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.passes.prepare.description import describe
 
 if TYPE_CHECKING:
     import onnx

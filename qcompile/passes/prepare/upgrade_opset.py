@@ -8,11 +8,11 @@ import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.description import describe
 from qcompile.compiler.graph import graphs, opset
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.provenance import SOURCE, stamp
 from qcompile.errors import ModelError
-from qcompile.passes.prepare.description import describe
 
 
 class UpgradeOpset(Pass):

@@ -1,0 +1,153 @@
+"""Did passes that promise to keep the float function keep it? Checked on one sample, once for a run of passes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompile.compiler.description import describe
+from qcompile.compiler.graph import name_of
+from qcompile.errors import PassError
+
+if TYPE_CHECKING:
+    from qcompile.compiler.context import CompileContext
+    from qcompile.compiler.passes import Pass
+
+Array = npt.NDArray[Any]
+
+TOLERANCE = 1e-5
+"""Largest deviation of an output, relative to its largest magnitude."""
+
+_SMALLEST_MAGNITUDE = 0.1
+"""Outputs that are smaller everywhere are compared as if they reached this: a saturated sigmoid has no digits."""
+
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+_JUMPING = {
+    "ArgMax",
+    "ArgMin",
+    "Ceil",
+    "Floor",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "NonMaxSuppression",
+}
+_JUMPING |= {"NonZero", "Round", "Sign", "TopK", "Unique"}
+"""Operators that turn a rounding error into another answer."""
+
+
+def check_float_function(before: ir.Model, after: ir.Model, passes: Sequence[Pass], context: CompileContext) -> None:
+    """Compare the outputs of two states of a model, on the first held-out sample or a made-up one.
+
+    A model that cannot be compared (it does not run on the sample, or draws random numbers) gets a
+    notice; so does one whose answer jumps (a TopK, an ArgMax), where a deviation proves nothing.
+
+    Args:
+        before, after: the model before and after `passes`; neither is changed.
+
+    Raises:
+        PassError: an output differs by more than TOLERANCE; names the first pass that is to blame.
+    """
+    kinds = {n.op_type for n in before.graph.all_nodes()}
+    if kinds & _RANDOM:
+        context.notice("the float function was not checked after each phase: the model draws random numbers")
+        return
+    sample = context.held_out[0] if context.held_out else _made_up(before, context.seed)
+    try:
+        expected = _outputs(before, sample)
+    except Exception as error:
+        context.notice(f"the float function was not checked after each phase: {_first_line(error)}")
+        return
+    fault = _difference(expected, after, sample)
+    if fault is None:
+        return
+    if kinds & _JUMPING:
+        context.notice(f"after '{passes[-1].name}' {fault}; {', '.join(sorted(kinds & _JUMPING))} may have tipped")
+        return
+    guilty = _first_guilty(before, passes, context, expected, sample)
+    raise PassError(
+        f"pass '{guilty}' changed the float function: {fault}",
+        hint="this is a defect of the pass; leave the pass out of the recipe and report it",
+    )
+
+
+def _first_guilty(
+    before: ir.Model,
+    passes: Sequence[Pass],
+    context: CompileContext,
+    expected: dict[str, Array],
+    sample: Mapping[str, Array],
+) -> str:
+    """Run the passes again, one by one, until the outputs differ."""
+    model, scratch = before.clone(), dataclasses.replace(context, notices=[])
+    for current in passes:
+        if current.run(model, scratch) and _difference(expected, model, sample) is not None:
+            return current.name
+    return passes[-1].name
+
+
+def _difference(expected: dict[str, Array], model: ir.Model, sample: Mapping[str, Array]) -> str | None:
+    """What is wrong with the outputs of `model`, or None."""
+    try:
+        got = _outputs(model, sample)
+    except Exception as error:
+        return f"the model no longer runs: {_first_line(error)}"
+    for name, a in expected.items():
+        if name not in got or got[name].shape != a.shape or got[name].dtype != a.dtype:
+            return f"output '{name}' is not what it was"
+        if a.dtype.kind != "f":
+            if not np.array_equal(a, got[name]):
+                return f"output '{name}' differs"
+            continue
+        b, a = got[name].astype(np.float64), a.astype(np.float64)
+        if not np.array_equal(np.isfinite(a), np.isfinite(b)):
+            return f"output '{name}' differs in what is finite"
+        finite = np.isfinite(a)
+        largest = max(float(np.abs(a[finite]).max(initial=0.0)), _SMALLEST_MAGNITUDE)
+        error_ = float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / largest
+        allowed = TOLERANCE * max(1.0, float(np.finfo(got[name].dtype).eps) / float(np.finfo(np.float32).eps))
+        if error_ > allowed:
+            return f"output '{name}' deviates by {error_:.1e} of its largest magnitude, {allowed:.0e} is allowed"
+    return None
+
+
+def _outputs(model: ir.Model, sample: Mapping[str, Array]) -> dict[str, Array]:
+    """Outputs of `model` on the CPU. Weights are fed, not serialized: opening the session then costs milliseconds."""
+    import onnxruntime
+
+    proto, weights = describe(model)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    inputs = {i.name for i in session.get_inputs()}
+    feeds = {n: np.asarray(a) for n, a in sample.items() if n in inputs}
+    for value in weights:
+        assert value.const_value is not None
+        feeds.setdefault(name_of(value), value.const_value.numpy())
+    names = [o.name for o in session.get_outputs()]
+    return {n: o for n, o in zip(names, session.run(names, feeds), strict=True) if isinstance(o, np.ndarray)}
+
+
+def _made_up(model: ir.Model, seed: int) -> dict[str, Array]:
+    """One sample of normal numbers, zeros for integers; unknown dimensions are 1."""
+    rng = np.random.default_rng(seed)
+    sample: dict[str, Array] = {}
+    for value in model.graph.inputs:
+        if value.is_initializer() or value.dtype is None or value.shape is None:
+            continue
+        shape = [d if isinstance(d, int) and d > 0 else 1 for d in value.shape]
+        drawn = rng.standard_normal(shape) if value.dtype.is_floating_point() else np.zeros(shape)
+        sample[name_of(value)] = np.asarray(drawn).astype(value.dtype.numpy())
+    return sample
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
