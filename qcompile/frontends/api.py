@@ -183,12 +183,7 @@ def _open_data(
         calibration, model_inputs(graph), seed=context.seed, rows=table_rows(graph), progress=context.progress
     )
     context.calibration, context.held_out, apart = split_held_out(source)
-    if source.synthetic:
-        context.notice(
-            "SYNTHETIC DATA: the samples were made up, so the ranges are not those of real inputs. "
-            "Use this artifact for timing, never for its answers."
-        )
-    elif not apart:
+    if not apart and not source.synthetic:
         context.notice(
             f"only {len(source)} samples: the numeric proofs share them with calibration; 32 or more are kept apart"
         )

@@ -14,12 +14,14 @@ from onnx import numpy_helper
 WIDTH = 8
 
 
-def linear(batch: int | str = "batch", opset: int = 21, nodes: list[onnx.NodeProto] | None = None) -> onnx.ModelProto:
-    """y = relu(x W + b), x [batch, 8]; `nodes` replaces the graph."""
+def linear(
+    batch: int | str = "batch", opset: int = 21, nodes: list[onnx.NodeProto] | None = None, width: int = WIDTH
+) -> onnx.ModelProto:
+    """y = relu(x W + b), x [batch, width]; `nodes` replaces the graph."""
     random = np.random.default_rng(0)
     weights = [
-        numpy_helper.from_array(random.standard_normal((WIDTH, WIDTH)).astype(np.float32), "W"),
-        numpy_helper.from_array(random.standard_normal(WIDTH).astype(np.float32), "b"),
+        numpy_helper.from_array(random.standard_normal((width, width)).astype(np.float32), "W"),
+        numpy_helper.from_array(random.standard_normal(width).astype(np.float32), "b"),
     ]
     if nodes is None:
         nodes = [
@@ -30,8 +32,8 @@ def linear(batch: int | str = "batch", opset: int = 21, nodes: list[onnx.NodePro
     graph = h.make_graph(
         nodes,
         "linear",
-        [h.make_tensor_value_info("x", T.FLOAT, [batch, WIDTH])],
-        [h.make_tensor_value_info("y", T.FLOAT, [batch, WIDTH])],
+        [h.make_tensor_value_info("x", T.FLOAT, [batch, width])],
+        [h.make_tensor_value_info("y", T.FLOAT, [batch, width])],
         weights,
     )
     domains = sorted({n.domain for n in nodes if n.domain})
@@ -92,10 +94,10 @@ def save_external(path: Path, location: str, data: Path | None = None) -> Path:
     return save(model, path)
 
 
-def samples(count: int, seed: int = 0) -> list[dict[str, np.ndarray[Any, Any]]]:
-    """Inputs of `linear()`."""
+def samples(count: int, seed: int = 0, width: int = WIDTH) -> list[dict[str, np.ndarray[Any, Any]]]:
+    """Inputs of `linear(width=width)`."""
     random = np.random.default_rng(seed)
-    return [{"x": random.standard_normal((1, WIDTH)).astype(np.float32)} for _ in range(count)]
+    return [{"x": random.standard_normal((1, width)).astype(np.float32)} for _ in range(count)]
 
 
 def npz_folder(folder: Path, count: int) -> Path:

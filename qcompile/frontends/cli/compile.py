@@ -9,7 +9,7 @@ import typer
 
 from qcompile.errors import ProofError
 from qcompile.frontends.cli.options import Calib, Json, TargetName
-from qcompile.frontends.cli.outcome import reported, show_error
+from qcompile.frontends.cli.outcome import reported, show_error, show_report
 
 
 @reported
@@ -58,14 +58,7 @@ def compile_model(
             resume=resume,
             progress=progress,
         )
-    if json_output:
-        typer.echo(artifact.report.model_dump_json(indent=2))
-    else:
-        from rich.console import Console
-
-        from qcompile.compiler.reporting.terminal import show
-
-        show(artifact.report, Console())
+    show_report(artifact.report, json_output)
     if strict and (failed := api.failures(artifact.report)):
         error = ProofError("; ".join(failed), where=str(artifact.path), hint="the artifact was written all the same")
         if not json_output:

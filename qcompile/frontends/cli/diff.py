@@ -22,10 +22,7 @@ def diff_models(
 
     from qcompile.compiler.diff import diff
     from qcompile.compiler.reporting.terminal import show_diff
-    from qcompile.frontends.model_file import load_model
 
-    for path in (before, after):
-        load_model(path)
     found = diff(before, after)
     if json_output:
         typer.echo(found.model_dump_json(indent=2))

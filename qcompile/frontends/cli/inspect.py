@@ -21,9 +21,7 @@ def inspect_model(
 
     from qcompile.compiler.inspection import inspect
     from qcompile.compiler.reporting.terminal import show_inspection
-    from qcompile.frontends.model_file import load_model
 
-    load_model(model)
     found = inspect(model)
     if json_output:
         typer.echo(found.model_dump_json(indent=2))

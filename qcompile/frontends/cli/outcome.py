@@ -9,11 +9,14 @@ import functools
 import json
 import warnings
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import TYPE_CHECKING, ParamSpec
 
 import typer
 
 from qcompile.errors import QCompileError
+
+if TYPE_CHECKING:
+    from qcompile.compiler.report import Report
 
 _INTERRUPTED = 130
 
@@ -28,7 +31,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
         machine = bool(kwargs.get("json_output"))
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
+                warnings.showwarning = lambda message, *_: _line("notice", str(message), typer.colors.YELLOW)
                 command(*args, **kwargs)
         except QCompileError as error:
             show_error(error, machine)
@@ -54,9 +57,17 @@ def show_error(error: QCompileError, machine: bool) -> None:
             typer.echo(f"  {label}: {text}", err=True)
 
 
+def show_report(report: Report, machine: bool) -> None:
+    """The report on the terminal, the verdict first; with --json as an object."""
+    if machine:
+        typer.echo(report.model_dump_json(indent=2))
+        return
+    from rich.console import Console
+
+    from qcompile.compiler.reporting.terminal import show
+
+    show(report, Console())
+
+
 def _line(label: str, text: str, color: str) -> None:
     typer.echo(typer.style(f"{label}:", fg=color, bold=True) + f" {text}", err=True)
-
-
-def _show_warning(message: Warning | str, *_: object) -> None:
-    _line("notice", str(message), typer.colors.YELLOW)

@@ -32,7 +32,8 @@ class TerminalProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._bars.console.is_terminal:
+            self._bars.stop()
 
     def start(self, what: str, total: int | None) -> None:
         self._tasks.append(self._bars.add_task(what, total=total))

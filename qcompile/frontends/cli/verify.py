@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qcompile.errors import ProofError, UsageError
 from qcompile.frontends.cli.options import Calib, Json, TargetName
-from qcompile.frontends.cli.outcome import reported
+from qcompile.frontends.cli.outcome import reported, show_report
+
+if TYPE_CHECKING:
+    from qcompile.compiler.context import Sample
 
 
 @reported
@@ -16,10 +20,41 @@ def verify_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A compiled or otherwise quantized ONNX model.")],
     target: Annotated[TargetName, typer.Option(help="Where the model shall run.")],
     against: Annotated[
-        Path | None, typer.Option(metavar="FLOAT", help="The float model: compares outputs and speed.")
+        Path | None, typer.Option(metavar="FLOAT", help="The float model, to compare answers and speed on DATA.")
     ] = None,
     calib: Calib = None,
     json_output: Json = False,
 ) -> None:
-    """Prove what MODEL executes in low precision on a target and, against FLOAT, how its answers differ."""
-    raise NotImplementedError
+    """Prove what MODEL runs in low precision and, against FLOAT, that its answers are the same. Exits with 3 if not."""
+    from qcompile.compiler.artifact import model_bytes
+    from qcompile.compiler.targets import target_named
+    from qcompile.compiler.verification.prove import verify
+    from qcompile.frontends.calibration_data import open_calibration, split_held_out
+    from qcompile.frontends.cli.progress import TerminalProgress
+    from qcompile.frontends.model_file import load_model
+    from qcompile.frontends.samples.check import model_inputs
+    from qcompile.frontends.samples.synthetic import table_rows
+    from qcompile.frontends.versions import versions
+
+    if calib and not against:
+        raise UsageError("samples serve to compare with the float model", hint="give it with --against FLOAT")
+    graph = load_model(model)
+    if against:
+        load_model(against)
+    with TerminalProgress() as progress:
+        samples: list[Sample] = []
+        if calib:
+            source = open_calibration(calib, model_inputs(graph), rows=table_rows(graph), progress=progress)
+            _, samples, _ = split_held_out(source)
+        report = verify(
+            model,
+            target_named(target.value),
+            against=against,
+            samples=samples,
+            versions=versions(),
+            progress=progress,
+        )
+    report.bytes_before, report.bytes_after = model_bytes(against) if against else 0, model_bytes(model)
+    show_report(report, json_output)
+    if report.failed:
+        raise typer.Exit(ProofError.exit_code)
