@@ -47,6 +47,7 @@ def _shortcut_is_first(node: ir.Node) -> bool:
 
 
 _CONSTANT_WEIGHT = Condition("its weight is not a constant", _weight_is_second)
+_MATRIX = Condition("its weight is a vector", lambda n: (rank(n.inputs[1]) or 0) >= 2)
 _ONE_GROUP = Condition(
     "TensorRT quantizes transposed convolutions of one group only", lambda n: n.attributes.get_int("group", 1) == 1
 )
@@ -134,6 +135,7 @@ TENSORRT = Target(
             activations=(0,),
             weight=1,
             weight_axis=_last_axis,
+            conditions=(_MATRIX,),
         ),
         Row(
             op_type="MatMul",

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.graph import is_constant, nodes
 from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.provenance import sources
 from qcompile.compiler.report import PlacedNode
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
@@ -30,6 +31,8 @@ def placed_nodes(artifact: ir.Model, units: Mapping[str, Unit], reasons: Mapping
         if node.op_type in (*_CONVERSIONS, "Constant") or name in absorbed:
             continue
         form = forms.get(name, Form.FLOAT)
+        if form is Form.FLOAT and any(source in units for source in sources(node)):
+            continue  # a helper that lowering put beside a unit
         entering = [q for v in node.inputs if (q := _entering(v, writers)) is not None and q not in quantized]
         leaving = [v for v in node.inputs if _leaving(v)] if not form.low_precision else []
         quantized.update(entering)
