@@ -23,7 +23,7 @@ lint: .venv/installed-dev
 
 docs: .venv/installed-dev
 	$(BIN)/python -m tools.reference
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.accuracy
