@@ -19,16 +19,13 @@ from typing import Any
 import numpy as np
 
 from qcompile.errors import DataError, ModelError, TargetError, UsageError
-from qcompile.runtime import model_header
+from qcompile.runtime import arrays, model_header
 from qcompile.runtime.providers import CPU, Candidate, candidates, open_session, provider_options
 
 _NUMPY = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
     "tensor(bfloat16)": "bfloat16", "tensor(bool)": "bool", "tensor(string)": "object",
 } | {f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (4, 8, 16, 32, 64)}  # fmt: skip
-
-_DLPACK_CPU = (1, 3)
-"""Device types of DLPack that the CPU reads: memory, and memory pinned for CUDA."""
 
 
 @dataclass(frozen=True)
@@ -124,17 +121,17 @@ class Session:
         """
         self._check_names(inputs)
         first = next(iter(inputs.values()), None)
+        on_device = next((v for v in inputs.values() if arrays.on_device(v)), None)
         try:
-            if any(_on_device(v) for v in inputs.values()):
-                return self._run_bound(inputs, type(first))
-            arrays = {name: self._as_numpy(name, value) for name, value in inputs.items()}
-            results = self._session.run(None, arrays)
+            if on_device is not None:
+                return self._run_bound(inputs, type(on_device))
+            feed = {name: self._as_numpy(name, value) for name, value in inputs.items()}
+            results = self._session.run(None, feed)
         except DataError:
             raise
         except Exception as error:
             raise DataError(f"ONNX Runtime could not run the model: {_reason(error)}", where=str(self.path)) from None
-        convert = _from_numpy(first)
-        return {port.name: convert(result) for port, result in zip(self.outputs, results, strict=True)}
+        return {port.name: arrays.from_numpy(result, first) for port, result in zip(self.outputs, results, strict=True)}
 
     def describe(self) -> str:
         """Provider, reason, ports and recipe, in a few lines."""
@@ -160,12 +157,9 @@ class Session:
             raise DataError("inputs are missing: " + "; ".join(missing))
 
     def _as_numpy(self, name: str, value: Any) -> np.ndarray[Any, Any]:
-        if not isinstance(value, np.ndarray):
-            if _is_torch(value):
-                value = value.detach()
-            value = np.from_dlpack(value) if hasattr(value, "__dlpack__") else np.asarray(value)
-        self._check_array(name, str(value.dtype), value.shape)
-        return np.asarray(value)
+        array = arrays.to_numpy(value)
+        self._check_array(name, str(array.dtype), array.shape)
+        return array
 
     def _check_array(self, name: str, dtype: str, shape: Sequence[int]) -> None:
         port = self._by_name.get(name) or self._optional[name]
@@ -178,28 +172,26 @@ class Session:
             raise DataError(f"input '{name}' has shape {list(shape)}, the model wants {port}")
 
     def _run_bound(self, inputs: Mapping[str, Any], kind: type) -> dict[str, Any]:
-        """Bind arrays that lie on a device; outputs stay there when the provider runs there."""
-        import onnxruntime
-
+        """Bind arrays that lie on a device; the outputs stay there."""
+        if self.provider == CPU:
+            raise DataError(
+                f"an input lies on a GPU, but the model runs on the CPU ({self.why})",
+                hint="move the inputs with .cpu(), or open the session with providers=['cuda']",
+            )
         binding = self._session.io_binding()
-        kept = []
+        bound = {}
         for name, value in inputs.items():
-            array = value.detach().contiguous() if _is_torch(value) else value
-            self._check_array(name, str(array.dtype).removeprefix("torch."), array.shape)
-            if self.provider == CPU and _on_device(array):
-                raise DataError(
-                    f"input '{name}' lies on a GPU, but the model runs on the CPU ({self.why})",
-                    hint="move the input with .cpu(), or open the session with providers=['cuda']",
-                )
-            bound = onnxruntime.OrtValue.from_dlpack(array)
-            kept.append(bound)
-            binding.bind_ortvalue_input(name, bound)
+            self._check_array(name, arrays.dtype_name(value), value.shape)
+            bound[name] = arrays.to_ort(value)
+            binding.bind_ortvalue_input(name, bound[name])
         for port in self.outputs:
             binding.bind_output(port.name, "cuda", self._device)
-        _wait_for_torch(kind)
+        arrays.wait_for(kind)
         self._session.run_with_iobinding(binding)
-        convert = _from_dlpack(kind)
-        return {port.name: convert(v) for port, v in zip(self.outputs, binding.get_outputs(), strict=True)}
+        return {
+            port.name: arrays.from_ort(value, kind)
+            for port, value in zip(self.outputs, binding.get_outputs(), strict=True)
+        }
 
 
 def _session_options(threads: int | None) -> Any:
@@ -215,39 +207,6 @@ def _session_options(threads: int | None) -> Any:
 def _port(given: Any) -> Port:
     shape = tuple(d if isinstance(d, int) else None for d in given.shape or ())
     return Port(given.name, _NUMPY.get(given.type, given.type), shape)
-
-
-def _is_torch(value: object) -> bool:
-    return type(value).__module__.partition(".")[0] == "torch"
-
-
-def _on_device(value: Any) -> bool:
-    return hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] not in _DLPACK_CPU
-
-
-def _wait_for_torch(kind: type) -> None:
-    """The run uses a stream of its own: what torch still computes for the inputs must be done first."""
-    if kind.__module__.partition(".")[0] == "torch":
-        import torch
-
-        torch.cuda.current_stream().synchronize()
-
-
-def _from_numpy(like: Any) -> Any:
-    """How a result becomes the kind of array that came in."""
-    if _is_torch(like):
-        import torch
-
-        return torch.from_numpy
-    if isinstance(like, np.ndarray | np.generic) or not hasattr(like, "__dlpack__"):
-        return lambda result: result
-    return _from_dlpack(type(like))
-
-
-def _from_dlpack(kind: type) -> Any:
-    from importlib import import_module
-
-    return import_module(kind.__module__.partition(".")[0]).from_dlpack
 
 
 def _reason(error: Exception) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from qcompile.compiler.artifact import write_model
 from qcompile.errors import DataError, ModelError, UsageError
+from qcompile.runtime import arrays
 from qcompile.runtime.providers import CPU, CUDA, TENSORRT, candidates, provider_options, why_not_loaded
 from qcompile.runtime.session import Session
 from tests.frontends.models import WIDTH, linear, save, two_inputs
@@ -139,3 +140,44 @@ def test_engine_cache_options(tmp_path: Path) -> None:
     assert (tmp_path / "cache").is_dir()
     assert options["device_id"] == "1"
     assert provider_options(CPU, 1, None) == {}
+
+
+def test_arrays_are_shared_not_copied() -> None:
+    torch = pytest.importorskip("torch")
+    for kept in (
+        torch.arange(6, dtype=torch.float32),
+        torch.tensor([True, False]),
+        torch.ones(2, dtype=torch.bfloat16),
+    ):
+        value = arrays.to_ort(kept)
+        assert value.data_ptr() == kept.data_ptr()
+        back = arrays.from_ort(value, torch.Tensor)
+        assert back.data_ptr() == kept.data_ptr()
+        assert back.dtype == kept.dtype
+        assert torch.equal(back, kept)
+    mine = np.ones(3, np.float32)
+    assert np.shares_memory(arrays.to_numpy(torch.from_numpy(mine)), mine)
+    assert arrays.from_numpy(mine, torch.ones(1)).data_ptr() == mine.ctypes.data
+    assert not arrays.on_device(torch.ones(1))
+
+
+def test_an_input_on_a_gpu_for_a_model_on_the_cpu(session: Session) -> None:
+    class OnGpu:
+        dtype, shape = np.dtype(np.float32), (1, WIDTH)
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (2, 0)
+
+    with pytest.raises(DataError, match="lies on a GPU, but the model runs on the CPU"):
+        session({"x": OnGpu()})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(bool(why_not_loaded(CUDA)), reason="needs a GPU and CUDA's libraries")
+def test_cuda_tensors_stay_on_the_gpu(path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    session = Session(path, ["cuda"])
+    x = torch.randn(3, WIDTH, device="cuda")
+    y = session({"x": x})["y"]
+    assert y.device == x.device
+    np.testing.assert_allclose(y.cpu().numpy(), expected(x.cpu().numpy()), rtol=1e-2, atol=1e-2)

@@ -21,7 +21,7 @@ def diff_models(
     from rich.console import Console
 
     from qcompile.compiler.diff import diff
-    from qcompile.compiler.reporting.terminal import show_diff
+    from qcompile.compiler.reporting.diff_terminal import show_diff
 
     found = diff(before, after)
     if json_output:

@@ -36,7 +36,7 @@ class TerminalProgress:
             self._bars.stop()
 
     def start(self, what: str, total: int | None) -> None:
-        self._tasks.append(self._bars.add_task(what, total=total))
+        self._tasks.append(self._bars.add_task(what[:1].upper() + what[1:], total=total))
 
     def advance(self, steps: int = 1) -> None:
         self._bars.advance(self._tasks[-1], steps)
