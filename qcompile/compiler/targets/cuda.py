@@ -22,6 +22,7 @@ class Lands(StrEnum):
 
     CUDA = "CUDAExecutionProvider"
     CPU = "CPUExecutionProvider"
+    THROWS = "CUDAExecutionProvider takes it and throws"
     NOWHERE = "the session fails"
 
 
@@ -51,6 +52,8 @@ LANDINGS = (
     Landing("DequantizeLinear", "int16", Lands.CPU),
     Landing("DequantizeLinear", "int32", Lands.CPU),
     Landing("DequantizeLinear", "int4 blocked", Lands.CUDA),
+    Landing("DequantizeLinear", "int8 blocked", Lands.THROWS),
+    Landing("DequantizeLinear", "int8, bfloat16 scale", Lands.NOWHERE),
     Landing("MatMulInteger", "int8 x int8", Lands.CUDA),
     Landing("MatMulInteger", "uint8 x int8", Lands.CPU),
     Landing("ConvInteger", "uint8 x int8", Lands.CPU),

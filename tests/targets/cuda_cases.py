@@ -1,0 +1,171 @@
+"""One-operator models for the CUDA table. As a program: places each one and prints where it landed, as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto as T
+from onnx import helper
+
+Model = onnx.ModelProto
+_TYPES = {
+    "int8": T.INT8, "uint8": T.UINT8, "int16": T.INT16, "int32": T.INT32, "int4": T.INT4, "uint4": T.UINT4,
+    "fp8-e4m3": T.FLOAT8E4M3FN, "fp8-e5m2": T.FLOAT8E5M2,
+}  # fmt: skip
+_OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+
+
+def _one_node(
+    op_type: str, inputs: Sequence[tuple[str, int, list[int]]], outputs: Sequence[int], domain: str = "", **options: Any
+) -> Model:
+    """A model of one operator; inputs whose name starts with '=' are initializers filled with ones."""
+    names = [name.removeprefix("=") for name, _, _ in inputs]
+    made = [f"y{i}" for i in range(len(outputs))]
+    given = [helper.make_tensor_value_info(n, t, s) for n, t, s in inputs if n and not n.startswith("=")]
+    constants = [helper.make_tensor(n[1:], t, s, np.ones(int(np.prod(s)))) for n, t, s in inputs if n.startswith("=")]
+    node = helper.make_node(op_type, names, made, name="it", domain=domain, **options)
+    results = [helper.make_tensor_value_info(n, t, None) for n, t in zip(made, outputs, strict=True)]
+    graph = helper.make_graph([node], "g", given, results, constants)
+    return helper.make_model(graph, opset_imports=_OPSETS, ir_version=10)
+
+
+def _quantize(kind: str, scale: list[int], data: list[int] | None = None, **options: Any) -> Model:
+    zero = ("=z", _TYPES[kind], scale)
+    return _one_node(
+        "QuantizeLinear", [("x", T.FLOAT, data or [4, 8]), ("=s", T.FLOAT, scale), zero], [_TYPES[kind]], **options
+    )
+
+
+def _dequantize(kind: str, scale: list[int], data: list[int] | None = None, of: int = T.FLOAT, **options: Any) -> Model:
+    inputs = [("x", _TYPES[kind], data or [4, 8]), ("=s", of, scale)]
+    return _one_node("DequantizeLinear", inputs, [of], **options)
+
+
+def _cases() -> dict[tuple[str, str], Callable[[], Model]]:
+    found: dict[tuple[str, str], Callable[[], Model]] = {}
+    for kind in ("int8", "uint8", "int4", "uint4", "fp8-e4m3", "fp8-e5m2", "int16"):
+        found["QuantizeLinear", kind] = lambda k=kind: _quantize(k, [])
+        found["DequantizeLinear", kind] = lambda k=kind: _dequantize(k, [])
+    found["QuantizeLinear", "int8 per axis"] = lambda: _quantize("int8", [8], axis=1)
+    found["DequantizeLinear", "int8 per axis"] = lambda: _dequantize("int8", [8], axis=1)
+    found["DequantizeLinear", "int32"] = lambda: _dequantize("int32", [])
+    for kind in ("int4", "int8"):
+        found["DequantizeLinear", f"{kind} blocked"] = lambda k=kind: _dequantize(
+            k, [2, 8], [32, 8], axis=0, block_size=16
+        )
+    found["DequantizeLinear", "int8, bfloat16 scale"] = lambda: _dequantize("int8", [], of=T.BFLOAT16)
+    for left in ("int8", "uint8"):
+        found["MatMulInteger", f"{left} x int8"] = lambda k=left: _one_node(
+            "MatMulInteger", [("a", _TYPES[k], [4, 16]), ("b", T.INT8, [16, 8])], [T.INT32]
+        )
+    found["ConvInteger", "uint8 x int8"] = lambda: _one_node(
+        "ConvInteger", [("a", T.UINT8, [1, 4, 8, 8]), ("b", T.INT8, [8, 4, 3, 3])], [T.INT32]
+    )
+    found["QLinearMatMul", "int8 x int8"] = lambda: _one_node(
+        "QLinearMatMul", [*_codes("a", T.INT8, [4, 16]), *_codes("b", T.INT8, [16, 8]), *_params("y", T.INT8)], [T.INT8]
+    )
+    found["QLinearConv", "uint8 x int8"] = lambda: _one_node(
+        "QLinearConv",
+        [*_codes("a", T.UINT8, [1, 4, 8, 8]), *_codes("b", T.INT8, [8, 4, 3, 3]), *_params("y", T.UINT8)],
+        [T.UINT8],
+    )
+    found["DynamicQuantizeLinear", "uint8"] = lambda: _one_node(
+        "DynamicQuantizeLinear", [("x", T.FLOAT, [4, 8])], [T.UINT8, T.FLOAT, T.UINT8]
+    )
+    found["QGemm", "uint8 x int8"] = lambda: _one_node(
+        "QGemm",
+        [*_codes("a", T.UINT8, [4, 16]), *_codes("b", T.INT8, [16, 8])],
+        [T.FLOAT],
+        "com.microsoft",
+    )
+    found["DynamicQuantizeMatMul", "int8"] = lambda: _one_node(
+        "DynamicQuantizeMatMul",
+        [("a", T.FLOAT, [4, 16]), ("b", T.INT8, [16, 8]), ("=s", T.FLOAT, [8])],
+        [T.FLOAT],
+        "com.microsoft",
+    )
+    found["MatMulIntegerToFloat", "uint8 x int8"] = lambda: _one_node(
+        "MatMulIntegerToFloat",
+        [("a", T.UINT8, [4, 16]), ("b", T.INT8, [16, 8]), ("=s", T.FLOAT, []), ("=t", T.FLOAT, [8])],
+        [T.FLOAT],
+        "com.microsoft",
+    )
+    found["MatMulNBits", "int4 block 32"] = lambda: _one_node(
+        "MatMulNBits",
+        [("a", T.FLOAT, [1, 64]), ("=b", T.UINT8, [64, 2, 16]), ("=s", T.FLOAT, [128])],
+        [T.FLOAT],
+        "com.microsoft",
+        K=64,
+        N=64,
+        bits=4,
+        block_size=32,
+    )
+    return found
+
+
+def _params(name: str, kind: int) -> list[tuple[str, int, list[int]]]:
+    return [(f"={name}_scale", T.FLOAT, []), (f"={name}_zero", kind, [])]
+
+
+def _codes(name: str, kind: int, shape: list[int]) -> list[tuple[str, int, list[int]]]:
+    return [(name, kind, shape), *_params(name, kind)]
+
+
+CASES = _cases()
+
+
+def landing(model: Model) -> str:
+    """The provider that took the node called 'it', or what went wrong."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"]
+        )
+    except Exception as error:
+        return f"the session fails: {str(error)[:200]}"
+    if "CUDAExecutionProvider" not in session.get_providers():
+        return "the CUDA provider does not load"
+    taken = [p.ep_name for p in session.get_provider_graph_assignment_info() for n in p.get_nodes() if n.name == "it"]
+    try:
+        _run(session)
+    except Exception:
+        return f"{taken[0]} takes it and throws"
+    return str(taken[0])
+
+
+def _run(session: Any) -> None:
+    """One run on zeros, where numpy has the element types."""
+    kinds = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
+    inputs = session.get_inputs()
+    if all(value.type in kinds for value in (*inputs, *session.get_outputs())):
+        session.run(None, {i.name: np.zeros(i.shape, kinds[i.type]) for i in inputs})
+
+
+def executed(model: Model) -> list[str]:
+    """Operators of the optimized graph on the CUDA provider."""
+    from pathlib import Path
+
+    from qcompile.compiler.verification.optimized import optimize
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        return [node.op_type for node in optimize(path, "CUDAExecutionProvider").nodes]
+
+
+if __name__ == "__main__":
+    from tests.verification.qdq_models import convolutions
+
+    found: dict[str, Any] = {f"{op_type}|{case}": landing(make()) for (op_type, case), make in CASES.items()}
+    found["convolutions"] = executed(convolutions(signed=True))
+    json.dump(found, sys.stdout)

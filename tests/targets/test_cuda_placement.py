@@ -1,0 +1,61 @@
+"""The CUDA table against the real CUDA provider, placed on a stub of CUDA in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcompile.compiler.targets import target_named
+from qcompile.compiler.targets.cuda import LANDINGS, Landing, Lands
+from tests.targets import cuda_stub
+from tests.targets.cuda_cases import CASES
+
+pytestmark = [pytest.mark.cuda_stub, pytest.mark.skipif(bool(cuda_stub.why_not()), reason=cuda_stub.why_not())]
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `tests.targets.cuda_cases` prints when the stub stands in for CUDA."""
+    folder = tmp_path_factory.mktemp("cuda_stub")
+    cuda_stub.build(folder)
+    library = cuda_stub.provider_library()
+    assert library is not None
+    environment = {**os.environ, "LD_LIBRARY_PATH": f"{folder}:{library.parent}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.targets.cuda_cases"],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def test_every_claim_has_a_case_and_every_case_a_claim() -> None:
+    assert {(claim.op_type, claim.case) for claim in LANDINGS} == set(CASES)
+
+
+@pytest.mark.parametrize("claim", LANDINGS, ids=lambda c: f"{c.op_type} {c.case}")
+def test_operator_lands_where_the_table_says(claim: Landing, placed: dict[str, Any]) -> None:
+    seen = placed[f"{claim.op_type}|{claim.case}"]
+    if claim.lands is Lands.NOWHERE:
+        assert seen.startswith("the session fails")
+    else:
+        assert seen == claim.lands
+
+
+def test_quantized_convolutions_compute_in_float(placed: dict[str, Any]) -> None:
+    """The reason for the refusal: nothing fuses, so every conversion is paid and the product is float."""
+    assert target_named("cuda").refusal
+    executed = placed["convolutions"]
+    assert executed.count("Conv") == 2
+    assert executed.count("QuantizeLinear") == 3
+    assert not any(op_type.startswith("Q") and op_type != "QuantizeLinear" for op_type in executed)
