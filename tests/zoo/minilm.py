@@ -30,6 +30,7 @@ class MiniLM(ZooModel):
     title = "all-MiniLM-L6-v2"
     metric_name = "STS-b Spearman" if os.environ.get("QCOMPILE_BENCH_DATA") else "Lee Pearson"
     allowed_drop = 0.02
+    least_units = 30
 
     def path(self) -> Path:
         return exported(self.name, "tests.zoo.minilm")

@@ -25,6 +25,7 @@ class ZooModel(ABC):
         metric_name: what `metric` measures; higher is better.
         allowed_drop: how much of the metric the int8 model may lose on the packaged data.
         allowed_size: how large the int8 file may be, of the float one.
+        least_units: how many operations must run in int8 at least.
         calibration_count: samples that the tests calibrate with.
     """
 
@@ -33,6 +34,7 @@ class ZooModel(ABC):
     metric_name: ClassVar[str]
     allowed_drop: ClassVar[float]
     allowed_size: ClassVar[float] = 0.33
+    least_units: ClassVar[int]
     calibration_count: ClassVar[int] = 64
 
     @abstractmethod

@@ -22,6 +22,7 @@ class PPOCRRecognition(ZooModel):
     title = "PP-OCRv4 recognition"
     metric_name = "lines read without a fault (spaces aside)"
     allowed_drop = 0.02
+    least_units = 30
 
     lines = 200
 
@@ -62,6 +63,7 @@ class PPOCRDetection(ZooModel):
     title = "PP-OCRv4 detection"
     metric_name = "harmonic mean of precision and recall at IoU 0.5"
     allowed_drop = 0.02
+    least_units = 30
     calibration_count = 16
 
     pages = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qcompile.compiler.targets import TARGETS
-from qcompile.compiler.targets.cuda import LANDINGS
+from qcompile.compiler.targets.cuda import CUDA, LANDINGS
 from qcompile.compiler.targets.table import Cost, Row, Target
 from tools.reference.markdown import GENERATED, table
 
@@ -18,10 +18,13 @@ where a conversion between float and codes pays. *Seen as* lists the operators o
 count as proof.
 """
 
+_WIDE = "---\nhide: [toc]\n---\n"
+_COSTS = ("Cost in float", "Cost in int8")
+
 
 def page() -> str:
     """The text of the page."""
-    return GENERATED + _HEAD + "".join(_target(t) for t in TARGETS.values()) + _landings()
+    return _WIDE + GENERATED + _HEAD + "".join(_target(t) for t in TARGETS.values())
 
 
 def _target(target: Target) -> str:
@@ -36,21 +39,24 @@ def _target(target: Target) -> str:
     if target.refusal:
         text += f"\n{target.refusal}.\n"
     if target.rows:
-        header = ["Operator", "Forms", "Cost in float", "Cost in int8", "Seen as", "Stays float when", "Evidence"]
-        text += "\n" + table(header, [_row(r) for r in target.rows]) + "\n"
-    return text
+        timed = any(r.float_cost != Cost() for r in target.rows)
+        evidence = list(dict.fromkeys(r.evidence for r in target.rows))
+        header = ["Operator", "Forms", *(_COSTS if timed else ()), "Seen as", "Stays float when", "Evidence"]
+        rows = [_row(r, timed, evidence.index(r.evidence) + 1) for r in target.rows]
+        text += "\n" + table(header, rows) + "\n\nEvidence:\n\n"
+        text += "".join(f"{i}. {words}\n" for i, words in enumerate(evidence, 1))
+    return text + (_landings() if target is CUDA else "")
 
 
-def _row(row: Row) -> list[str]:
-    timed = row.float_cost != Cost()
+def _row(row: Row, timed: bool, evidence: int) -> list[str]:
+    int8 = dict.fromkeys(_cost(c) for c in row.forms.values())
     return [
         f"{row.op_type}, {row.variant}" if row.variant else row.op_type,
         ", ".join(form.value for form in row.forms),
-        _cost(row.float_cost) if timed else "",
-        " or ".join(dict.fromkeys(_cost(c) for c in row.forms.values())) if timed else "",
+        *((_cost(row.float_cost), " or ".join(int8)) if timed else ()),
         ", ".join(f"`{k}`" for k in row.kernels),
         "; ".join(c.reason for c in row.conditions),
-        row.evidence,
+        str(evidence),
     ]
 
 
