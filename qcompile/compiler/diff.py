@@ -11,11 +11,13 @@ from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 
+import onnx_ir as ir
 from pydantic import BaseModel, Field
 
 from qcompile.compiler.diffing.flat import FlatModel, Operation, flatten, is_constant
 from qcompile.compiler.diffing.match import Group, Matching, match
 from qcompile.compiler.diffing.tensors import TensorChange, TensorEvent, tensor_changes
+from qcompile.compiler.inspection import describe_value, file_bytes
 from qcompile.compiler.plan import Form
 from qcompile.compiler.reading import read_structure
 
@@ -123,14 +125,13 @@ def diff(a: Path, b: Path) -> Diff:
 
 
 def _side(path: Path, flat: FlatModel) -> Side:
-    from qcompile.compiler.artifact import model_bytes
     from qcompile.compiler.serialization import initializer_bytes
 
     model = flat.model
     operators = Counter(node.op_type for node in model.graph.all_nodes())
     return Side(
         path=str(path),
-        file_bytes=model_bytes(path),
+        file_bytes=file_bytes(path, model),
         ir_version=model.ir_version or 0,
         opset=model.graph.opset_imports.get("", 0),
         producer=f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
@@ -138,9 +139,16 @@ def _side(path: Path, flat: FlatModel) -> Side:
         conversions=flat.conversions,
         weight_bytes=initializer_bytes(model),
         operators=dict(operators.most_common()),
-        inputs=[f"{v.name}: {v.type} {v.shape}" for v in model.graph.inputs],
-        outputs=[f"{v.name}: {v.type} {v.shape}" for v in model.graph.outputs],
+        inputs=[_value(v) for v in model.graph.inputs if not v.is_initializer()],
+        outputs=[_value(v) for v in model.graph.outputs],
     )
+
+
+def _value(value: ir.Value) -> str:
+    """'input_ids: int64 batch x 128'."""
+    described = describe_value(value)
+    dims = "of unknown rank" if described.dims is None else " x ".join(described.dims) or "scalar"
+    return f"{described.name}: {described.dtype} {dims}"
 
 
 def _in_order(matching: Matching) -> list[NodeChange]:

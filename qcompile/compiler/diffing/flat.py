@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import onnx_ir as ir
 
 from qcompile.compiler.diffing.forms import form_of
+from qcompile.compiler.inspection import CONVERSIONS
 from qcompile.compiler.provenance import SOURCE, sources, stamp_originals
-
-CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 _INTEGER_NAMES = re.compile(r"^(QLinear|DynamicQuantize|Quantized?|Q(?=Gemm$)|Fused)|(Integer(ToFloat)?|NBits)$")
 
@@ -126,8 +126,29 @@ def _operation(index: int, node: ir.Node, scope: tuple[str, ...], traced: bool) 
         data=tuple(v for v in read if not is_constant(v)),
         constants=tuple(dict.fromkeys(v for v in read if is_constant(v))),
         form=str(form_of(node)),
-        attributes={name: _text(a) for name, a in sorted(node.attributes.items()) if name != "body"},
+        attributes={name: _text(a) for name, a in sorted(node.attributes.items()) if not _is_default(node, name, a)},
     )
+
+
+def _is_default(node: ir.Node, name: str, attribute: ir.Attr) -> bool:
+    """Does leaving the attribute out say the same? (No padding and steps of one have no default in the schema.)"""
+    if attribute.is_ref():
+        return False
+    if attribute.type == ir.AttributeType.INTS:
+        unit = {"pads": 0, "strides": 1, "dilations": 1}.get(name)
+        return unit is not None and all(v == unit for v in attribute.as_ints())
+    return attribute.value is not None and _text(attribute) == _defaults(node.op_type, node.domain).get(name)
+
+
+@cache
+def _defaults(op_type: str, domain: str) -> dict[str, str]:
+    import onnx
+
+    if not onnx.defs.has(op_type, domain):
+        return {}
+    schema = onnx.defs.get_schema(op_type, domain)
+    found = ((n, a.default_value) for n, a in schema.attributes.items())
+    return {n: _text(ir.from_proto(v)) for n, v in found if v.name}
 
 
 def _text(attribute: ir.Attr) -> str:
@@ -137,4 +158,4 @@ def _text(attribute: ir.Attr) -> str:
         return "a graph"
     if attribute.type in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS):
         return "a tensor"
-    return str(attribute.value)
+    return str(list(attribute.value) if isinstance(attribute.value, tuple) else attribute.value)

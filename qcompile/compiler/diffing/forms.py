@@ -24,8 +24,8 @@ _FLOAT_OUTPUT = frozenset(
     }
 )
 _MOVES = frozenset(
-    "Concat DepthToSpace Expand Flatten Gather GatherElements GlobalMaxPool Identity MaxPool Pad Reshape Slice "
-    "SpaceToDepth Split Squeeze Tile Transpose Unsqueeze".split()
+    {"Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GlobalMaxPool", "Identity", "MaxPool"}
+    | {"Pad", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 )
 """Operators that move values and compute none: with equal parameters before and after, codes pass through."""
 
@@ -42,6 +42,8 @@ def form_of(node: ir.Node) -> Form | str:
         return Form.FULL
     if node.op_type == "MatMulNBits":
         return f"int{node.attributes.get_int('bits', 4)} weights"
+    if node.op_type == "Gather" and _looks_up_codes(node):
+        return Form.ROWS
     return _from_conversions(node)
 
 
@@ -59,6 +61,13 @@ def _from_conversions(node: ir.Node) -> Form | str:
         codes = _origin(weights[0])
         return f"{codes.dtype.name.lower() if codes.dtype else 'quantized'} weights"
     return Form.FLOAT
+
+
+def _looks_up_codes(node: ir.Node) -> bool:
+    """A stored table of codes, whose rows become float after they were picked."""
+    table, readers = node.inputs[0], list(node.outputs[0].consumers())
+    codes = table is not None and table.const_value is not None and table.const_value.dtype.is_integer()
+    return codes and bool(readers) and all(r.op_type == "DequantizeLinear" for r in readers)
 
 
 def _dequantize(value: ir.Value) -> ir.Node | None:

@@ -9,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import BaseModel
 
-from qcompile.compiler.diffing.flat import CONVERSIONS, FlatModel
+from qcompile.compiler.diffing.flat import FlatModel
 from qcompile.compiler.diffing.match import Group, Matching
+from qcompile.compiler.inspection import CONVERSIONS, type_name
 from qcompile.compiler.reading import stays_in_folder
 
 
@@ -176,11 +177,6 @@ def _describe(value: ir.Value, tensor: ir.TensorProtocol | None) -> tuple[str, s
     if tensor is None:
         return "", ""
     return type_name(tensor.dtype), " x ".join(str(d) for d in tensor.shape) or "scalar"
-
-
-def type_name(dtype: ir.DataType) -> str:
-    """'float32', 'int8': as numpy calls it."""
-    return {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}.get(dtype, dtype.name.lower())
 
 
 def _size(value: ir.Value) -> int:

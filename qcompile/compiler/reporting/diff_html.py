@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 from qcompile.compiler.diff import Diff, NodeRef
-from qcompile.compiler.plan import Form
 from qcompile.compiler.reporting.charts.placement import CLASSES
 from qcompile.compiler.reporting.diff_summary import patterns, runs, tensor_groups
 from qcompile.compiler.reporting.page import render_page
@@ -22,13 +21,7 @@ def render_diff(diff: Diff) -> str:
         tensors=sorted(diff.tensors, key=lambda t: -max(t.bytes_before, t.bytes_after)),
         runs=runs(diff),
         form_class=_form_class,
-        forms={
-            Form.FLOAT: "float",
-            Form.INPUTS: "inputs",
-            Form.FULL: "full",
-            Form.PASS: "pass",
-            "weights only": "weights",
-        },
+        forms=CLASSES,
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from qcompile.compiler.diff import Diff, NodeChange, NodeRef, TensorChange, TensorEvent
+from qcompile.compiler.diff import Change, Diff, NodeChange, NodeRef, TensorChange, TensorEvent
 
 
 @dataclass(frozen=True)
@@ -77,5 +77,25 @@ def tensor_groups(tensors: Iterable[TensorChange]) -> list[TensorGroup]:
 
 
 def runs(diff: Diff) -> list[Run]:
-    """The rows in order, cut where changed and unchanged ones meet."""
-    return [Run(changed, tuple(rows)) for changed, rows in groupby(diff.nodes, key=lambda n: bool(n.changes))]
+    """The rows in order, cut where changed and unchanged ones meet.
+
+    Neighbours that were removed, or added, for the same reason become one row.
+    """
+    return [
+        Run(changed, tuple(_joined(list(rows)))) for changed, rows in groupby(diff.nodes, key=lambda n: bool(n.changes))
+    ]
+
+
+def _joined(rows: list[NodeChange]) -> Iterator[NodeChange]:
+    for (fate, detail), members in groupby(rows, key=_fate):
+        changes = list(members)
+        if fate is None:
+            yield from changes
+        else:
+            before, after = [n for row in changes for n in row.before], [n for row in changes for n in row.after]
+            yield NodeChange(before=before, after=after, changes=[fate], detail=detail)
+
+
+def _fate(row: NodeChange) -> tuple[Change | None, str]:
+    lonely = len(row.changes) == 1 and row.changes[0] in (Change.REMOVED, Change.ADDED)
+    return (row.changes[0], row.detail) if lonely else (None, "")

@@ -11,7 +11,7 @@ from qcompile.compiler.plan import Form
 from qcompile.compiler.report import PlacedNode
 from qcompile.compiler.reporting.wording import count, plain, shortened
 
-CLASSES = {Form.FLOAT: "float", Form.INPUTS: "inputs", Form.FULL: "full", Form.PASS: "pass"}
+CLASSES = {Form.FLOAT: "float", Form.INPUTS: "inputs", Form.FULL: "full", Form.PASS: "pass", Form.ROWS: "weights"}
 FEWEST_ROWS, MOST_ROWS = 4, 40
 MOST_LABELLED = 260
 
@@ -59,7 +59,7 @@ def strip(nodes: Sequence[PlacedNode]) -> Strip:
         rows.append(Row(shortened("/".join(scope), 30), tuple(_cell(node) for _, node in members)))
     return Strip(
         tuple(rows),
-        {form: sum(n.form == form for n in nodes) for form in CLASSES},
+        {form: sum(n.form == form for n in nodes) for form in CLASSES if any(n.form == form for n in nodes)},
         sum(n.quantizes for n in nodes),
         sum(n.dequantizes for n in nodes),
         labelled=len(nodes) <= MOST_LABELLED,
