@@ -60,7 +60,7 @@ def compile(
         metric: your own measure of quality, "module:function" or a function that gets a function from
             sample to outputs and returns a number, higher is better.
         seed: for everything random.
-        overwrite: replace an existing output.
+        overwrite: replace an existing output and an existing report.
         resume: go on from the checkpoint of an interrupted run.
         prove: False skips the proofs and the timing.
 
@@ -73,7 +73,7 @@ def compile(
     source, chosen = Path(model), find_recipe(recipe).with_overrides(overrides)
     passes = chosen.passes()
     destination = Path(output) if output is not None else source.with_name(f"{source.stem}.{chosen.name}.onnx")
-    page = _report_path(report)
+    page = _report_path(report, overwrite)
     context = CompileContext(
         target=target_named(target),
         float_model=source,
@@ -83,6 +83,8 @@ def compile(
         resume=resume,
         metric=import_function(metric) if isinstance(metric, str) else metric,
     )
+    if resume and context.checkpoint and not context.checkpoint.exists():
+        context.notice("there is no checkpoint of an interrupted run: calibration started over")
     graph = load_float_model(source)
     bytes_before = model_bytes(source)
     _check_destination(source, destination, overwrite, bytes_before)
@@ -106,9 +108,7 @@ def compile(
     )
     context.report = found
     if prove:
-        from qcompile.compiler.verification.prove import prove as prove_artifact
-
-        prove_artifact(found, context, destination)
+        _prove(found, context, destination)
     found.notices = list(dict.fromkeys([*found.notices, *context.notices]))
     if page:
         _write_report(found, page)
@@ -128,10 +128,20 @@ def _run(passes: Sequence[Pass], graph: ir.Model, context: CompileContext) -> li
         return run_pipeline(passes, graph, context, lambda done, model: progress.advance())
     except KeyboardInterrupt as stop:
         if context.checkpoint and context.checkpoint.exists():
-            stop.add_note("The same command with --resume goes on where calibration stopped.")
+            stop.add_note("nothing was written; the same command with --resume goes on where calibration stopped.")
         raise
     finally:
         progress.finish()
+
+
+def _prove(report: Report, context: CompileContext, artifact: Path) -> None:
+    from qcompile.compiler.verification.prove import prove
+
+    try:
+        prove(report, context, artifact)
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"{artifact} is written, but not proved.")
+        raise
 
 
 def load(path: str | Path, providers: Sequence[str] | None = None, **options: Any) -> Session:
@@ -151,13 +161,13 @@ def checkpoint_of(output: Path) -> Path:
     return output.with_name(output.name + ".checkpoint")
 
 
-def _report_path(report: str | Path | None) -> Path | None:
+def _report_path(report: str | Path | None, overwrite: bool) -> Path | None:
     if report is None:
         return None
     path = Path(report)
     if path.suffix not in (".html", ".json"):
         raise UsageError(f"a report is an .html page or .json data, not '{path.suffix}'", where=str(path))
-    check_output(path, overwrite=True)
+    check_output(path, overwrite)
     return path
 
 

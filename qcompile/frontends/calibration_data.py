@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ import numpy as np
 from qcompile.compiler.context import Progress, Sample, SampleSource, SilentProgress
 from qcompile.errors import DataError, UsageError
 from qcompile.frontends.samples.check import ModelInput, as_sample, check_sample
-from qcompile.frontends.samples.files import IMAGES, below, open_files
+from qcompile.frontends.samples.files import IMAGES, FileSamples, below, open_files
 from qcompile.frontends.samples.function import FunctionSamples, import_function
 from qcompile.frontends.samples.images import DECLARATION, open_images
 from qcompile.frontends.samples.synthetic import SyntheticSamples
@@ -91,6 +91,13 @@ class CheckedSamples:
     def digest(self) -> str:
         return self._digest
 
+    def at(self, positions: Collection[int]) -> list[Sample]:
+        """The samples at `positions`, in order; files elsewhere are not read."""
+        if isinstance(self._raw, FileSamples):
+            chosen = replace(self._raw, files=[self._raw.files[i] for i in sorted(positions)])
+            return [as_sample(item, where) for where, item in chosen]
+        return [sample for i, sample in enumerate(self) if i in positions]
+
 
 class WithoutHeldOut:
     """The samples of `source` but for those at the positions `left_out`."""
@@ -116,7 +123,7 @@ def open_calibration(
     seed: int = 0,
     rows: dict[str, int] | None = None,
     progress: Progress | None = None,
-) -> SampleSource:
+) -> CheckedSamples:
     """Check all samples of `given` against the model's inputs.
 
     Args:
@@ -131,7 +138,7 @@ def open_calibration(
 
 
 def split_held_out(
-    source: SampleSource, count: int = 8, keep_apart_from: int = 32
+    source: CheckedSamples, count: int = 8, keep_apart_from: int = 32
 ) -> tuple[SampleSource, list[Sample], bool]:
     """`count` evenly spaced samples for the numeric proofs.
 
@@ -140,8 +147,8 @@ def split_held_out(
         than `keep_apart_from` samples none can be spared and both are the same data.
     """
     total = len(source)
-    positions = sorted({(2 * i + 1) * total // (2 * count) for i in range(count)})
-    held_out: list[Sample] = [s for i, s in enumerate(source) if i in set(positions)]
+    positions = {(2 * i + 1) * total // (2 * count) for i in range(count)}
+    held_out = source.at(positions)
     apart = total >= keep_apart_from
     return (WithoutHeldOut(source, positions) if apart else source), held_out, apart
 

@@ -164,6 +164,8 @@ def test_every_packaged_recipe_is_valid() -> None:
 def test_reports_are_written(model: Path, tmp_path: Path) -> None:
     qcompile.compile(model, NOTHING, report=tmp_path / "r.json", prove=False)
     assert json.loads((tmp_path / "r.json").read_text())["recipe"] == "nothing"
+    with pytest.raises(OutputError, match="exists already"):
+        qcompile.compile(model, NOTHING, report=tmp_path / "r.json", output=tmp_path / "other.onnx", prove=False)
     report = qcompile.compile(model, NOTHING, report=tmp_path / "r.html", overwrite=True, prove=False).report
     assert report.page == str(tmp_path / "r.html")
     assert "</html>" in (tmp_path / "r.html").read_text()
@@ -192,6 +194,21 @@ def test_a_run_that_was_interrupted_goes_on(model: Path, tmp_path: Path, monkeyp
     assert files(tmp_path) == ["m.onnx", "out.onnx"]
     qcompile.compile(model, calibration=samples(12), output=tmp_path / "whole.onnx", prove=False)
     assert out.read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+
+def test_nothing_to_resume_is_said(model: Path) -> None:
+    report = qcompile.compile(model, calibration=samples(40), resume=True, prove=False).report
+    assert any("no checkpoint" in notice for notice in report.notices)
+
+
+def test_an_interrupted_proof_says_that_the_artifact_is_there(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qcompile.compiler.verification.prove.prove", stopped)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        qcompile.compile(model, NOTHING)
+    assert caught.value.__notes__ == [f"{model.with_name('m.nothing.onnx')} is written, but not proved."]
 
 
 def test_progress_starts_and_finishes(model: Path) -> None:

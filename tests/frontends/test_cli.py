@@ -180,6 +180,22 @@ def test_bench(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("bench", model.with_name("gone.onnx")).exit_code == 1
 
 
+def test_inspect_and_diff(model: Path, recipe: Path, tmp_path: Path) -> None:
+    assert json.loads(run("inspect", model, "--json").stdout)
+    assert "MatMul" in run("inspect", model).stdout
+    assert run(model, "--recipe", recipe).exit_code == 0
+    other = model.with_name("m.mine.onnx")
+    assert json.loads(run("diff", model, other, "--json").stdout)["before"]["path"] == str(model)
+    page = tmp_path / "diff.html"
+    assert run("diff", model, other, "--report", page).exit_code == 0
+    assert "</html>" in page.read_text()
+    assert run("diff", model, other, "--report", page).exit_code == 1
+    for command in (["inspect", "gone.onnx"], ["diff", model, "gone.onnx"]):
+        result = run(*command)
+        assert result.exit_code == 1
+        assert "gone.onnx" in result.stderr
+
+
 def test_verify(model: Path, tmp_path: Path) -> None:
     result = run("verify", model, "--target", "cpu", "--json")
     assert result.exit_code == 0, result.output

@@ -36,7 +36,7 @@ def compile_model(
     ] = None,
     seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted calibration.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output and report.")] = False,
     json_output: Json = False,
 ) -> None:
     """Compile MODEL, prove the result, and report."""

@@ -20,7 +20,7 @@ def inspect_model(
     from rich.console import Console
 
     from qcompile.compiler.inspection import inspect
-    from qcompile.compiler.reporting.terminal import show_inspection
+    from qcompile.compiler.reporting.inspection_terminal import show_inspection
 
     found = inspect(model)
     if json_output:

@@ -37,9 +37,8 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             show_error(error, machine)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as stop:
-            _line("interrupted", "nothing was written.", typer.colors.YELLOW)
-            for note in getattr(stop, "__notes__", []):
-                typer.echo(f"  {note}", err=True)
+            notes = getattr(stop, "__notes__", ["nothing was written."])
+            _line("interrupted", " ".join(notes), typer.colors.YELLOW)
             raise typer.Exit(_INTERRUPTED) from None
 
     return run
