@@ -32,11 +32,11 @@ bench: .venv/installed-dev
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[images]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[images]'
 	touch $@
 
 .venv/installed-dev: pyproject.toml tests/requirements.txt | .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs,images,safetensors]' --requirement tests/requirements.txt
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev,docs,images,safetensors]' --requirement tests/requirements.txt
 	touch $@
 
 clean:
