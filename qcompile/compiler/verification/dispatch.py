@@ -135,9 +135,8 @@ def _heavy_floats(
         if node.op_type not in _HEAVY or graph.computes_on_codes(node):
             continue
         name = original_name(node.name)
-        origin = (
-            artifact.get(name) or writers.get(name) or next((writers[o] for o in node.output if o in writers), None)
-        )
+        written = next((writers[value] for value in (name, *node.output) if value in writers), None)
+        origin = artifact.get(name) or _heavy_behind(written)
         names = [str(origin.name), *sources(origin)] if origin is not None else [name]
         if not accounted.isdisjoint(names):
             continue

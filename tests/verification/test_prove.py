@@ -1,0 +1,123 @@
+"""The proofs together: what ends in the report, and that a broken one never raises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.report import Report
+from qcompile.compiler.targets import target_named
+from qcompile.compiler.verification import prove as proving
+from qcompile.compiler.verification import speed as speed_module
+from qcompile.compiler.verification.metric import prove_metric
+from qcompile.compiler.verification.prove import prove, verify
+from qcompile.errors import DataError
+from qcompile.runtime.benchmark import Timing
+from tests.verification.qdq_models import Builder, convolutions
+
+SAMPLES = [{"x": np.random.default_rng(i).uniform(-6, 6, (1, 4, 8, 8)).astype(np.float32)} for i in range(2)]
+
+
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proving, "_TIMED", 0.0)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> tuple[Path, Path]:
+    """A float network and its Q/DQ form."""
+    quantized = convolutions()
+    b, constants = Builder(), {i.name: onnx.numpy_helper.to_array(i) for i in quantized.graph.initializer}
+
+    def dequantized(name: str) -> np.ndarray:  # type: ignore[type-arg]
+        codes = constants[f"{name}_quantized"].astype(np.float32)
+        return codes * constants[f"{name}_scale"].reshape(-1, *[1] * (codes.ndim - 1))
+
+    for name in ("W1", "b1", "W2"):
+        b.constant(name, dequantized(name))
+    b.node("Conv", ["x", "W1", "b1"], "c1", pads=[1, 1, 1, 1])
+    b.node("Relu", ["c1"], "r1")
+    b.node("Conv", ["r1", "W2"], "c2")
+    b.node("Softmax", ["c2"], "y", axis=1)
+    onnx.save(b.model({"x": [1, 4, 8, 8]}, ["y"]), tmp_path / "float.onnx")
+    onnx.save(quantized, tmp_path / "int8.onnx")
+    return tmp_path / "float.onnx", tmp_path / "int8.onnx"
+
+
+def test_verify_tells_everything_about_a_foreign_model(models: tuple[Path, Path]) -> None:
+    report = verify(models[1], target_named("cpu"), against=models[0], samples=SAMPLES)
+    assert [p.name for p in report.proofs] == ["validity", "legality", "dispatch", "numerics", "speed"]
+    proofs = {p.name: p.passed for p in report.proofs}
+    assert proofs["validity"]
+    assert proofs["legality"]
+    assert proofs["dispatch"]
+    assert [u.kernel for u in report.units] == ["QLinearConv", "QLinearConv"]
+    assert [o.name for o in report.outputs] == ["y"]
+    assert report.speed is not None
+    assert report.speed.slowest
+    group = next(t for t in report.tensors if t.name == "Conv weights")
+    assert group.before > group.after
+    assert [p.node for p in report.placement] == ["n_c1", "n_r1", "n_c2", "n_y"]
+
+
+def test_without_a_float_model_the_graph_alone_is_proved(models: tuple[Path, Path]) -> None:
+    report = verify(models[1], target_named("cpu"))
+    assert [p.name for p in report.proofs] == ["validity", "legality", "dispatch"]
+
+
+def test_a_sample_that_does_not_fit_is_a_failed_proof_and_no_traceback(models: tuple[Path, Path]) -> None:
+    report = verify(models[1], target_named("cpu"), against=models[0], samples=[{"x": np.ones((2, 2), np.float32)}])
+    failed = {p.name for p in report.failed}
+    assert {"numerics", "speed"} <= failed
+    assert any(notice.startswith("numerics") for notice in report.notices)
+
+
+def test_no_samples_leave_the_numbers_open(models: tuple[Path, Path]) -> None:
+    context = CompileContext(target=target_named("cpu"), float_model=models[0])
+    report = Report(model="m", artifact="a", recipe="r", target="cpu", versions={}, data="none")
+    prove(report, context, models[1])
+    assert {p.name: p.passed for p in report.proofs}["numerics"] is None
+
+
+def test_a_slower_model_is_said_to_be_slower_with_its_costly_nodes(
+    models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timings = {"float": Timing((1.0, 1.1, 1.0)), "compiled": Timing((2.0, 2.2, 2.1))}
+    monkeypatch.setattr(speed_module, "interleaved", lambda *_: timings)
+    report = verify(models[1], target_named("cpu"), against=models[0], samples=SAMPLES)
+    proof = next(p for p in report.proofs if p.name == "speed")
+    assert proof.passed is False
+    assert "SLOWER" in proof.detail
+    assert "n_c1" in proof.detail
+    assert any("SLOWER" in notice for notice in report.notices)
+    assert report.speed is not None
+    assert report.speed.ratio == pytest.approx(1.0 / 2.1)
+
+
+class TestMetric:
+    def test_both_models_are_measured(self) -> None:
+        before, after, proof = prove_metric(
+            lambda run: float(run({})["y"][0]), lambda _: {"y": np.array([0.80])}, lambda _: {"y": np.array([0.79])}
+        )
+        assert (before, after, proof.passed) == (0.80, 0.79, True)
+
+    def test_a_large_loss_fails(self) -> None:
+        _, _, proof = prove_metric(
+            lambda run: float(run({})["y"][0]), lambda _: {"y": np.array([0.8])}, lambda _: {"y": np.array([0.5])}
+        )
+        assert proof.passed is False
+
+    def test_a_metric_that_raises_is_named(self) -> None:
+        def metric(run: object) -> float:
+            raise KeyError("label")
+
+        with pytest.raises(DataError, match="float model: KeyError"):
+            prove_metric(metric, lambda _: {}, lambda _: {})
+
+    def test_nan_is_no_measure(self) -> None:
+        with pytest.raises(DataError, match="nan"):
+            prove_metric(lambda _: float("nan"), lambda _: {}, lambda _: {})
