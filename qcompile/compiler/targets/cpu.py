@@ -32,9 +32,13 @@ def _is_depthwise(node: ir.Node) -> bool:
     return group > 1 and group == _weight_dim(node, 0) and _weight_dim(node, 1) == 1
 
 
-def _has_few_inputs(node: ir.Node) -> bool:
+def _is_one_dimensional(node: ir.Node) -> bool:
+    return rank(node.inputs[1]) == 3
+
+
+def _reads_an_image(node: ir.Node) -> bool:
     channels = _weight_dim(node, 1)
-    return channels is not None and channels <= 4
+    return channels is not None and channels <= 4 and rank(node.inputs[1]) == 4
 
 
 def _weight_is_second(node: ir.Node) -> bool:
@@ -90,8 +94,8 @@ def _moved(op_type: str, float_ns: float, int8_ns: float) -> Row:
     """An operator that moves values without computing: its codes keep their scale."""
     return Row(
         op_type=op_type,
-        float_cost=Cost(per_element=float_ns, fixed=1000),
-        forms={Form.PASS: Cost(per_element=int8_ns, fixed=1000)},
+        float_cost=Cost(per_element=float_ns, fixed=500),
+        forms={Form.PASS: Cost(per_element=int8_ns, fixed=500)},
         kernels=(op_type,),
         evidence=_MEASURED,
         activations=(0,),
@@ -103,8 +107,8 @@ def _moved(op_type: str, float_ns: float, int8_ns: float) -> Row:
 def _computed(op_type: str, kernel: str, float_ns: float, int8_ns: float, activations: tuple[int, ...] = (0,)) -> Row:
     return Row(
         op_type=op_type,
-        float_cost=Cost(per_element=float_ns, fixed=2000),
-        forms={Form.FULL: Cost(per_element=int8_ns, fixed=3000)},
+        float_cost=Cost(per_element=float_ns, fixed=1000),
+        forms={Form.FULL: Cost(per_element=int8_ns, fixed=1500)},
         kernels=(kernel,),
         evidence=_MEASURED,
         activations=activations,
@@ -115,8 +119,8 @@ def _computed(op_type: str, kernel: str, float_ns: float, int8_ns: float, activa
 def _pooled(op_type: str, kernel: str, float_ns: float, int8_ns: float) -> Row:
     return Row(
         op_type=op_type,
-        float_cost=Cost(per_input=float_ns, fixed=2000),
-        forms={Form.FULL: Cost(per_input=int8_ns, fixed=3000)},
+        float_cost=Cost(per_input=float_ns, fixed=1000),
+        forms={Form.FULL: Cost(per_input=int8_ns, fixed=1500)},
         kernels=(kernel,),
         evidence=_MEASURED,
         activations=(0,),
@@ -130,8 +134,8 @@ CPU = Target(
     activation=QuantSpec(UINT8, PerTensor()),
     weight=QuantSpec(INT8, PerChannel(0), symmetric=True),
     activation_weight=QuantSpec(UINT8, PerTensor()),
-    quantize=Cost(per_element=0.146, fixed=2000),
-    dequantize=Cost(per_element=0.138, fixed=2000),
+    quantize=Cost(per_element=0.146, fixed=1000),
+    dequantize=Cost(per_element=0.138, fixed=1000),
     relayout=Cost(per_element=0.10),
     swallows=frozenset({"Conv"}),
     detours=(
@@ -146,14 +150,15 @@ CPU = Target(
     evidence="ONNX Runtime 1.31.1, CPUExecutionProvider",
     rows=(
         _conv("depthwise", _is_depthwise, Cost(0.020, 0.22), Cost(0.030, 0.20)),
-        _conv("few input channels", _has_few_inputs, Cost(0.0175, 0.25), Cost(0.031, 0.10)),
+        _conv("one-dimensional", _is_one_dimensional, Cost(0.070, 0.25, 1000), Cost(0.0065, 0.08, 1000)),
+        _conv("image input", _reads_an_image, Cost(0.0175, 0.25), Cost(0.031, 0.10)),
         _conv("", lambda _: True, Cost(0.0175, 0.25), Cost(0.0048, 0.08)),
         Row(
             op_type="MatMul",
             variant="constant weight",
             selects=_weight_is_second,
-            float_cost=Cost(0.0176, 0.05, 2000),
-            forms={Form.INPUTS: Cost(0.0051, 0.05, 3000)},
+            float_cost=Cost(0.0176, 0.05, 1000),
+            forms={Form.INPUTS: Cost(0.0051, 0.05, 1500)},
             kernels=("MatMulIntegerToFloat",),
             evidence=_MEASURED + "; outputs are left float: the bias Add and what follows it run in float anyway",
             activations=(0,),
@@ -165,16 +170,16 @@ CPU = Target(
         Row(
             op_type="MatMul",
             variant="two activations",
-            float_cost=Cost(0.0176, 0.05, 2000),
-            forms={Form.INPUTS: Cost(0.0060, 0.05, 3000)},
+            float_cost=Cost(0.0176, 0.05, 1000),
+            forms={Form.INPUTS: Cost(0.0060, 0.05, 1500)},
             kernels=("MatMulIntegerToFloat",),
             evidence=_MEASURED,
             activations=(0, 1),
         ),
         Row(
             op_type="Gemm",
-            float_cost=Cost(0.0176, 0.05, 2000),
-            forms={Form.INPUTS: Cost(0.0051, 0.05, 3000), Form.FULL: Cost(0.0051, 0.10, 3000)},
+            float_cost=Cost(0.0176, 0.05, 1000),
+            forms={Form.INPUTS: Cost(0.0051, 0.05, 1500), Form.FULL: Cost(0.0051, 0.10, 1500)},
             kernels=("QGemm",),
             evidence=_MEASURED,
             activations=(0,),

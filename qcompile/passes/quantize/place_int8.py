@@ -46,7 +46,7 @@ class PlaceInt8(Pass):
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT})
 
     activation_products: bool = False
-    resolution: float = 1.0
+    resolution: float = 0.5
     keep_float: tuple[str, ...] = ()
 
     def statistics(self, model: ir.Model, context: CompileContext) -> Sequence[StatisticRequest]:
