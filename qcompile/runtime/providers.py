@@ -81,7 +81,7 @@ def provider_options(provider: str, device: int, engine_cache: Path | None) -> d
     return options
 
 
-def open_session(model: Path, options: Any, provider: str, provider_options: dict[str, str]) -> Any:
+def open_session(model: Path | bytes, options: Any, provider: str, provider_options: dict[str, str]) -> Any:
     """An `onnxruntime.InferenceSession` that really runs on `provider`.
 
     ONNX Runtime falls back to the CPU on its own, with lines on stdout and stderr. Here a provider
@@ -100,12 +100,15 @@ def open_session(model: Path, options: Any, provider: str, provider_options: dic
     chain = [(provider, provider_options)] if provider == CPU else _chain(provider, provider_options)
     try:
         with _quiet_loading():
-            session = onnxruntime.InferenceSession(str(model), options, providers=chain, enable_fallback=0)
+            session = onnxruntime.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=chain, enable_fallback=0
+            )
     except Exception as error:
-        reason = why_not_loaded(provider)
-        if provider != CPU and reason:
-            raise TargetError(f"{provider} does not load: {reason}") from None
-        raise ModelError(f"ONNX Runtime refuses the model: {_first_line(error)}", where=str(model)) from None
+        missing = why_not_loaded(provider)
+        if provider != CPU and missing:
+            raise TargetError(f"{provider} does not load: {missing}") from None
+        where = str(model) if isinstance(model, Path) else ""
+        raise ModelError(f"ONNX Runtime refuses the model: {reason(error)}", where=where) from None
     if provider not in session.get_providers():
         raise TargetError(f"{provider} does not load: {why_not_loaded(provider) or 'ONNX Runtime gives no reason'}")
     return session
@@ -162,6 +165,7 @@ def _quiet_loading() -> Iterator[None]:
         onnxruntime.set_default_logger_severity(2)
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0].rsplit(" : ", 1)[-1] if text else type(error).__name__
+def reason(error: Exception) -> str:
+    """What an error of ONNX Runtime says, without its codes and source positions."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rsplit(" : ", 1)[-1].rsplit("Status Message: ", 1)[-1].strip()

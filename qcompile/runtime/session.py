@@ -20,7 +20,7 @@ import numpy as np
 
 from qcompile.errors import DataError, ModelError, TargetError, UsageError
 from qcompile.runtime import arrays, model_header
-from qcompile.runtime.providers import CPU, Candidate, candidates, open_session, provider_options
+from qcompile.runtime.providers import CPU, Candidate, candidates, open_session, provider_options, reason
 
 _NUMPY = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
@@ -130,7 +130,7 @@ class Session:
         except DataError:
             raise
         except Exception as error:
-            raise DataError(f"ONNX Runtime could not run the model: {_reason(error)}", where=str(self.path)) from None
+            raise DataError(f"ONNX Runtime could not run the model: {reason(error)}", where=str(self.path)) from None
         return {port.name: arrays.from_numpy(result, first) for port, result in zip(self.outputs, results, strict=True)}
 
     def describe(self) -> str:
@@ -207,7 +207,3 @@ def _session_options(threads: int | None) -> Any:
 def _port(given: Any) -> Port:
     shape = tuple(d if isinstance(d, int) else None for d in given.shape or ())
     return Port(given.name, _NUMPY.get(given.type, given.type), shape)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).rsplit(" : ", 1)[-1].strip()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -233,6 +234,22 @@ def test_shapes_of_a_fixed_batch(tmp_path: Path) -> None:
     path = save(linear(batch=1), tmp_path / "m.onnx")
     with pytest.raises(DataError, match="dimension 0 must be 1"):
         qcompile.compile(path, calibration=[{"x": np.zeros((2, WIDTH), np.float32)}])
+
+
+def test_a_sample_on_which_the_model_cannot_run(tmp_path: Path) -> None:
+    reshape = onnx.helper.make_node("Reshape", ["x", "shape"], ["y"], name="reshape")
+    graph = linear(width=512, nodes=[*linear().graph.node[:2], onnx.helper.make_node("Relu", ["sum"], ["z"]), reshape])
+    graph.graph.node[3].input[0] = "z"
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, -1, 512], np.int64), "shape"))
+    del graph.graph.output[0].type.tensor_type.shape.dim[:]
+    graph.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 2
+    graph.graph.output[0].type.tensor_type.shape.dim.add()
+    graph.graph.output[0].type.tensor_type.shape.dim.add()
+    model = save(graph, tmp_path / "m.onnx")
+    with pytest.raises(DataError, match="cannot run on a calibration sample") as caught:
+        qcompile.compile(model, calibration=[{"x": np.ones((3, 512), np.float32)}])
+    assert caught.value.where == "x [3, 512]"
+    assert files(tmp_path) == ["m.onnx"]
 
 
 def test_strict_is_an_error_and_keeps_the_artifact(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
