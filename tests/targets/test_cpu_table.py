@@ -1,0 +1,158 @@
+"""Every row of the CPU table by running: its operator lowered by the real passes, and the kernel it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from qcompile.compiler.artifact import write_model
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.passes import import_passes
+from qcompile.compiler.pipeline import run_pipeline
+from qcompile.compiler.plan import Form
+from qcompile.compiler.targets.cpu import CPU
+from qcompile.compiler.targets.table import Cost, Row, Target
+from qcompile.compiler.verification.dispatch import prove_dispatch
+from qcompile.compiler.verification.legality import find_faults
+from qcompile.compiler.verification.noise import compare_outputs, runner
+from qcompile.frontends.builtin_recipes import find_recipe
+
+RANDOM = np.random.default_rng(0)
+IMAGE = [1, 8, 8, 8]
+
+
+def _weight(*shape: int) -> np.ndarray[Any, Any]:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def _graph(op_type: str, inputs: Sequence[list[int] | np.ndarray[Any, Any]], **attributes: Any) -> onnx.ModelProto:
+    """x0, x1, ... (shapes) or c0, c1, ... (arrays) -> the operator -> Softmax, which stays float."""
+    names, given, constants = [], [], []
+    for i, item in enumerate(inputs):
+        if isinstance(item, list):
+            names.append(f"x{i}")
+            given.append(helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, item))
+        else:
+            names.append(f"c{i}")
+            constants.append(numpy_helper.from_array(item, f"c{i}"))
+    nodes = [
+        helper.make_node(op_type, names, ["v"], name="it", **attributes),
+        helper.make_node("Softmax", ["v"], ["y"], name="after"),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", given, [output], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def _gather() -> onnx.ModelProto:
+    model = _graph("Gather", [_weight(50, 16), np.zeros(0, np.int64)])
+    ids = helper.make_tensor_value_info("c1", TensorProto.INT64, [6])
+    model.graph.input.append(ids)
+    del model.graph.initializer[1]
+    return model
+
+
+CASES: dict[tuple[str, str], onnx.ModelProto] = {
+    ("Conv", "depthwise"): _graph("Conv", [IMAGE, _weight(8, 1, 3, 3), _weight(8)], group=8, pads=[1, 1, 1, 1]),
+    ("Conv", "image input"): _graph("Conv", [[1, 3, 8, 8], _weight(8, 3, 3, 3)]),
+    ("Conv", "one-dimensional"): _graph("Conv", [[1, 8, 32], _weight(8, 8, 3), _weight(8)]),
+    ("Conv", ""): _graph("Conv", [IMAGE, _weight(16, 8, 1, 1), _weight(16)]),
+    ("MatMul", "constant weight"): _graph("MatMul", [[1, 6, 16], _weight(16, 8)]),
+    ("MatMul", "two activations"): _graph("MatMul", [[2, 6, 16], [2, 16, 6]]),
+    ("Gemm", ""): _graph("Gemm", [[4, 16], _weight(8, 16), _weight(8)], transB=1),
+    ("Gather", "rows of a constant table"): _gather(),
+    ("Add", ""): _graph("Add", [IMAGE, IMAGE]),
+    ("Mul", ""): _graph("Mul", [IMAGE, [1, 8, 1, 1]]),
+    ("GlobalAveragePool", ""): _graph("GlobalAveragePool", [IMAGE]),
+    ("AveragePool", ""): _graph("AveragePool", [IMAGE], kernel_shape=[2, 2], strides=[2, 2]),
+    ("Sigmoid", ""): _graph("Sigmoid", [IMAGE]),
+    ("LeakyRelu", ""): _graph("LeakyRelu", [IMAGE], alpha=0.1),
+    ("Concat", ""): _graph("Concat", [IMAGE, IMAGE], axis=1),
+    ("Transpose", ""): _graph("Transpose", [IMAGE], perm=[0, 2, 1, 3]),
+    ("Reshape", ""): _graph("Reshape", [IMAGE, np.array([1, 64, 8])]),
+    ("Flatten", ""): _graph("Flatten", [IMAGE]),
+    ("Squeeze", ""): _graph("Squeeze", [IMAGE, np.array([0])]),
+    ("Unsqueeze", ""): _graph("Unsqueeze", [IMAGE, np.array([0])]),
+    ("Slice", ""): _graph("Slice", [IMAGE, np.array([1]), np.array([5]), np.array([1])]),
+    ("MaxPool", ""): _graph("MaxPool", [IMAGE], kernel_shape=[2, 2], strides=[2, 2]),
+    ("Resize", ""): _graph(
+        "Resize",
+        [IMAGE, np.zeros(0, np.float32), np.array([1, 1, 2, 2], np.float32)],
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    ),
+}
+
+
+def _eager(row: Row, form: Form) -> Target:
+    """The CPU with this row alone and conversions for nothing, so that placement cannot prefer float."""
+    only = replace(row, float_cost=Cost(fixed=1e12), forms={form: Cost()})
+    return replace(CPU, rows=(only,), quantize=Cost(), dequantize=Cost())
+
+
+class _Samples:
+    description, synthetic = "two random samples", True
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.samples = [{i.name: _values(i) for i in model.graph.input} for _ in range(2)]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Any:
+        return iter(self.samples)
+
+    def digest(self) -> str:
+        return ""
+
+
+def _values(value: onnx.ValueInfoProto) -> np.ndarray[Any, Any]:
+    shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
+    if value.type.tensor_type.elem_type == TensorProto.INT64:
+        return RANDOM.integers(0, 50, shape)
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def _id(row: Row) -> str:
+    return f"{row.op_type} {row.variant}".strip()
+
+
+ROWS = [pytest.param(row, form, id=f"{_id(row)}, {form.name}") for row in CPU.rows for form in row.forms]
+
+
+def test_every_row_has_a_graph() -> None:
+    assert {(row.op_type, row.variant) for row in CPU.rows} == set(CASES)
+
+
+@pytest.mark.parametrize(("row", "form"), ROWS)
+def test_the_named_kernel_runs(row: Row, form: Form, tmp_path: Path) -> None:
+    import_passes("qcompile.passes")
+    proto = CASES[row.op_type, row.variant]
+    onnx.save(proto, tmp_path / "float.onnx")
+    context = CompileContext(target=_eager(row, form), float_model=tmp_path / "float.onnx")
+    samples = _Samples(proto)
+    context.calibration = samples
+    model = ir.load(tmp_path / "float.onnx")
+    passes = find_recipe("int8-static").with_overrides(["place-int8.activation-products=true"]).passes()
+    run_pipeline(passes, model, context)
+    assert [unit.form for unit in context.plan.units.values()] == [form], context.plan.kept_float
+
+    artifact = tmp_path / "int8.onnx"
+    write_model(model, artifact, {})
+    found = prove_dispatch(artifact, CPU, context.plan)
+    assert found.proof.passed, found.proof.detail
+    [unit] = found.units
+    assert unit.kernel in row.kernels
+    assert find_faults(ir.load(artifact), CPU) == []
+    cpu = "CPUExecutionProvider"
+    outputs, _ = compare_outputs(runner(tmp_path / "float.onnx", cpu), runner(artifact, cpu), samples.samples)
+    assert outputs[0].sqnr > 20
