@@ -192,8 +192,8 @@ def _row(matching: Matching, group: Group) -> NodeChange:
         elif before.op_type == after.op_type and (retuned := _retuned(before, after)):
             changes.append(Change.RETUNED)
             details.append(retuned)
-    read_before, read_after = (_reads(matching, f, m) for f, m in _sides(matching, group))
-    if before.scope != after.scope or read_before != read_after:
+    new = _reads(matching, matching.b, group.afters) - _reads(matching, matching.a, group.befores)
+    if before.scope != after.scope or new:
         changes.append(Change.MOVED)
     return NodeChange(
         before=[_ref(op) for op in group.befores],
@@ -240,10 +240,6 @@ def _retuned(before: Operation, after: Operation) -> str:
     return ", ".join(
         f"{n} {before.attributes.get(n, 'default')} → {after.attributes.get(n, 'default')}" for n in changed
     )
-
-
-def _sides(matching: Matching, group: Group) -> tuple[tuple[FlatModel, list[Operation]], ...]:
-    return (matching.a, group.befores), (matching.b, group.afters)
 
 
 def _reads(matching: Matching, flat: FlatModel, members: list[Operation]) -> set[object]:

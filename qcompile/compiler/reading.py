@@ -32,8 +32,11 @@ def read_structure(path: Path) -> ir.Model:
         raise ModelError("there is no graph in the file: it is empty or truncated", where=str(path))
     try:
         model = ir.from_proto(proto)
-    except Exception as error:  # the library names no base of its errors, and any of them means a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as raised:  # the library names no base of its errors, and any of them means a damaged file
+        deepest: BaseException = raised
+        while deepest.__cause__ is not None:
+            deepest = deepest.__cause__
+        reason = (str(deepest).splitlines() or [type(deepest).__name__])[0]
         raise ModelError(f"the graph in the file is damaged: {reason}", where=str(path)) from None
     ir.external_data.set_base_dir(model.graph, path.parent)
     return model

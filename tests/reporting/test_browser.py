@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from chromium import load, screenshot
 from made_up import encoder_report
+from small_models import convolutions, quantized_by_onnxruntime
 
+from qcompile.compiler.diff import diff
+from qcompile.compiler.reporting.diff_html import render_diff
 from qcompile.compiler.reporting.html import render
 
 pytestmark = pytest.mark.browser
@@ -74,6 +77,15 @@ def test_dark_mode_is_dark(tmp_path: Path) -> None:
     dark = brightness(screenshot(page, tmp_path / "dark.png", 1200, 2400, dark=True))
     assert light > 200
     assert dark < 60
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_side_by_side_page(tmp_path: Path, width: int) -> None:
+    before = convolutions(tmp_path / "before.onnx", prefix="a_module_with_a_very_long_name." * 4)
+    found = diff(before, quantized_by_onnxruntime(before, tmp_path / "after.onnx"))
+    result = measured(tmp_path, render_diff(found), width)
+    assert result["needed"] == width
+    assert result["tips"] == 1
 
 
 def test_a_node_called_script_does_not_run(tmp_path: Path) -> None:

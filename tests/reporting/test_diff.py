@@ -147,6 +147,42 @@ def test_added_removed_moved_and_retuned(float_model: Path, tmp_path: Path) -> N
     assert by_name["conv2"].changes == []  # what was removed between two operations does not move them
 
 
+def test_an_activation_before_the_conversion_belongs_to_the_unit(float_model: Path, tmp_path: Path) -> None:
+    def change(graph: onnx.GraphProto) -> None:
+        params = [numpy_helper.from_array(np.float32(0.1), "scale"), numpy_helper.from_array(np.uint8(0), "zero")]
+        graph.initializer.extend(params)
+        names = {"x": "conv1", "w1": "conv1", "r1": "conv2"}
+        for value, reader in names.items():
+            at = next(i for i, n in enumerate(graph.node) if n.name == reader)
+            graph.node.insert(
+                at, helper.make_node("DequantizeLinear", [value + "_q", "scale", "zero"], [value + "_dq"])
+            )
+            graph.node.insert(at, helper.make_node("QuantizeLinear", [value, "scale", "zero"], [value + "_q"]))
+            node = graph.node[at + 2]
+            node.input[list(node.input).index(value)] = value + "_dq"
+        add = next(n for n in graph.node if n.name == "add")
+        add.input[1] = "r1_dq"
+
+    by_name = rows(diff(float_model, edited(float_model, tmp_path / "q.onnx", change)))
+    assert by_name["conv1"].after[0].form == Form.FULL
+    assert by_name["conv2"].after[0].form == Form.FLOAT  # its weight is float
+    assert all(Change.MOVED not in n.changes for n in by_name.values())
+
+
+def test_rows_of_a_quantized_table(tmp_path: Path) -> None:
+    def model(path: Path, dtype: type[np.generic]) -> Path:
+        table = numpy_helper.from_array(np.ones((9, 4), dtype), "table")
+        index = numpy_helper.from_array(np.array([1, 2]), "index")
+        nodes = [helper.make_node("Gather", ["table", "index"], ["r"], "pick")]
+        nodes.append(helper.make_node("Cast", ["r"], ["f"], "cast", to=1) if dtype is np.int8 else nodes.pop())
+        last = "f" if dtype is np.int8 else "r"
+        nodes.append(helper.make_node("Add", [last, "x"], ["y"], "add"))
+        return save(path, nodes, [table, index], [("x", [2, 4])], [("y", [2, 4])])
+
+    found = diff(model(tmp_path / "a.onnx", np.float32), model(tmp_path / "b.onnx", np.int8))
+    assert rows(found)["pick"].after[0].form == Form.ROWS
+
+
 def test_attributes_written_out_are_no_change(float_model: Path, tmp_path: Path) -> None:
     def change(graph: onnx.GraphProto) -> None:
         graph.node[0].attribute.extend([helper.make_attribute("group", 1), helper.make_attribute("strides", [1, 1])])

@@ -55,7 +55,13 @@ def test_times_says_which_way_it_went() -> None:
 
 
 def test_durations() -> None:
-    assert [duration(s) for s in (0.0042, 0.32, 2.514, 200)] == ["4.2 ms", "320 ms", "2.51 s", "3 min 20 s"]
+    assert [duration(s) for s in (0.0002, 0.0042, 0.32, 2.514, 200)] == [
+        "<1 ms",
+        "4 ms",
+        "320 ms",
+        "2.51 s",
+        "3 min 20 s",
+    ]
 
 
 def test_noise_of_equal_tensors_is_called_equal() -> None:

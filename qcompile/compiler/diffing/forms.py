@@ -29,6 +29,10 @@ _MOVES = frozenset(
 )
 """Operators that move values and compute none: with equal parameters before and after, codes pass through."""
 
+_ACTIVATED = frozenset({"Conv", "ConvTranspose", "Gemm", "Add"})
+"""Operators whose quantized kernels swallow a Relu or Clip that follows."""
+
+_WIDEST_CODES = 8
 _QGEMM_INPUTS_WITH_OUTPUT_SCALE = 8
 
 
@@ -66,8 +70,10 @@ def _from_conversions(node: ir.Node) -> Form | str:
 def _looks_up_codes(node: ir.Node) -> bool:
     """A stored table of codes, whose rows become float after they were picked."""
     table, readers = node.inputs[0], list(node.outputs[0].consumers())
-    codes = table is not None and table.const_value is not None and table.const_value.dtype.is_integer()
-    return codes and bool(readers) and all(r.op_type == "DequantizeLinear" for r in readers)
+    tensor = table.const_value if table is not None else None
+    if tensor is None or not tensor.dtype.is_integer() or tensor.dtype.bitwidth > _WIDEST_CODES:
+        return False
+    return bool(readers) and all(r.op_type in ("DequantizeLinear", "Cast") for r in readers)
 
 
 def _dequantize(value: ir.Value) -> ir.Node | None:
@@ -91,8 +97,10 @@ def _is_stored(value: ir.Value) -> bool:
 
 
 def _quantized_after(node: ir.Node) -> list[ir.Node]:
-    """The QuantizeLinear nodes that read the first output, when nothing else does."""
+    """The QuantizeLinear nodes that read the first output, or that of its activation, when nothing else does."""
     readers = list(node.outputs[0].consumers()) if node.outputs else []
+    if node.op_type in _ACTIVATED and len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
+        readers = list(readers[0].outputs[0].consumers())
     return readers if readers and all(r.op_type == "QuantizeLinear" for r in readers) else []
 
 

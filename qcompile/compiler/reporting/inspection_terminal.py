@@ -33,9 +33,11 @@ def show_inspection(found: Inspection, console: Console) -> None:
     if unknown := found.unknown_shapes:
         names = ", ".join(shortened(n, 40) for n in unknown[:4]) + (", …" if len(unknown) > 4 else "")
         console.print(Text(f"Shape unknown: {count(len(unknown), 'value')} ({names})", "yellow"))
+    if found.manifest:
+        return
     if found.conversions:
         console.print(Text(f"Quantized already: {count(found.conversions, 'conversion')} to or from codes", "yellow"))
-    elif not found.manifest:
+    else:
         _section(console, "Could run in int8", _coverage(found.coverage))
 
 

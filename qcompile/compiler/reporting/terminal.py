@@ -107,6 +107,7 @@ def _units(report: Report) -> RenderableType | None:
     if not groups:
         return None
     table = _table("operator", "form", "units", "proved", "runs as", numbers=(2, 3))
+    table.columns[1].no_wrap = True
     for group in groups[: _MOST_ROWS + 2]:
         examined = group.proved + group.refuted
         proved = Text("-", style="dim") if not examined else Text(str(group.proved), style="green")

@@ -45,13 +45,13 @@ def data_size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Wall time: '320 ms', '2.51 s', '3 min 20 s'."""
+    """Wall time: '<1 ms', '320 ms', '2.51 s', '3 min 20 s'."""
     if seconds >= 60:
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes} min {rest} s"
     if seconds >= 1:
         return f"{significant(seconds)} s"
-    return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{significant(seconds * 1000, 2)} ms"
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "<1 ms"
 
 
 def decibel(sqnr: float | None) -> str:

@@ -45,8 +45,6 @@ def _axis(y: Scale) -> list[Markup]:
         lines.append(tag("text", text, x=LEFT - 8, y=y(tick) + 4, class_="label", text_anchor="end"))
     at = y(ONE_PERCENT)
     lines.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_="threshold"))
-    note = "20 dB: noise has 1 % of the signal's power"
-    lines.append(tag("text", note, x=WIDTH - RIGHT, y=at - 5, class_="label", text_anchor="end"))
     return lines
 
 

@@ -14,6 +14,7 @@ from qcompile.compiler.reporting.wording import count, plain, shortened
 CLASSES = {Form.FLOAT: "float", Form.INPUTS: "inputs", Form.FULL: "full", Form.PASS: "pass", Form.ROWS: "weights"}
 FEWEST_ROWS, MOST_ROWS = 4, 40
 MOST_LABELLED = 260
+LONGEST_NARROW = 60  # characters of a row that fits beside another one
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Strip:
     Attributes:
         counts: nodes of each form, in the order of the legend.
         labelled: cells are wide enough for operator names.
+        narrow: rows are short enough to stand in two columns.
+        scope_width: characters of the longest scope.
     """
 
     rows: tuple[Row, ...]
@@ -49,6 +52,8 @@ class Strip:
     quantizes: int
     dequantizes: int
     labelled: bool
+    narrow: bool
+    scope_width: int
 
 
 def strip(nodes: Sequence[PlacedNode]) -> Strip:
@@ -63,6 +68,8 @@ def strip(nodes: Sequence[PlacedNode]) -> Strip:
         sum(n.quantizes for n in nodes),
         sum(n.dequantizes for n in nodes),
         labelled=len(nodes) <= MOST_LABELLED,
+        narrow=len(rows) > 1 and max(sum(len(c.op_type) + 3 for c in r.cells) for r in rows) <= LONGEST_NARROW,
+        scope_width=max((len(r.scope) for r in rows), default=0),
     )
 
 
