@@ -64,6 +64,33 @@ def candidates(graph: ir.Graph, target: Target) -> list[Candidate]:
     return found
 
 
+def within_reach(open_to_choice: list[Candidate]) -> list[Candidate]:
+    """The candidates for which codes can pay at all; the others need not be observed.
+
+    Those are the operators with a weight, whatever follows one that writes codes, and, before one that
+    reads codes, single-input operators that are no slower on codes (the conversion only moves up).
+    """
+    reached = {c for c in open_to_choice if c.row.weight is not None}
+    writes_codes = {c.output for c in reached if Form.FULL in c.row.forms}
+    for candidate in open_to_choice:
+        if writes_codes.intersection(candidate.reads()):
+            reached.add(candidate)
+            if candidate.row.weight is None:
+                writes_codes.add(candidate.output)
+    read = {v for c in reached for v in c.reads()}
+    for candidate in reversed(open_to_choice):
+        if candidate not in reached and candidate.output in read and _moves_up(candidate):
+            reached.add(candidate)
+            read.update(candidate.reads())
+    return [c for c in open_to_choice if c in reached]
+
+
+def _moves_up(candidate: Candidate) -> bool:
+    alike = len(candidate.reads()) == 1 or candidate.node.op_type == "Concat"
+    slow = candidate.row.float_cost.time(0, 1, 1)
+    return alike and any(cost.time(0, 1, 1) <= slow for cost in candidate.row.forms.values())
+
+
 def _obstacle(node: ir.Node, row: Row, positions: tuple[int, ...]) -> str:
     if any(p >= len(node.inputs) or node.inputs[p] is None for p in positions):
         return "an input is missing"

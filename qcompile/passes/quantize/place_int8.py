@@ -27,7 +27,7 @@ from qcompile.compiler.placement import Conversion, Operation, place
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.statistics import RANGE
 from qcompile.compiler.targets.table import PlacementRule
-from qcompile.compiler.units import Candidate, candidates
+from qcompile.compiler.units import Candidate, candidates, within_reach
 from qcompile.errors import TargetError
 
 
@@ -52,9 +52,9 @@ class PlaceInt8(Pass):
     def statistics(self, model: ir.Model, context: CompileContext) -> Sequence[StatisticRequest]:
         wanted: dict[str, None] = {}
         for graph in graphs(model):
-            for candidate in candidates(graph, context.target):
-                if not candidate.obstacle:
-                    wanted.update((name_of(v), None) for v in (*candidate.reads(), candidate.output))
+            open_to_choice = [c for c in candidates(graph, context.target) if not c.obstacle]
+            for candidate in within_reach(open_to_choice):
+                wanted.update((name_of(v), None) for v in (*candidate.reads(), candidate.output))
         return [StatisticRequest(name, RANGE) for name in wanted]
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
@@ -76,8 +76,11 @@ class _GraphPlacement:
 
     def run(self) -> None:
         open_to_choice: list[Candidate] = []
-        for candidate in candidates(self.graph, self.target):
-            obstacle = candidate.obstacle or self.obstacle(candidate)
+        found = candidates(self.graph, self.target)
+        reached = {c.node for c in within_reach([c for c in found if not c.obstacle])}
+        for candidate in found:
+            alone = "" if candidate.node in reached else "no operation around it computes on codes"
+            obstacle = candidate.obstacle or alone or self.obstacle(candidate)
             if obstacle:
                 self.plan.kept_float[str(candidate.node.name)] = obstacle
             else:
