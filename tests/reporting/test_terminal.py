@@ -5,7 +5,7 @@ import io
 from made_up import encoder_report
 from rich.console import Console
 
-from qcompile.compiler.report import Report
+from qcompile.compiler.report import Proof, Report
 from qcompile.compiler.reporting.terminal import show
 from qcompile.compiler.reporting.verdict import Level, verdict
 
@@ -42,6 +42,18 @@ def test_a_failed_proof_and_a_slower_model_come_first() -> None:
     assert "1 PROOF FAILED" in lines[1]
     assert any("Proof failed: dispatch" in line for line in lines[:8])
     assert any("Nodes that cost it" in line for line in lines[:8])
+
+
+def test_a_failed_speed_proof_is_told_once() -> None:
+    report = encoder_report(slower=True)
+    proof = Proof(name="speed", passed=False, detail="SLOWER, 0.49x of float")
+    report.proofs.append(proof)
+    report.notices.append(f"{proof.name}: {proof.detail}")
+    judged = verdict(report)
+    assert judged.level is Level.FAILED
+    assert len(judged.alarms) == 1
+    assert "2.04x slower" in judged.alarms[0]
+    assert judged.notices == tuple(report.notices[:1])
 
 
 def test_slower_within_the_spread_says_so() -> None:

@@ -14,7 +14,7 @@ from qcompile.compiler.inspection import Coverage, Inspection, ValueInfo
 from qcompile.compiler.reporting.wording import count, data_size, plain, shortened
 
 _MOST_OPERATORS = 24
-_MOST_VALUES = 12
+_MOST_VALUES = 8
 _MOST_OBSTACLES = 4
 
 

@@ -23,21 +23,28 @@ class Verdict:
 
     Attributes:
         alarms: what is wrong; empty when the level is GOOD.
+        notices: what else the user was told, without what the alarms say already.
     """
 
     level: Level
     headline: str
     alarms: tuple[str, ...]
+    notices: tuple[str, ...]
 
 
 def verdict(report: Report) -> Verdict:
     """Judge `report`: a failed proof fails it; a slower model, made-up data or no low precision at all warn."""
-    alarms = [f"Proof failed: {plain(p.name)}. {plain(p.detail)}" for p in report.failed]
-    level = Level.FAILED if alarms else Level.GOOD
-    warnings = [*_slower(report), *_nothing_done(report), *_made_up(report)]
-    if warnings and level is Level.GOOD:
-        level = Level.WARNING
-    return Verdict(level, _headline(report, level), (*alarms, *warnings))
+    slower = _slower(report)
+    failed = [p for p in report.failed if not (p.name == "speed" and slower)]
+    warnings = [*slower, *_nothing_done(report), *_made_up(report)]
+    level = Level.FAILED if report.failed else Level.WARNING if warnings else Level.GOOD
+    said = {f"{p.name}: {p.detail}" for p in report.failed}
+    return Verdict(
+        level,
+        _headline(report, level),
+        (*(f"Proof failed: {plain(p.name)}. {plain(p.detail)}" for p in failed), *warnings),
+        tuple(plain(n) for n in report.notices if n not in said),
+    )
 
 
 def _headline(report: Report, level: Level) -> str:
