@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qcompile.runtime.providers import CPU, open_session
+
 if TYPE_CHECKING:
     import onnx
 
@@ -50,13 +52,13 @@ def chunks(names: Sequence[str], size: int = CHUNK) -> Iterator[Sequence[str]]:
 
 
 class Probe:
-    """A session that answers with inner values.
+    """A session on the CPU that answers with inner values.
 
     Args:
         model: the model; it is not changed.
         names: values to read, out of `outer_values(model)`.
         folder: where the model's external data lies, if it has any.
-        providers: execution providers in order of preference.
+        entries: session options by key.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Probe:
         model: onnx.ModelProto,
         names: Sequence[str],
         folder: Path | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        entries: Mapping[str, str] | None = None,
     ) -> None:
         import onnx
         import onnxruntime as ort
@@ -80,9 +82,11 @@ class Probe:
         tapped.graph.output.extend(typed.get(name) or onnx.ValueInfoProto(name=name) for name in self.names)
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        for entry, value in (entries or {}).items():
+            options.add_session_config_entry(entry, value)
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        self._session = ort.InferenceSession(tapped.SerializeToString(), options, providers=list(providers))
+        self._session = open_session(tapped.SerializeToString(), options, CPU, {})
         self._inputs = {i.name for i in self._session.get_inputs()}
 
     def __call__(self, sample: Mapping[str, Array]) -> dict[str, Array]:

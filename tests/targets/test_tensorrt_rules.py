@@ -11,6 +11,8 @@ import pytest
 
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification.legality import find_faults, prove_legality
+from qcompile.runtime.providers import session_entries
+from qcompile.runtime.taps import Probe
 from tests.verification.qdq_models import Builder, convolutions
 
 RANDOM = np.random.default_rng(0)
@@ -130,3 +132,17 @@ def test_the_proof_counts_and_names_the_faults() -> None:
     proof = prove_legality(ir.from_proto(unsigned()), target_named("tensorrt"))
     assert proof.passed is False
     assert "n_x_quantized" in proof.detail
+
+
+def test_a_float_bias_stays_float_when_the_cpu_stands_in() -> None:
+    """ONNX Runtime would make an int32 bias of it and saturate that in a channel of tiny weights."""
+    b = Builder(signed=True)
+    weight = RANDOM.standard_normal((4, 4, 3, 3))
+    weight[2] *= 1e-12
+    b.weight("W", weight, 0)
+    b.node("Conv", [b.convert("x"), "W_dequantized", b.constant("b", np.full(4, 5, np.float32))], "c")
+    b.node("Softmax", [b.convert("c")], "y")
+    model = b.model({"x": [1, 4, 8, 8]}, ["y"])
+    sample = {"x": RANDOM.standard_normal((1, 4, 8, 8)).astype(np.float32)}
+    as_written = Probe(model, ["c"], entries=session_entries("TensorrtExecutionProvider"))(sample)["c"]
+    assert np.allclose(as_written[0, 2], 5, atol=1e-3)

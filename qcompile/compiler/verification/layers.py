@@ -43,11 +43,19 @@ class _Layer:
 
 
 def measure_layers(
-    float_model: Path, artifact: Path, units: Mapping[str, Unit], samples: Sequence[Sample], progress: Progress
+    float_model: Path,
+    artifact: Path,
+    units: Mapping[str, Unit],
+    samples: Sequence[Sample],
+    progress: Progress,
+    entries: Mapping[str, str] | None = None,
 ) -> tuple[list[LayerNoise], str]:
     """Cumulative and isolated noise of every unit's output, over all samples.
 
     Both models are run for 64 units at a time, so memory does not grow with the model's depth.
+
+    Args:
+        entries: session options that the artifact needs to be executed as it is written.
 
     Returns:
         The measured layers in graph order, and in words what was not measured and why.
@@ -58,7 +66,7 @@ def measure_layers(
     progress.start("measuring the noise of each layer", len(layers) * len(samples))
     for chunk in chunks([layer.unit.node for layer in layers]):
         part = [layer for layer in layers if layer.unit.node in set(chunk)]
-        _measure(part, exact, compiled, (float_model.parent, artifact.parent), samples, codes, progress)
+        _measure(part, exact, compiled, (float_model.parent, artifact.parent), samples, codes, progress, entries)
     progress.finish()
     return [layer.record() for layer in layers], skipped
 
@@ -93,12 +101,13 @@ def _measure(
     samples: Sequence[Sample],
     codes: Mapping[str, tuple[Array, Array]],
     progress: Progress,
+    entries: Mapping[str, str] | None,
 ) -> None:
     inputs = {i.name for i in exact.graph.input}
     alone = [layer for layer in layers if layer.piece is not None]
     reads = {name for layer in alone if layer.piece for name in layer.piece.reads} - inputs
     float_probe = Probe(exact, [*(layer.unit.output for layer in layers), *sorted(reads)], folders[0])
-    compiled_probe = Probe(compiled, [layer.tapped for layer in layers], folders[1])
+    compiled_probe = Probe(compiled, [layer.tapped for layer in layers], folders[1], entries)
     pieces = [layer.piece for layer in alone if layer.piece is not None]
     pieces_probe: Probe | None = None
     for sample in samples:
@@ -106,7 +115,7 @@ def _measure(
         gathered = compiled_probe(sample)
         if pieces and pieces_probe is None:
             model = assemble(pieces, compiled, floats)
-            pieces_probe = Probe(model, [o.name for o in model.graph.output], folders[1])
+            pieces_probe = Probe(model, [o.name for o in model.graph.output], folders[1], entries)
         isolated = pieces_probe(floats) if pieces_probe is not None else {}
         for layer in layers:
             _add(layer, layer.gathered, floats, gathered[layer.tapped], codes)

@@ -78,12 +78,18 @@ def _dot(a: Array, b: Array) -> float:
     return float(np.einsum("i,i->", a, b))
 
 
-def runner(model: Path, provider: str) -> Runner:
-    """A function from a sample to the model's outputs by name."""
+def runner(model: Path, provider: str, entries: Mapping[str, str] | None = None) -> Runner:
+    """A function from a sample to the model's outputs by name.
+
+    Args:
+        entries: session options by key.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    for entry, value in (entries or {}).items():
+        options.add_session_config_entry(entry, value)
     session = open_session(model, options, provider, provider_options(provider, 0, None))
     inputs, outputs = {i.name for i in session.get_inputs()}, [o.name for o in session.get_outputs()]
 

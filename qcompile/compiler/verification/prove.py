@@ -24,7 +24,7 @@ from qcompile.compiler.verification.placed import placed_nodes
 from qcompile.compiler.verification.speed import prove_speed
 from qcompile.compiler.verification.weights import group_bytes, worst_histograms
 from qcompile.errors import QCompileError
-from qcompile.runtime.providers import CPU, why_not_loaded
+from qcompile.runtime.providers import CPU, session_entries, why_not_loaded
 
 _TIMED = 1.0  # seconds for the timing
 
@@ -141,13 +141,16 @@ class _Prover:
 
     def runner(self, model: Path) -> Runner:
         """A runner on the target's provider, or on the CPU where that does not load."""
-        return runner(model, CPU if why_not_loaded(self.provider) else self.provider)
+        provider = CPU if why_not_loaded(self.provider) else self.provider
+        return runner(model, provider, session_entries(self.provider))
 
     def numerics(self, float_model: Path, samples: Sequence[Sample], plan: QuantPlan | None) -> Proof:
         outputs, proof = compare_outputs(self.runner(float_model), self.runner(self.artifact), samples)
         self.report.outputs = outputs
         units = plan.units if plan is not None else expected_units(self.model, self.target)
-        layers, skipped = measure_layers(float_model, self.artifact, units, samples, self.progress)
+        layers, skipped = measure_layers(
+            float_model, self.artifact, units, samples, self.progress, session_entries(self.provider)
+        )
         self.report.layers = layers
         if skipped:
             proof = proof.model_copy(update={"detail": f"{proof.detail}; layers not measured: {skipped}"})
