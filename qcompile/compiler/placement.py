@@ -82,7 +82,7 @@ def _add_operation(graph: object, op: Operation, pinned: set[str]) -> None:
     reads, writes = ("reads", op.name), ("writes", op.name)
     full = next((op.times[f] for f in (Form.FULL, Form.PASS) if f in op.times), None)
     inputs = op.times.get(Form.INPUTS)
-    if inputs is None and full is None or pinned.intersection(op.reads):
+    if (inputs is None and full is None) or pinned.intersection(op.reads):
         _edge(graph, reads, _FLOAT, None)
         _edge(graph, writes, _FLOAT, None)
         return

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -64,7 +65,7 @@ class Recipe(BaseModel):
             RecipeError: unknown pass or option, wrong value, or phases out of order; names the step.
         """
         made = [_make(i, step) for i, step in enumerate(self.steps, 1)]
-        for i, (a, b) in enumerate(zip(made, made[1:], strict=False), 2):
+        for i, (a, b) in enumerate(pairwise(made), 2):
             if _ORDER.index(b.phase) < _ORDER.index(a.phase):
                 raise RecipeError(
                     f"step {i}, pass '{b.name}': a {b.phase} pass cannot follow the {a.phase} pass '{a.name}'",
