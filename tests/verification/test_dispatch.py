@@ -44,6 +44,17 @@ def test_the_float_bias_trap_is_reported_as_float(tmp_path: Path) -> None:
     assert "n_product" in found.proof.detail
 
 
+def test_a_chain_that_does_not_fuse_is_not_proved_by_its_conversions(tmp_path: Path) -> None:
+    """With a zero point above the lowest code, ReLU cannot be left to the range and the convolution stays float."""
+    b = Builder()
+    b.weight("W", np.random.default_rng(0).standard_normal((8, 4, 3, 3)), 0)
+    b.node("Conv", [b.convert("x"), "W_dequantized"], "c")
+    b.node("Relu", ["c"], "r")
+    b.node("Softmax", [b.convert("r", zero=128)], "y", axis=1)
+    found = _prove(b.model({"x": [1, 4, 8, 8]}, ["y"]), tmp_path)
+    assert [(u.node, u.proved) for u in found.units] == [("n_c", False)]
+
+
 def test_a_plan_that_promises_more_than_the_artifact_holds(tmp_path: Path) -> None:
     b = Builder()
     weight = b.constant("W", np.ones((16, 8), np.float32))

@@ -61,6 +61,8 @@ def prove_dispatch(artifact: Path, target: Target, plan: QuantPlan | None = None
         records = [_assigned(unit, graph, provider) for unit in units.values()]
     else:
         by_name = _by_original_name(graph)
+        for name, gathers in _lookups(model, graph).items():
+            by_name.setdefault(name, []).extend(gathers)
         records = [_lookup(unit, graph, by_name, target, plan is not None) for unit in units.values()]
     kept = _planned_floats(model, reasons) + _heavy_floats(model, graph, units, reasons, target)
     return Dispatch(_summary(records, provider), records, kept)
@@ -84,6 +86,17 @@ def _by_original_name(graph: OptimizedGraph) -> dict[str, list[onnx.NodeProto]]:
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.nodes:
         found.setdefault(original_name(node.name), []).append(node)
+    return found
+
+
+def _lookups(model: ir.Model, graph: OptimizedGraph) -> dict[str, list[onnx.NodeProto]]:
+    """Gathers that lowering put in the place of another node, by that node's name."""
+    gathers = {n.name: n for n in graph.nodes if n.op_type == "Gather"}
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes(model):
+        if node.op_type == "Gather" and node.name in gathers:
+            for source in (node.name, *sources(node)):
+                found.setdefault(source, []).append(gathers[node.name])
     return found
 
 

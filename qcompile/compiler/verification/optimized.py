@@ -40,8 +40,9 @@ class OptimizedGraph:
     providers: dict[str, str] = field(default_factory=dict)
 
     def computes_on_codes(self, node: onnx.NodeProto) -> bool:
-        """Whether the node is a low-precision kernel: it reads codes, and not only to convert them to float."""
-        return node.op_type != "DequantizeLinear" and any(self.types.get(name) in _CODES for name in node.input)
+        """Whether the node is a low-precision kernel: it reads codes and is no conversion."""
+        conversion = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        return not conversion and any(self.types.get(name) in _CODES for name in node.input)
 
     def makers(self, value: str) -> Iterator[onnx.NodeProto]:
         """The producer of `value` and, through nodes that only move it, those before it."""
