@@ -63,9 +63,12 @@ class Codes:
             self.constant(graph, f"{name}_zero_point", codes, dtype),
         )
 
-    def quantized(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
-        """The codes of an activation in `graph`: from its QuantizeLinear, or an initializer for a constant."""
-        name = name_of(value)
+    def quantized(self, graph: ir.Graph, value: ir.Value, name: str | None = None) -> ir.Value:
+        """The codes of an activation in `graph`: from its QuantizeLinear, or an initializer for a constant.
+
+        `name`: the activation's name in the plan, when `value` may already be its DequantizeLinear.
+        """
+        name = name or name_of(value)
         key = (id(graph), "quantized", name)
         if key in self.values:
             return self.values[key]
@@ -148,6 +151,21 @@ class Codes:
         graph.insert_before(at, new)
         result.replace_all_uses_with(made, replace_graph_outputs=True)
         result.name, made.name = None, name
+        graph.remove(list(reversed(old)), safe=True)
+
+    def replace_by_codes(self, graph: ir.Graph, at: ir.Node, old: list[ir.Node], new: ir.Node) -> None:
+        """As `replace`, where `new` writes the codes of the result: who read the result reads a DequantizeLinear."""
+        result, codes = old[-1].outputs[0], new.outputs[0]
+        name = name_of(result)
+        codes.name = self.unique(f"{name}_quantized")
+        codes.type = ir.TensorType(self.context.plan.tensors[name].spec.format.dtype)
+        graph.insert_before(at, new)
+        self.values[id(graph), "quantized", name] = codes
+        dequantized = self.dequantized(graph, result)
+        result.replace_all_uses_with(dequantized, replace_graph_outputs=True)
+        self.values[id(graph), "dequantized", name] = dequantized
+        if dequantized.is_graph_output():
+            result.name, dequantized.name = None, name
         graph.remove(list(reversed(old)), safe=True)
 
 

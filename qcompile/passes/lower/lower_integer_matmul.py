@@ -46,11 +46,12 @@ class LowerIntegerMatMul(Pass):
 def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    activation = node.inputs[0]
+    activation, name = node.inputs[0], unit.inputs[0]
     assert activation is not None
-    data = codes.quantized(graph, activation)
+    assert name is not None
+    data = codes.quantized(graph, activation, name)
     weight, weight_scale, weight_zero = codes.weight(graph, unit)
-    scale, zero = codes.scale_and_zero(graph, str(activation.name), codes.context.plan.tensors[str(activation.name)])
+    scale, zero = codes.scale_and_zero(graph, name, codes.context.plan.tensors[name])
     last, bias = node, None
     if unit.bias is not None:
         last = next(iter(node.outputs[0].uses())).node

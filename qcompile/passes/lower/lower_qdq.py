@@ -61,9 +61,9 @@ def _requantize_output(node: ir.Node, unit: Unit, codes: Codes) -> None:
     output = node.outputs[0]
     if unit.activation is not None:
         output = next(iter(output.uses())).node.outputs[0]
-    uses = list(output.uses())
     name = name_of(output)
-    codes.quantize(graph, output, output, name)
+    made = codes.quantized(graph, output)
+    uses = [use for use in output.uses() if use.node is not made.producer()]
     dequantized = codes.dequantized(graph, output)
     for use in uses:
         use.node.replace_input_with(use.idx, dequantized)

@@ -53,9 +53,14 @@ class PlaceInt8(Pass):
         wanted: dict[str, None] = {}
         for graph in graphs(model):
             open_to_choice = [c for c in candidates(graph, context.target) if not c.obstacle]
-            for candidate in within_reach(open_to_choice):
+            for candidate in self.reached(open_to_choice, context):
                 wanted.update((name_of(v), None) for v in (*candidate.reads(), candidate.output))
         return [StatisticRequest(name, RANGE) for name in wanted]
+
+    @staticmethod
+    def reached(open_to_choice: list[Candidate], context: CompileContext) -> list[Candidate]:
+        weighed = context.target.placement is PlacementRule.MINIMUM_CUT
+        return within_reach(open_to_choice) if weighed else open_to_choice
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         if context.target.refusal:
@@ -77,7 +82,7 @@ class _GraphPlacement:
     def run(self) -> None:
         open_to_choice: list[Candidate] = []
         found = candidates(self.graph, self.target)
-        reached = {c.node for c in within_reach([c for c in found if not c.obstacle])}
+        reached = {c.node for c in self.options.reached([c for c in found if not c.obstacle], self.context)}
         for candidate in found:
             alone = "" if candidate.node in reached else "no operation around it computes on codes"
             obstacle = candidate.obstacle or alone or self.obstacle(candidate)

@@ -1,0 +1,165 @@
+"""Each linear or convolution unit as one operator that carries its own definition.
+
+    qcompile::ConvW8A8BiasRequant(x_q, s_x, z_x, w_q, s_w, z_w, b_q, s_b, z_b, s_y, z_y) -> y_q
+    body:  Q(Conv(DQ(x_q), DQ(w_q), DQ(b_q)), s_y, z_y)
+
+Where a kernel for the operator is registered, it runs; elsewhere the runtime inlines the body, which is
+written in standard operators and is the kernel's specification. x_q: codes [N, C, ...] or [..., K]; w_q:
+int8; b_q: int32 with s_b = s_x s_w; a unit with float output ends without Q. Relu and Clip need no node:
+the range of y expresses them. The name says which parts a variant has: Bias, Requant.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.compiler.codes import Codes, axis_of
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.graph import constant, name_of, nodes
+from qcompile.compiler.params import bias_params, quantize
+from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.provenance import stamp
+
+DOMAIN = "qcompile"
+_ATTRIBUTES = {
+    "Conv": {
+        "auto_pad": ir.AttributeType.STRING,
+        "dilations": ir.AttributeType.INTS,
+        "group": ir.AttributeType.INT,
+        "kernel_shape": ir.AttributeType.INTS,
+        "pads": ir.AttributeType.INTS,
+        "strides": ir.AttributeType.INTS,
+    },
+    "Gemm": {"transB": ir.AttributeType.INT},
+    "MatMul": {},
+}
+_NAMES = {"Conv": "ConvW8A8", "Gemm": "GemmW8A8", "MatMul": "LinearW8A8"}
+
+
+class Outline(Pass):
+    """Wrap the quantized linear and convolution units as operators of the domain `qcompile`."""
+
+    name: ClassVar[str] = "outline"
+    phase: ClassVar[Phase] = Phase.LOWER
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        codes = Codes.of(model, context, self.name)
+        units = context.plan.units
+        chosen = [n for n in nodes(model) if _is_outlined(n, units.get(str(n.name)), context)]
+        for node in chosen:
+            _outline(model, node, units[str(node.name)], codes)
+        if chosen:
+            model.graph.opset_imports[DOMAIN] = 1
+        return bool(chosen)
+
+
+def _is_outlined(node: ir.Node, unit: Unit | None, context: CompileContext) -> bool:
+    return unit is not None and unit.weight is not None and node.op_type in _NAMES and node.domain == ""
+
+
+def _outline(model: ir.Model, node: ir.Node, unit: Unit, codes: Codes) -> None:
+    graph, plan = node.graph, codes.context.plan
+    assert isinstance(graph, ir.Graph)
+    activation, name = node.inputs[0], unit.inputs[0]
+    assert activation is not None
+    assert name is not None
+    weight = codes.weight(graph, unit)
+    params = plan.weights[str(unit.weight), unit.node].params
+    inputs = [
+        codes.quantized(graph, activation, name),
+        *codes.scale_and_zero(graph, name, plan.tensors[name]),
+        *weight,
+    ]
+    last = node
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if unit.bias is not None:
+        last = next(iter(node.outputs[0].uses())).node
+        bias = last.inputs[1] if last.inputs[0] is node.outputs[0] else last.inputs[0]
+    if bias is not None:
+        inputs += _bias_codes(graph, bias, unit, codes)
+    if unit.activation is not None:
+        last = next(iter(last.outputs[0].uses())).node
+    old = last.outputs[0]
+    requant = unit.form is Form.FULL
+    if requant:
+        inputs += codes.scale_and_zero(graph, name_of(old), plan.tensors[name_of(old)])
+    axis = axis_of(params)["axis"]
+    function = _function(model, node.op_type, bias is not None, requant, codes.context)
+    attributes = [a for name, a in node.attributes.items() if name in _ATTRIBUTES[node.op_type]]
+    made = ir.Node(
+        DOMAIN,
+        function,
+        inputs,
+        [*attributes, ir.AttrInt64("weight_axis", axis)],
+        name=codes.unique(f"{unit.node}_int8"),
+        outputs=[ir.Value(shape=old.shape, type=old.type)],
+    )
+    chain = _chain(node, last)
+    stamp(made, codes.made_by, chain)
+    if requant:
+        codes.replace_by_codes(graph, node, chain, made)
+    else:
+        codes.replace(graph, node, chain, made)
+
+
+def _chain(first: ir.Node, last: ir.Node) -> list[ir.Node]:
+    chain = [first]
+    while chain[-1] is not last:
+        chain.append(next(iter(chain[-1].outputs[0].uses())).node)
+    return chain
+
+
+def _bias_codes(graph: ir.Graph, bias: ir.Value, unit: Unit, codes: Codes) -> list[ir.Value]:
+    array = constant(bias)
+    assert array is not None
+    plan = codes.context.plan
+    activation = next(n for n in unit.inputs if n is not None)
+    params = bias_params(plan.tensors[activation], plan.weights[str(unit.weight), unit.node].params)
+    name = f"{bias.name}_{unit.node}"
+    flat = np.broadcast_to(array.reshape(-1), params.scale.shape).astype(np.float64)
+    integers = codes.constant(graph, f"{name}_quantized", quantize(flat, params).astype(np.int32))
+    return [integers, *codes.scale_and_zero(graph, name, params)]
+
+
+def _function(model: ir.Model, op_type: str, bias: bool, requant: bool, context: CompileContext) -> str:
+    """Name of the model-local function with these parts; it is added to the model when it is new."""
+    name = _NAMES[op_type] + ("Bias" if bias else "") + ("Requant" if requant else "")
+    if (DOMAIN, name, "") in model.functions:
+        return name
+    groups = ["x", "w", *(["b"] if bias else [])]
+    values = {g: [ir.val(f"{g}_{part}") for part in ("q", "scale", "zero_point")] for g in groups}
+    body: list[ir.Node] = []
+
+    def add(op: str, inputs: list[ir.Value], output: str, *attributes: ir.Attr) -> ir.Value:
+        node = ir.Node("", op, inputs, attributes, name=output, outputs=[ir.val(output)])
+        body.append(node)
+        return node.outputs[0]
+
+    x = add("DequantizeLinear", values["x"], "x")
+    w = add("DequantizeLinear", values["w"], "w", ir.RefAttr("axis", "weight_axis", ir.AttributeType.INT))
+    operands = [x, w]
+    if bias:
+        b = add("DequantizeLinear", values["b"], "b", ir.AttrInt64("axis", 0))
+        if op_type != "MatMul":
+            operands.append(b)
+    references = [ir.RefAttr(n, n, t) for n, t in _ATTRIBUTES[op_type].items()]
+    y = add(op_type, operands, "y", *references)
+    if bias and op_type == "MatMul":
+        y = add("Add", [y, b], "y_biased")
+    inputs = [v for g in groups for v in values[g]]
+    if requant:
+        result = [ir.val("y_scale"), ir.val("y_zero_point")]
+        inputs += result
+        y = add("QuantizeLinear", [y, *result], "y_q")
+    graph = ir.Graph(inputs, [y], nodes=body, opset_imports={"": model.graph.opset_imports[""]}, name=name)
+    parameters = [
+        ir.Attr("weight_axis", ir.AttributeType.INT, None),
+        *(ir.Attr(n, t, None) for n, t in _ATTRIBUTES[op_type].items()),
+    ]
+    model.functions[DOMAIN, name, ""] = ir.Function(DOMAIN, name, graph=graph, attributes=parameters)
+    return name
