@@ -33,6 +33,8 @@ class UpgradeOpset(Pass):
     minimum: int = Field(default=17, ge=13, le=25, description="lowest opset of the default domain to accept")
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
+        if not any(n.domain == "" for n in model.graph.all_nodes()):
+            model.graph.opset_imports.setdefault("", self.minimum)
         modified = _raise_ir_version(model, max(self.minimum, opset(model)))
         if opset(model) >= self.minimum:
             return modified
