@@ -37,7 +37,13 @@ def test_ctrl_c_leaves_nothing(model: Path, tmp_path: Path) -> None:
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
     command = [*QCOMPILE, str(model), "--calib", f"{script}:samples"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+    def heeded() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background of a shell inherits that it is ignored
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeded
+    ) as process:
         for _ in range(600):
             if (tmp_path / "started").exists():
                 break
