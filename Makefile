@@ -26,6 +26,7 @@ docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/installed-dev
+	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.compile
