@@ -97,10 +97,19 @@ def _between_conversions(node: ir.Node, target: Target) -> Unit | None:
             node=str(node.name),
             op_type=node.op_type,
             form=form,
-            inputs=tuple(name_of(v) if v is not None and i in wanted else None for i, v in enumerate(node.inputs)),
+            inputs=tuple(_quantized_value(source) if i in wanted else None for i, source in enumerate(sources)),
             output=name_of(after.inputs[0] if after and after.inputs[0] else node.outputs[0]),
         )
     return None
+
+
+def _quantized_value(conversion: ir.Node | None) -> str | None:
+    """Name of the float value that a DequantizeLinear gives back, as far as one was quantized."""
+    codes = conversion.inputs[0] if conversion is not None else None
+    made = codes.producer() if codes is not None else None
+    if made is not None and made.op_type == "QuantizeLinear" and made.inputs[0] is not None:
+        return name_of(made.inputs[0])
+    return name_of(codes).removesuffix("_quantized") if codes is not None else None
 
 
 def _form(offered: Mapping[Form, object], quantized_output: bool) -> Form | None:

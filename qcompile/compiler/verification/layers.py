@@ -75,10 +75,12 @@ def _measurable(
     exact: onnx.ModelProto, compiled: onnx.ModelProto, units: Mapping[str, Unit]
 ) -> tuple[list[_Layer], str]:
     known, inside, present = outer_values(exact), body_values(exact) | body_values(compiled), outer_values(compiled)
+    quantized = {node.input[0]: node.output[0] for node in compiled.graph.node if node.op_type == "QuantizeLinear"}
     layers, in_bodies, fused = [], 0, 0
     for unit in units.values():
-        as_codes = unit.form in (Form.FULL, Form.PASS)
-        tapped = f"{unit.output}_quantized" if as_codes else unit.output
+        tapped = unit.output
+        if unit.form in (Form.FULL, Form.PASS):
+            tapped = quantized.get(unit.output, f"{unit.output}_quantized")
         if unit.output in known and tapped in present:
             layers.append(_Layer(unit, tapped, cut_out(unit, tapped, compiled, known)))
         elif unit.output in inside:
