@@ -13,19 +13,9 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import add_initializer, constant, graphs, rank
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.provenance import stamp
+from qcompile.passes.prepare.affine import Vector, affine_of, per_channel
 from qcompile.passes.prepare.surgery import Names, bypass, is_own, remove_unread
 from qcompile.passes.prepare.untie import set_constant
-
-Vector = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Affine:
-    """y = scale * x + shift for each channel (axis 1) of `source`; vectors of shape [C]."""
-
-    source: ir.Value
-    scale: Vector
-    shift: Vector
 
 
 class FoldBatchNorm(Pass):
@@ -60,7 +50,7 @@ class FoldBatchNorm(Pass):
             if value is None or layer is None or not is_own(value, node):
                 continue
             parts = _linear(layer)
-            affine = _affine(node, parts.rank, parts.channels) if parts else None
+            affine = affine_of(node, parts.rank, parts.channels) if parts else None
             if parts is None or affine is None or affine.source is not value:
                 continue
             if not bypass(node, value, take_name=True):
@@ -79,7 +69,7 @@ class FoldBatchNorm(Pass):
         if node.op_type != "BatchNormalization" or node.domain != "" or node.graph is not graph:
             return False
         dims, gamma = rank(node.inputs[0]), constant(node.inputs[1])
-        affine = _affine(node, dims, gamma.size) if dims is not None and dims >= 2 and gamma is not None else None
+        affine = affine_of(node, dims, gamma.size) if dims is not None and dims >= 2 and gamma is not None else None
         if affine is None or dims is None or gamma is None:
             return False
         shape = (-1, *(1,) * (dims - 2))
@@ -143,59 +133,7 @@ def _linear(node: ir.Node) -> Linear | None:
     given = node.inputs[2] if len(node.inputs) > 2 else None
     if given is not None:
         array = constant(given)
-        bias = None if array is None else _per_channel(array, 2 if node.op_type == "Gemm" else 1, channels)
+        bias = None if array is None else per_channel(array, 2 if node.op_type == "Gemm" else 1, channels)
         if bias is not None and node.op_type == "Gemm":
             bias = bias * node.attributes.get_float("beta", 1.0)
     return None if bias is None else Linear(node, weight, bias, weight.ndim, channels)
-
-
-def _affine(node: ir.Node, dims: int, channels: int) -> Affine | None:
-    """What `node` computes, if that is a scale and a shift for each channel of a value of rank `dims`."""
-    if node.domain != "":
-        return None
-    if node.op_type == "BatchNormalization":
-        return _of_batch_norm(node)
-    if node.op_type not in ("Mul", "Div", "Add", "Sub"):
-        return None
-    a, b = node.inputs
-    left, right = constant(a), constant(b)
-    if (left is None) == (right is None) or a is None or b is None:
-        return None
-    known = left if left is not None else right
-    assert known is not None
-    vector = _per_channel(known, dims, channels) if known.dtype.kind == "f" else None
-    if vector is None:
-        return None
-    source, one, zero = (b if left is not None else a), np.ones(channels), np.zeros(channels)
-    match node.op_type:
-        case "Mul":
-            return Affine(source, vector, zero)
-        case "Add":
-            return Affine(source, one, vector)
-        case "Sub":
-            return Affine(source, one, -vector) if right is not None else Affine(source, -one, vector)
-        case "Div" if right is not None and vector.all():
-            return Affine(source, one / vector, zero)
-    return None
-
-
-def _of_batch_norm(node: ir.Node) -> Affine | None:
-    source = node.inputs[0]
-    constants = [constant(v) for v in node.inputs[1:5]]
-    if source is None or any(c is None for c in constants) or node.attributes.get_int("training_mode", 0) == 1:
-        return None
-    gamma, beta, mean, variance = (c.astype(np.float64) for c in constants if c is not None)
-    scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-    return Affine(source, scale, beta - mean * scale)
-
-
-def _per_channel(array: npt.NDArray[Any], dims: int, channels: int) -> Vector | None:
-    """`array` as one number for each channel, if broadcasting it to rank `dims` gives just that.
-
-    With `dims` 1 the only axis is the channel.
-    """
-    shape = (1,) * (dims - array.ndim) + array.shape
-    axis = min(1, dims - 1)
-    if len(shape) != dims or shape[axis] not in (1, channels) or array.size != shape[axis]:
-        return None
-    return np.broadcast_to(array.astype(np.float64).reshape(-1), (channels,))
