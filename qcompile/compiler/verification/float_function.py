@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 TOLERANCE = 1e-5
-"""Largest deviation of an output, relative to its largest magnitude."""
+"""Largest deviation of an output: root mean square, relative to that of the output."""
+
+_WORST = 1e-3
+"""Largest deviation of one element, relative to the largest: rounding that a deep model amplifies at a few
+places stays below, a wrong border does not."""
+
+_ROUNDINGS = 20
+"""A deep model may carry rounding errors further than TOLERANCE; this many of its own are not held against a pass."""
 
 _SMALLEST_MAGNITUDE = 0.1
 """Outputs that are smaller everywhere are compared as if they reached this: a saturated sigmoid has no digits."""
@@ -64,13 +71,17 @@ def check_float_function(before: ir.Model, after: ir.Model, passes: Sequence[Pas
     except Exception as error:
         context.notice(f"the float function was not checked after each phase: {_first_line(error)}")
         return
-    fault = _difference(expected, after, sample)
+    fault = _difference(expected, after, sample, TOLERANCE)
     if fault is None:
+        return
+    allowed = max(TOLERANCE, _ROUNDINGS * _rounding(before, expected, sample))
+    if allowed > TOLERANCE and _difference(expected, after, sample, allowed) is None:
+        context.notice(f"after '{passes[-1].name}' {fault}; the model's own rounding explains up to {allowed:.0e}")
         return
     if kinds & _JUMPING:
         context.notice(f"after '{passes[-1].name}' {fault}; {', '.join(sorted(kinds & _JUMPING))} may have tipped")
         return
-    guilty = _first_guilty(before, passes, context, expected, sample)
+    guilty = _first_guilty(before, passes, context, expected, sample, allowed)
     raise PassError(
         f"pass '{guilty}' changed the float function: {fault}",
         hint="this is a defect of the pass; leave the pass out of the recipe and report it",
@@ -88,16 +99,19 @@ def _first_guilty(
     context: CompileContext,
     expected: dict[str, Array],
     sample: Mapping[str, Array],
+    allowed: float,
 ) -> str:
     """Run the passes again, one by one, until the outputs differ."""
     model, scratch = before.clone(), dataclasses.replace(context, notices=[])
     for current in passes:
-        if current.run(model, scratch) and _difference(expected, model, sample) is not None:
+        if current.run(model, scratch) and _difference(expected, model, sample, allowed) is not None:
             return current.name
     return passes[-1].name
 
 
-def _difference(expected: dict[str, Array], model: ir.Model, sample: Mapping[str, Array]) -> str | None:
+def _difference(
+    expected: dict[str, Array], model: ir.Model, sample: Mapping[str, Array], tolerance: float
+) -> str | None:
     """What is wrong with the outputs of `model`, or None."""
     try:
         got = _outputs(model, sample)
@@ -113,13 +127,21 @@ def _difference(expected: dict[str, Array], model: ir.Model, sample: Mapping[str
         b, a = got[name].astype(np.float64), a.astype(np.float64)
         if not np.array_equal(np.isfinite(a), np.isfinite(b)):
             return f"output '{name}' differs in what is finite"
-        finite = np.isfinite(a)
-        largest = max(float(np.abs(a[finite]).max(initial=0.0)), _SMALLEST_MAGNITUDE)
-        error_ = float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / largest
-        allowed = TOLERANCE * max(1.0, float(np.finfo(got[name].dtype).eps) / float(np.finfo(np.float32).eps))
-        if error_ > allowed:
-            return f"output '{name}' deviates by {error_:.1e} of its largest magnitude, {allowed:.0e} is allowed"
+        a, b = a[np.isfinite(a)], b[np.isfinite(a)]
+        coarser = max(1.0, float(np.finfo(got[name].dtype).eps) / float(np.finfo(np.float32).eps))
+        for what, size, allowed in (("", _root_mean_square, TOLERANCE), ("somewhere ", _largest, _WORST)):
+            deviation = size(a - b) / max(size(a), _SMALLEST_MAGNITUDE)
+            if deviation > allowed * coarser:
+                return f"output '{name}' deviates {what}by {deviation:.1e}, {allowed * coarser:.0e} is allowed"
     return None
+
+
+def _root_mean_square(a: Array) -> float:
+    return float(np.sqrt(np.mean(a**2))) if a.size else 0.0
+
+
+def _largest(a: Array) -> float:
+    return float(np.abs(a).max(initial=0.0))
 
 
 def _outputs(model: ir.Model, sample: Mapping[str, Array]) -> dict[str, Array]:
