@@ -27,9 +27,6 @@ _WORST = 1e-3
 """Largest deviation of one element, relative to the largest: rounding that a deep model amplifies at a few
 places stays below, a wrong border does not."""
 
-_ROUNDINGS = 20
-"""A deep model may carry rounding errors further than TOLERANCE; this many of its own are not held against a pass."""
-
 _SMALLEST_MAGNITUDE = 0.1
 """Outputs that are smaller everywhere are compared as if they reached this: a saturated sigmoid has no digits."""
 
@@ -71,17 +68,13 @@ def check_float_function(before: ir.Model, after: ir.Model, passes: Sequence[Pas
     except Exception as error:
         context.notice(f"the float function was not checked after each phase: {_first_line(error)}")
         return
-    fault = _difference(expected, after, sample, TOLERANCE)
+    fault = _difference(expected, after, sample)
     if fault is None:
-        return
-    allowed = max(TOLERANCE, _ROUNDINGS * _rounding(before, expected, sample))
-    if allowed > TOLERANCE and _difference(expected, after, sample, allowed) is None:
-        context.notice(f"after '{passes[-1].name}' {fault}; the model's own rounding explains up to {allowed:.0e}")
         return
     if kinds & _JUMPING:
         context.notice(f"after '{passes[-1].name}' {fault}; {', '.join(sorted(kinds & _JUMPING))} may have tipped")
         return
-    guilty = _first_guilty(before, passes, context, expected, sample, allowed)
+    guilty = _first_guilty(before, passes, context, expected, sample)
     raise PassError(
         f"pass '{guilty}' changed the float function: {fault}",
         hint="this is a defect of the pass; leave the pass out of the recipe and report it",
@@ -99,19 +92,16 @@ def _first_guilty(
     context: CompileContext,
     expected: dict[str, Array],
     sample: Mapping[str, Array],
-    allowed: float,
 ) -> str:
     """Run the passes again, one by one, until the outputs differ."""
     model, scratch = before.clone(), dataclasses.replace(context, notices=[])
     for current in passes:
-        if current.run(model, scratch) and _difference(expected, model, sample, allowed) is not None:
+        if current.run(model, scratch) and _difference(expected, model, sample) is not None:
             return current.name
     return passes[-1].name
 
 
-def _difference(
-    expected: dict[str, Array], model: ir.Model, sample: Mapping[str, Array], tolerance: float
-) -> str | None:
+def _difference(expected: dict[str, Array], model: ir.Model, sample: Mapping[str, Array]) -> str | None:
     """What is wrong with the outputs of `model`, or None."""
     try:
         got = _outputs(model, sample)
