@@ -148,7 +148,7 @@ def _defaults(op_type: str, domain: str) -> dict[str, str]:
         return {}
     schema = onnx.defs.get_schema(op_type, domain)
     found = ((n, a.default_value) for n, a in schema.attributes.items())
-    return {n: _text(ir.from_proto(v)) for n, v in found if v.name}
+    return {n: _text(ir.serde.deserialize_attribute(v)) for n, v in found if v.name}
 
 
 def _text(attribute: ir.Attr) -> str:
