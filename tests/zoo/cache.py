@@ -85,7 +85,9 @@ def unpack(archive: Path, folder: Path) -> None:
             z.extractall(folder)
     else:
         with tarfile.open(archive) as t:
-            t.extractall(folder, filter="data")
+            if hasattr(tarfile, "data_filter"):  # Python 3.11.4
+                t.extraction_filter = tarfile.data_filter
+            t.extractall(folder)
 
 
 def exported(name: str, module: str) -> Path:

@@ -23,6 +23,7 @@ class PPOCRRecognition(ZooModel):
     metric_name = "lines read without a fault (spaces aside)"
     allowed_drop = 0.02
     least_units = 30
+    allowed_size = 0.36
 
     lines = 200
 
@@ -64,6 +65,7 @@ class PPOCRDetection(ZooModel):
     metric_name = "harmonic mean of precision and recall at IoU 0.5"
     allowed_drop = 0.02
     least_units = 30
+    allowed_size = 0.36
     calibration_count = 16
 
     pages = 10

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qcompile.compiler.passes import import_passes
 from tools.reference import passes, recipes, schema, targets
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -12,7 +11,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def pages() -> dict[Path, str]:
     """Every generated file with its text."""
-    import_passes("qcompile.passes")
     return {
         DOCS / "passes.md": passes.page(),
         DOCS / "recipes.md": recipes.page(),

@@ -6,9 +6,10 @@ import inspect
 import re
 import sys
 
-from qcompile.compiler.passes import Pass, Phase, registered_passes
+from qcompile.compiler.passes import Pass, Phase
 from tools.reference.markdown import GENERATED, first_sentence, table
 from tools.reference.options import options
+from tools.reference.registry import package_passes
 
 _HEAD = """
 # Passes
@@ -21,7 +22,7 @@ Phases run in the order of this page. A pass that says *same function* leaves wh
 
 def page() -> str:
     """The text of the page."""
-    by_phase = {phase: [c for c in registered_passes().values() if c.phase is phase] for phase in Phase}
+    by_phase = {phase: [c for c in package_passes().values() if c.phase is phase] for phase in Phase}
     overview = [
         [f"[`{c.name}`](#{c.name})", phase.value, first_sentence(sys.modules[c.__module__])]
         for phase, classes in by_phase.items()

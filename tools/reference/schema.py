@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from qcompile.compiler.passes import Pass, registered_passes
+from qcompile.compiler.passes import Pass
+from tools.reference.registry import package_passes
 
 
 def text() -> str:
@@ -15,7 +16,7 @@ def text() -> str:
 
 def schema() -> dict[str, Any]:
     """A recipe: a name, a description, and steps that are a pass or a pass with options."""
-    known = registered_passes()
+    known = package_passes()
     with_options = {name: {"anyOf": [_options(cls), {"type": "null"}]} for name, cls in known.items()}
     step = {
         "anyOf": [
