@@ -53,7 +53,7 @@ def prove_dispatch(artifact: Path, target: Target, plan: QuantPlan | None = None
         graph = optimize(artifact, provider)
     except TargetError as error:
         records = [_record(u, None, None, "not examined on this machine") for u in units.values()]
-        proof = Proof(name="dispatch", passed=None, detail=f"not tried here: {error.what}")
+        proof = Proof(name="dispatch", passed=None, detail=error.what)
         return Dispatch(proof, records, _planned_floats(model, reasons))
     except QCompileError as error:
         return Dispatch(Proof(name="dispatch", passed=False, detail=error.what), [], _planned_floats(model, reasons))

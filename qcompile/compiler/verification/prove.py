@@ -162,6 +162,6 @@ class _Prover:
     def speed(self, float_model: Path, sample: Sample) -> Proof:
         reason = why_not_loaded(self.provider)
         if reason:
-            return Proof(name="speed", passed=None, detail=f"not timed here: {self.provider} does not load: {reason}")
+            return Proof(name="speed", passed=None, detail=f"{self.provider} does not load: {reason}")
         self.report.speed, proof = prove_speed(float_model, self.artifact, sample, self.provider, _TIMED)
         return proof
