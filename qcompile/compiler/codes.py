@@ -25,10 +25,11 @@ class Codes:
 
     def __init__(self, model: ir.Model, context: CompileContext, made_by: str) -> None:
         self.context, self.made_by = context, made_by
-        self.names = {v.name for n in nodes(model) for v in n.outputs} | {
+        self.names = {name for n in nodes(model) for name in (n.name, *(v.name for v in n.outputs))} | {
             name for g in graphs(model) for name in (*g.initializers, *(v.name for v in g.inputs))
         }
         self.values: dict[tuple[int, str, str], ir.Value] = {}
+        self.constants: dict[tuple[int, str], list[ir.Value]] = {}
 
     @classmethod
     def of(cls, model: ir.Model, context: CompileContext, made_by: str) -> Codes:
@@ -49,11 +50,16 @@ class Codes:
         return candidate
 
     def constant(self, graph: ir.Graph, name: str, array: object, dtype: ir.DataType | None = None) -> ir.Value:
-        """An initializer of `graph`, made once for each name asked for."""
-        key = (id(graph), "constant", name)
-        if key not in self.values:
-            self.values[key] = add_initializer(graph, self.unique(name), np.asarray(array), dtype)
-        return self.values[key]
+        """An initializer of `graph`, made once for each name asked for and each content: a constant can be
+        the weight of one unit and the operand of another."""
+        wanted = np.asarray(array)
+        made = self.constants.setdefault((id(graph), name), [])
+        for value in made:
+            known = constant(value)
+            if known is not None and known.dtype == wanted.dtype and np.array_equal(known, wanted):
+                return value
+        made.append(add_initializer(graph, self.unique(name), wanted, dtype))
+        return made[-1]
 
     def scale_and_zero(self, graph: ir.Graph, name: str, params: QuantParams) -> tuple[ir.Value, ir.Value]:
         dtype = params.spec.format.dtype
@@ -98,13 +104,13 @@ class Codes:
         self.values[id(graph), "quantized", name] = node.outputs[0]
         return node.outputs[0]
 
-    def dequantized(self, graph: ir.Graph, value: ir.Value) -> ir.Value:
-        """The values that the codes of an activation stand for, behind one DequantizeLinear."""
-        name = name_of(value)
+    def dequantized(self, graph: ir.Graph, value: ir.Value, name: str | None = None) -> ir.Value:
+        """The values that the codes of an activation stand for, behind one DequantizeLinear; `name` as above."""
+        name = name or name_of(value)
         key = (id(graph), "dequantized", name)
         if key in self.values:
             return self.values[key]
-        codes = self.quantized(graph, value)
+        codes = self.quantized(graph, value, name)
         scale, zero = self.scale_and_zero(graph, name, self.context.plan.tensors[name])
         node = self.node("DequantizeLinear", [codes, scale, zero], f"{name}_dequantized", ir.DataType.FLOAT, value)
         producer = codes.producer()

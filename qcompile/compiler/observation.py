@@ -58,10 +58,10 @@ def _reduce(graph: ir.Graph, value: ir.Value, component: Component) -> ir.Value:
     node = ir.node(component.observe, [value], attributes=keep)
     graph.append(node)
     if component.observe == "Size":
-        node.outputs[0].name = f"{value.name}.{component.name}.int"
+        node.outputs[0].name = f"{value.name}@{component.name}.int"
         node = ir.node("Cast", node.outputs, attributes={"to": int(ir.DataType.FLOAT)})
         graph.append(node)
-    return _scalar(node.outputs[0], f"{value.name}.{component.name}")
+    return _scalar(node.outputs[0], f"{value.name}@{component.name}")
 
 
 def _scalar(value: ir.Value, name: str) -> ir.Value:

@@ -49,6 +49,11 @@ def _gemm_axis(node: ir.Node) -> int:
     return 0 if node.attributes.get_int("transB", 0) else 1
 
 
+def _is_row(node: ir.Node) -> bool:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return bias is None or bias.shape is None or all(dim == 1 for dim in bias.shape[:-1])
+
+
 def _last_axis(node: ir.Node) -> int:
     return (rank(node.inputs[1]) or 2) - 1
 
@@ -66,6 +71,7 @@ _PLAIN_GEMM = Condition(
         and not n.attributes.get_int("transA", 0)
     ),
 )
+_ROW_BIAS = Condition("its bias is not one value for each output column", _is_row)
 _MATRIX_WEIGHT = Condition("its weight is not a matrix", lambda n: rank(n.inputs[1]) == 2)
 _FLOAT_DATA = Condition(
     "its data is not float32", lambda n: n.inputs[0] is not None and n.inputs[0].dtype in (None, ir.DataType.FLOAT)
@@ -171,8 +177,8 @@ CPU = Target(
             op_type="MatMul",
             variant="two activations",
             float_cost=Cost(0.0176, 0.05, 1000),
-            forms={Form.INPUTS: Cost(0.0060, 0.05, 1500)},
-            kernels=("MatMulIntegerToFloat",),
+            forms={Form.INPUTS: Cost(0.0060, 0.05, 1500), Form.FULL: Cost(0.0060, 0.10, 1500)},
+            kernels=("MatMulIntegerToFloat", "QLinearMatMul"),
             evidence=_MEASURED,
             activations=(0, 1),
         ),
@@ -186,7 +192,7 @@ CPU = Target(
             weight=1,
             weight_axis=_gemm_axis,
             bias=2,
-            conditions=(_CONSTANT_WEIGHT, _CONSTANT_BIAS, _PLAIN_GEMM),
+            conditions=(_CONSTANT_WEIGHT, _CONSTANT_BIAS, _ROW_BIAS, _PLAIN_GEMM),
         ),
         Row(
             op_type="Gather",

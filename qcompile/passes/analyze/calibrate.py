@@ -12,12 +12,14 @@ tensor and the sample).
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -27,12 +29,14 @@ import onnx_ir as ir
 from qcompile.compiler.context import CompileContext, Sample
 from qcompile.compiler.observation import Key, observed_copy
 from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.printer import print_model
 from qcompile.compiler.serialization import runnable
 from qcompile.compiler.statistics import Statistic, StatisticsTable, Vector
 from qcompile.errors import DataError
 from qcompile.runtime.calibration import run_samples
 
-_CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_SECONDS = 10.0
+"""A checkpoint is written when the last one is older than this."""
 
 
 class Calibrate(Pass):
@@ -70,7 +74,7 @@ def _observe(model: ir.Model, wanted: dict[str, list[Statistic]], context: Compi
     merges = [components[kind, name].merge for _, kind, name in keys]
     identity = np.array([components[kind, name].identity for _, kind, name in keys])
     least, most, plus = (np.array([m == merge for m in merges], bool) for merge in ("Min", "Max", "Add"))
-    checkpoint = _Checkpoint(context, keys)
+    checkpoint = _Checkpoint(context, copy)
     done, total = checkpoint.load(identity)
     samples = itertools.islice(iter(context.calibration), done, None)
     context.progress.start("calibrating", len(context.calibration))
@@ -96,9 +100,13 @@ def _counted(samples: Iterator[Sample], context: CompileContext) -> Iterator[Sam
 
 
 def _refuse_nonfinite(vector: Vector, keys: list[Key], sample: int) -> None:
-    """The sum of magnitudes is NaN or infinite as soon as one value is. A branch that was not taken says 0."""
-    for (tensor, _, name), value in zip(keys, vector, strict=True):
-        if name == "magnitude" and not np.isfinite(value):
+    """NaN anywhere makes the sum of magnitudes NaN; infinity is a bound. The sum itself may overflow (a mask of
+    large negative numbers), and bounds are infinite where nothing was reduced: no element, a branch not taken."""
+    for (tensor, kind, name), value in zip(keys, vector, strict=True):
+        if name != "magnitude" or np.isfinite(value):
+            continue
+        bounds = [vector[keys.index((tensor, kind, bound))] for bound in ("min", "max")]
+        if np.isnan(value) or np.isinf(bounds).any():
             raise DataError(
                 f"tensor '{tensor}' holds NaN or infinity for calibration sample {sample}",
                 where=tensor,
@@ -119,12 +127,17 @@ def _table(wanted: dict[str, list[Statistic]], keys: list[Key], total: Vector, s
 class _Checkpoint:
     """The merged vector so far, written beside the output every few seconds by rename."""
 
-    def __init__(self, context: CompileContext, keys: list[Key]) -> None:
+    def __init__(self, context: CompileContext, observed: ir.Model) -> None:
         self.path: Path | None = context.checkpoint
-        self.resume = context.resume
-        assert context.calibration is not None
-        self.identity = json.dumps([context.calibration.digest(), keys]) if self.path else ""
+        self.context, self.observed = context, observed
         self.last = time.monotonic()
+
+    @cached_property
+    def identity(self) -> str:
+        """What the numbers depend on: the samples and the model, weights included."""
+        assert self.context.calibration is not None
+        model = hashlib.blake2b(print_model(self.observed).encode(), digest_size=16).hexdigest()
+        return json.dumps([self.context.calibration.digest(), model])
 
     def load(self, identity: Vector) -> tuple[int, Vector]:
         """Samples done and their merged vector; (0, identity) without a checkpoint.
@@ -132,7 +145,7 @@ class _Checkpoint:
         Raises:
             DataError: the checkpoint is of another model, recipe or data set.
         """
-        if not (self.resume and self.path and self.path.exists()):
+        if not (self.context.resume and self.path and self.path.exists()):
             return 0, identity.copy()
         try:
             with np.load(self.path) as stored:
@@ -143,17 +156,22 @@ class _Checkpoint:
                         hint="start without --resume",
                     )
                 return int(stored["done"]), stored["total"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile):
             raise DataError("the checkpoint is damaged", where=str(self.path), hint="start without --resume") from None
 
     def save(self, done: int, total: Vector) -> None:
-        if self.path is None or time.monotonic() - self.last < _CHECKPOINT_SECONDS:
+        if self.path is None or time.monotonic() - self.last < CHECKPOINT_SECONDS:
             return
         self.last = time.monotonic()
-        temporary = self.path.with_suffix(".tmp.npz")
-        np.savez(temporary, identity=self.identity, done=done, total=total)
-        temporary.replace(self.path)
+        with self._temporary(self.path).open("wb") as file:
+            np.savez(file, identity=self.identity, done=done, total=total)
+        self._temporary(self.path).replace(self.path)
 
     def remove(self) -> None:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+            self._temporary(self.path).unlink(missing_ok=True)
+
+    @staticmethod
+    def _temporary(path: Path) -> Path:
+        return path.with_name(path.name + ".tmp")

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.codes import Codes, axis_of
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import constant, name_of, nodes
+from qcompile.compiler.graph import constant, graphs, name_of, nodes
 from qcompile.compiler.params import bias_params, quantize
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, Unit
@@ -50,17 +50,21 @@ class LowerQdq(Pass):
                 _requantize_output(node, unit, codes)
         for node, unit in chosen:
             _dequantize_inputs(node, unit, codes)
-        _drop_unused_initializers(model)
+        _drop_unused(model)
         return bool(context.plan.units)
 
 
 def _requantize_output(node: ir.Node, unit: Unit, codes: Codes) -> None:
-    """output -> Q -> DQ; everybody who read the output reads the DQ. A graph output keeps its name on the DQ."""
+    """output -> Q -> DQ; everybody who read the output reads the DQ. A graph output keeps its name on the DQ.
+
+    A Relu or Clip goes away: the range of the codes clips. Left in place it would keep the runtime from
+    its integer kernel where rounding the zero point moves the range past the bounds.
+    """
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     output = node.outputs[0]
     if unit.activation is not None:
-        output = next(iter(output.uses())).node.outputs[0]
+        _absorb(node, next(iter(output.uses())).node, codes)
     name = name_of(output)
     made = codes.quantized(graph, output)
     uses = [use for use in output.uses() if use.node is not made.producer()]
@@ -73,15 +77,25 @@ def _requantize_output(node: ir.Node, unit: Unit, codes: Codes) -> None:
             output.name, dequantized.name = codes.unique(f"{name}_raw"), name
 
 
+def _absorb(node: ir.Node, activation: ir.Node, codes: Codes) -> None:
+    """Take `activation` out; what `node` writes takes over the name of its result."""
+    output, result = node.outputs[0], activation.outputs[0]
+    name = result.name
+    result.replace_all_uses_with(output, replace_graph_outputs=True)
+    result.name, output.name = None, name
+    stamp(node, codes.made_by, [node, activation])
+    assert activation.graph is not None
+    activation.graph.remove(activation, safe=True)
+
+
 def _dequantize_inputs(node: ir.Node, unit: Unit, codes: Codes) -> None:
     graph, row = node.graph, codes.context.target.row(node)
     assert isinstance(graph, ir.Graph)
     assert row is not None
     for i, name in enumerate(unit.inputs):
         value = node.inputs[i]
-        if name is None or value is None or name_of(value) != name:
-            continue  # a tensor that another unit writes as codes is already read behind its DequantizeLinear
-        node.replace_input_with(i, codes.dequantized(graph, value))
+        if name is not None and value is not None:
+            node.replace_input_with(i, codes.dequantized(graph, value, name))
     if row.weight is None:
         return
     weight, scale, zero = codes.weight(graph, unit)
@@ -126,8 +140,14 @@ def _integer_bias(node: ir.Node, unit: Unit, position: int, codes: Codes) -> Non
     node.replace_input_with(position, made.outputs[0])
 
 
-def _drop_unused_initializers(model: ir.Model) -> None:
-    for graph in (model.graph, *model.graph.subgraphs()):
+def _drop_unused(model: ir.Model) -> None:
+    """Conversions that nobody reads (the runtime would run them all the same), then initializers."""
+    for graph in graphs(model):
+        for node in reversed(graph):
+            unread = not any(v.uses() or v.is_graph_output() for v in node.outputs)
+            if node.op_type == "DequantizeLinear" and unread:
+                graph.remove(node, safe=True)
+    for graph in graphs(model):
         inputs = set(graph.inputs)
         for name, value in list(graph.initializers.items()):
             if not value.uses() and not value.is_graph_output() and value not in inputs:

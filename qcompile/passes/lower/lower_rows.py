@@ -44,7 +44,7 @@ def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
     params = codes.context.plan.weights[str(unit.weight), unit.node].params
     scales = codes.constant(graph, f"{table.name}_row_scale", params.scale.reshape(-1, 1))
     ids, old = node.inputs[1], node.outputs[0]
-    rows = codes.node("Gather", [table, ids], f"{old.name}_quantized", ir.DataType.INT8, old)
+    rows = codes.node("Gather", [table, ids], f"{old.name}_rows", ir.DataType.INT8, old)
     values = codes.node("Cast", rows.outputs, f"{old.name}_codes", ir.DataType.FLOAT, old)
     values.attributes.add(ir.AttrInt64("to", int(ir.DataType.FLOAT)))
     factors = codes.node("Gather", [scales, ids], f"{old.name}_row_scale", ir.DataType.FLOAT, old)

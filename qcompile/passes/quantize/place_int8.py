@@ -26,7 +26,7 @@ from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
 from qcompile.compiler.placement import Conversion, Operation, place
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.statistics import RANGE
-from qcompile.compiler.targets.table import PlacementRule
+from qcompile.compiler.targets.table import Lowering, PlacementRule
 from qcompile.compiler.units import Candidate, candidates, within_reach
 from qcompile.errors import TargetError
 
@@ -143,6 +143,9 @@ class _GraphPlacement:
         return name in self.params
 
     def judge(self, name: str, low: float, high: float, mean: float) -> None:
+        if not np.isfinite(mean):
+            self.unresolved[name] = f"has magnitudes up to {max(-low, high):.4g}, whose sum is beyond float32"
+            return
         params = params_from_range(self.target.activation, low, high)
         steps = mean / float(params.scale)
         if steps < self.options.resolution and mean > 0:
@@ -168,7 +171,7 @@ class _GraphPlacement:
         outside = [n for n, v in values.items() if v.is_graph_output() or any(u.node not in inside for u in v.uses())]
         operations = [self.operation(c) for c in chosen]
         forms = place(operations, conversions, outside, [n for n in values if n in self.unresolved])
-        return rows | self.with_swallowed(chosen, forms)
+        return rows | self.with_swallowed(chosen, self.with_whole_outputs(chosen, forms))
 
     def conversion(self, value: ir.Value) -> Conversion:
         elements = self.elements(value)
@@ -176,6 +179,20 @@ class _GraphPlacement:
         return Conversion(
             self.target.quantize.time(0, elements) + extra, self.target.dequantize.time(0, elements) + extra
         )
+
+    def with_whole_outputs(self, chosen: list[Candidate], forms: dict[str, Form]) -> dict[str, Form]:
+        """A product in Q/DQ that is read as float and as codes writes codes: the runtime fuses it with neither
+        a QuantizeLinear nor a float output when it has both."""
+        read = {name_of(v) for c in chosen if forms[str(c.node.name)] is not Form.FLOAT for v in c.reads()}
+        whole = {
+            str(c.node.name): Form.FULL
+            for c in chosen
+            if forms[str(c.node.name)] is Form.INPUTS
+            and Form.FULL in c.row.forms
+            and c.row.how(Form.INPUTS) is Lowering.QDQ
+            and name_of(c.output) in read
+        }
+        return forms | whole
 
     def with_swallowed(self, chosen: list[Candidate], forms: dict[str, Form]) -> dict[str, Form]:
         """Float operators between codes that the runtime would quantize per tensor anyway become units."""

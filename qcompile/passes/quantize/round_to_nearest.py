@@ -4,8 +4,9 @@
 
 Where a bias follows, its int32 code is b / (s_x * s_c); a channel of tiny weights and a large bias
 would overflow it, so s_c is raised to |b| / (s_x * 2^30) there: also for targets with a float bias, since
-ONNX Runtime's default options turn that bias into codes when a session opens the artifact. Source: ONNX QuantizeLinear;
-integer bias as in Jacob et al., "Quantization and Training of Neural Networks", 2018, section 2.4.
+ONNX Runtime's default options turn that bias into codes when a session opens the artifact. A channel of
+zeros takes that s_c too, since its bias is all it has to say. Source: ONNX QuantizeLinear; integer bias as
+in Jacob et al., "Quantization and Training of Neural Networks", 2018, section 2.4.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, nodes
-from qcompile.compiler.params import QuantParams, params_from_range, quantize, weight_range
+from qcompile.compiler.params import params_from_range, quantize, weight_range
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import QuantizedWeight, Unit
 from qcompile.compiler.specs import PerChannel
@@ -45,19 +46,21 @@ class RoundToNearest(Pass):
             assert weight is not None
             assert unit.weight is not None
             spec = replace(context.target.weight, granularity=PerChannel(row.weight_axis(node)))
-            params = params_from_range(spec, *weight_range(weight, spec))
-            params = _raised_for_bias(params, unit, node, row, context)
+            low, high = weight_range(weight, spec)
+            params = params_from_range(spec, low, high)
+            least = _least_scale(unit, node, row, context)
+            silent = (low == high) & (least > 0)
+            params = replace(params, scale=np.where(silent, least, np.maximum(params.scale, least)))
             context.plan.weights[unit.weight, unit.node] = QuantizedWeight(params, quantize(weight, params))
         return False
 
 
-def _raised_for_bias(params: QuantParams, unit: Unit, node: ir.Node, row: Row, context: CompileContext) -> QuantParams:
-    if row.bias is None or len(node.inputs) <= row.bias:
-        return params
-    bias = constant(node.inputs[row.bias])
-    activation = unit.inputs[row.activations[0]]
+def _least_scale(unit: Unit, node: ir.Node, row: Row, context: CompileContext) -> npt.NDArray[np.float32]:
+    """|b| / (s_x * 2^30), shape [C] or [1]: below it the bias code overflows; 0 without a bias."""
+    bias = constant(node.inputs[row.bias]) if row.bias is not None and len(node.inputs) > row.bias else None
+    activation = unit.inputs[row.activations[0]] if row.activations else None
     if bias is None or activation is None:
-        return params
+        return np.zeros(1, np.float32)
     x = float(context.plan.tensors[activation].scale)
-    least: npt.NDArray[np.float32] = (np.abs(bias.reshape(-1)) / (x * _LARGEST_BIAS_CODE)).astype(np.float32)
-    return replace(params, scale=np.maximum(params.scale, least))
+    least = np.abs(bias.reshape(-1).astype(np.float64)) / (x * _LARGEST_BIAS_CODE)
+    return np.where(least > 0, np.maximum(least, np.finfo(np.float32).tiny), 0).astype(np.float32)
