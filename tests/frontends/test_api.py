@@ -173,7 +173,7 @@ def test_reports_are_written(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_interrupted_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(calibrate, "CHECKPOINT_SECONDS", 0.0)
     walks = 0
     read: list[int] = []
 
