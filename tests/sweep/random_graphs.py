@@ -180,6 +180,8 @@ def linear(b: Builder, x: str) -> None:
 
 def attention(b: Builder, x: str) -> None:
     shape = b.values[x]
+    if len(shape) < 3:
+        return
     order = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
     turned = b.node("Transpose", [x], tuple(shape[i] for i in order), perm=order)
     scores = b.node("MatMul", [x, turned], (*shape[:-1], shape[-2]))

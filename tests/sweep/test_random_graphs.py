@@ -55,6 +55,21 @@ def test_int8_static_loads_is_close_and_accounts_for_every_operator(model: onnx.
         assert sqnr(expected[name], got) > INT8
 
 
+def test_one_weight_per_channel() -> None:
+    """A depthwise 1x1 convolution with bias: each channel's range is a single number, and not an empty one."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[1,2,4,4] x, bool condition) => (float[1,2,4,4] y)
+        <float[2,1,1,1] w = {0.5, -2.0}, float[2] b = {0.25, 1.0}>
+        { y = Conv <group = 2> (x, w, b) }"""
+    )
+    feeds = samples(model)
+    expected = outputs(model.SerializeToString(), feeds, optimized=False)
+    compiled = compile_in_memory(model, feeds, RECIPE, eager_target())
+    assert compiled.context.plan.units
+    assert sqnr(expected["y"], outputs(compiled.data, feeds, optimized=True)["y"]) > INT8
+
+
 @settings(sweep, max_examples=20)
 @given(model=graphs())
 def test_the_same_input_gives_the_same_bytes(model: onnx.ModelProto) -> None:

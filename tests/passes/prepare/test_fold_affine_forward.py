@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from qcompile.passes.prepare.fold_affine_forward import FoldAffineForward
