@@ -80,14 +80,14 @@ def place(
 
 def _add_operation(graph: object, op: Operation, pinned: set[str]) -> None:
     reads, writes = ("reads", op.name), ("writes", op.name)
-    full = next((op.times[f] for f in (Form.FULL, Form.PASS) if f in op.times), None)
+    full = next((op.times[f] for f in (Form.FULL, Form.PASS) if f in op.times and op.writes not in pinned), None)
     inputs = op.times.get(Form.INPUTS)
     if (inputs is None and full is None) or pinned.intersection(op.reads):
         _edge(graph, reads, _FLOAT, None)
         _edge(graph, writes, _FLOAT, None)
         return
     _edge(graph, writes, reads, None)
-    if full is None or op.writes in pinned:
+    if full is None:
         _edge(graph, writes, _FLOAT, None)
         full = inputs
     if inputs is None:
