@@ -6,8 +6,8 @@ Source: min-max calibration as in the ONNX and TensorRT tools, here with mergeab
 constant size (compiler/statistics.py) that the graph itself computes (compiler/observation.py).
 Memory does not grow with the samples; a checkpoint is written while it runs, and `--resume` goes on.
 
-Errors: DataError when there are no samples, or when a tensor becomes NaN or infinite (it names the
-tensor and the sample).
+Errors: DataError when there are no samples, or when a tensor becomes NaN (it names the tensor and the
+sample).
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class Calibrate(Pass):
 def _observe(model: ir.Model, wanted: dict[str, list[Statistic]], context: CompileContext) -> StatisticsTable:
     assert context.calibration is not None
     copy, keys = observed_copy(model, wanted)
+    if not keys:
+        return StatisticsTable()
     components = {(s.kind, c.name): c for statistics in wanted.values() for s in statistics for c in s.components}
     merges = [components[kind, name].merge for _, kind, name in keys]
     identity = np.array([components[kind, name].identity for _, kind, name in keys])
@@ -83,7 +85,7 @@ def _observe(model: ir.Model, wanted: dict[str, list[Statistic]], context: Compi
         path_or_bytes = stack.enter_context(runnable(copy))
         for outputs in run_samples(path_or_bytes, _counted(samples, context), context.target.providers):
             vector = np.array(outputs, np.float64)
-            _refuse_nonfinite(vector, keys, done)
+            _refuse_nan(vector, keys, done)
             total = np.where(least, np.minimum(total, vector), np.where(most, np.maximum(total, vector), total))
             total[plus] += vector[plus]
             done += 1
@@ -99,18 +101,14 @@ def _counted(samples: Iterator[Sample], context: CompileContext) -> Iterator[Sam
         context.progress.advance()
 
 
-def _refuse_nonfinite(vector: Vector, keys: list[Key], sample: int) -> None:
-    """NaN anywhere makes the sum of magnitudes NaN; infinity is a bound. The sum itself may overflow (a mask of
-    large negative numbers), and bounds are infinite where nothing was reduced: no element, a branch not taken."""
-    for (tensor, kind, name), value in zip(keys, vector, strict=True):
-        if name != "magnitude" or np.isfinite(value):
-            continue
-        bounds = [vector[keys.index((tensor, kind, bound))] for bound in ("min", "max")]
-        if np.isnan(value) or np.isinf(bounds).any():
+def _refuse_nan(vector: Vector, keys: list[Key], sample: int) -> None:
+    """NaN anywhere makes the sum of magnitudes NaN. Infinity (a mask) is a bound: such a tensor stays float."""
+    for (tensor, _, name), value in zip(keys, vector, strict=True):
+        if name == "magnitude" and np.isnan(value):
             raise DataError(
-                f"tensor '{tensor}' holds NaN or infinity for calibration sample {sample}",
+                f"tensor '{tensor}' holds NaN for calibration sample {sample}",
                 where=tensor,
-                hint="run the float model on that sample; a model that overflows in float32 cannot be calibrated",
+                hint="run the float model on that sample; a model that computes NaN in float32 cannot be calibrated",
             )
 
 

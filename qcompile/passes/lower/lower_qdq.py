@@ -32,6 +32,7 @@ class LowerQdq(Pass):
     phase: ClassVar[Phase] = Phase.LOWER
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.LOWERED})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)

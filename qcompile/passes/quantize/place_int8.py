@@ -143,6 +143,9 @@ class _GraphPlacement:
         return name in self.params
 
     def judge(self, name: str, low: float, high: float, mean: float) -> None:
+        if not np.isfinite([low, high]).all():
+            self.unresolved[name] = "holds infinity"
+            return
         if not np.isfinite(mean):
             self.unresolved[name] = f"has magnitudes up to {max(-low, high):.4g}, whose sum is beyond float32"
             return

@@ -49,7 +49,7 @@ class RoundToNearest(Pass):
             low, high = weight_range(weight, spec)
             params = params_from_range(spec, low, high)
             least = _least_scale(unit, node, row, context)
-            silent = (low == high) & (least > 0)
+            silent = (low == 0) & (high == 0) & (least > 0)
             params = replace(params, scale=np.where(silent, least, np.maximum(params.scale, least)))
             context.plan.weights[unit.weight, unit.node] = QuantizedWeight(params, quantize(weight, params))
         return False
