@@ -40,13 +40,12 @@ def observed_copy(model: ir.Model, wanted: Mapping[str, list[Statistic]]) -> tup
 
 def _observe_graph(graph: ir.Graph, wanted: Mapping[str, list[Statistic]]) -> Observed:
     found: Observed = {}
-    values = [*graph.inputs, *(v for node in graph for v in node.outputs)]
     for node in list(graph):
         if node.op_type == "If":
             found |= _observe_if(graph, node, wanted)
         elif node.op_type == "Loop":
             found |= _observe_loop(graph, node, wanted)
-    for value in values:
+    for value in [*graph.inputs, *(v for node in graph for v in node.outputs)]:
         for statistic in wanted.get(value.name or "", ()):
             for component in statistic.components:
                 found[str(value.name), statistic.kind, component.name] = component, _reduce(graph, value, component)
