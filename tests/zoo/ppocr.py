@@ -65,7 +65,7 @@ class PPOCRDetection(ZooModel):
     metric_name = "harmonic mean of precision and recall at IoU 0.5"
     allowed_drop = 0.02
     least_units = 30
-    allowed_size = 0.36
+    allowed_size = 0.4
     calibration_count = 16
 
     pages = 10
