@@ -40,10 +40,10 @@ class DetourSlowFusions(Pass):
 
 
 def _matches(node: ir.Node, detour: Detour) -> bool:
-    """Whether the second operator of the pair reads `node`'s result."""
-    if node.op_type != detour.first or node.domain != "":
+    """Whether the second operator of the pair, and nothing else, reads `node`'s result."""
+    if node.op_type != detour.first or node.domain != "" or node.outputs[0].is_graph_output():
         return False
-    return any(use.node.op_type == detour.second for use in node.outputs[0].uses())
+    return [use.node.op_type for use in node.outputs[0].uses()] == [detour.second]
 
 
 def _is_swallowed(node: ir.Node) -> bool:
