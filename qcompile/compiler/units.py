@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.graph import constant, is_constant, is_float32
 from qcompile.compiler.plan import Form
-from qcompile.compiler.targets.table import Row, Target
+from qcompile.compiler.targets.table import Row, Target, Work
 
 _ABSORBING = {"Conv", "Gemm", "Add"}
 
@@ -87,8 +87,9 @@ def within_reach(open_to_choice: list[Candidate]) -> list[Candidate]:
 
 def _moves_up(candidate: Candidate) -> bool:
     alike = len(candidate.reads()) == 1 or candidate.node.op_type == "Concat"
-    slow = candidate.row.float_cost.time(0, 1, 1)
-    return alike and any(cost.time(0, 1, 1) <= slow for cost in candidate.row.forms.values())
+    one = Work(outputs=1, inputs=1)
+    slow = candidate.row.float_cost.time(one)
+    return alike and any(cost.time(one) <= slow for cost in candidate.row.forms.values())
 
 
 def _obstacle(node: ir.Node, row: Row, positions: tuple[int, ...]) -> str:

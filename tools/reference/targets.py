@@ -61,7 +61,12 @@ def _row(row: Row, timed: bool, evidence: int) -> list[str]:
 
 
 def _cost(cost: Cost) -> str:
-    terms = [(cost.per_mac, "per MAC"), (cost.per_element, "per output"), (cost.per_input, "per input")]
+    terms = [
+        (cost.per_mac, "per MAC"),
+        (cost.per_output, "per output"),
+        (cost.per_input, "per input"),
+        (cost.per_weight, "per weight"),
+    ]
     return " + ".join(f"{value:g} {unit}" for value, unit in terms if value) or "0"
 
 

@@ -100,8 +100,8 @@ def _moved(op_type: str, float_ns: float, int8_ns: float) -> Row:
     """An operator that moves values without computing: its codes keep their scale."""
     return Row(
         op_type=op_type,
-        float_cost=Cost(per_element=float_ns, fixed=500),
-        forms={Form.PASS: Cost(per_element=int8_ns, fixed=500)},
+        float_cost=Cost(per_output=float_ns, fixed=500),
+        forms={Form.PASS: Cost(per_output=int8_ns, fixed=500)},
         kernels=(op_type,),
         evidence=_MEASURED,
         activations=(0,),
@@ -113,8 +113,8 @@ def _moved(op_type: str, float_ns: float, int8_ns: float) -> Row:
 def _computed(op_type: str, kernel: str, float_ns: float, int8_ns: float, activations: tuple[int, ...] = (0,)) -> Row:
     return Row(
         op_type=op_type,
-        float_cost=Cost(per_element=float_ns, fixed=1000),
-        forms={Form.FULL: Cost(per_element=int8_ns, fixed=1500)},
+        float_cost=Cost(per_output=float_ns, fixed=1000),
+        forms={Form.FULL: Cost(per_output=int8_ns, fixed=1500)},
         kernels=(kernel,),
         evidence=_MEASURED,
         activations=activations,
@@ -140,9 +140,9 @@ CPU = Target(
     activation=QuantSpec(UINT8, PerTensor()),
     weight=QuantSpec(INT8, PerChannel(0), symmetric=True),
     activation_weight=QuantSpec(UINT8, PerTensor()),
-    quantize=Cost(per_element=0.146, fixed=1000),
-    dequantize=Cost(per_element=0.138, fixed=1000),
-    relayout=Cost(per_element=0.10),
+    quantize=Cost(per_output=0.146, fixed=1000),
+    dequantize=Cost(per_output=0.138, fixed=1000),
+    relayout=Cost(per_output=0.10),
     swallows=frozenset({"Conv"}),
     detours=(
         Detour(
@@ -163,8 +163,8 @@ CPU = Target(
             op_type="MatMul",
             variant="constant weight",
             selects=_weight_is_second,
-            float_cost=Cost(0.0176, 0.05, 1000),
-            forms={Form.INPUTS: Cost(0.0051, 0.05, 1500)},
+            float_cost=Cost(0.0176, 0.05, 1000, per_weight=0.042),
+            forms={Form.INPUTS: Cost(0.0051, 0.05, 1500, per_weight=0.0125)},
             kernels=("MatMulIntegerToFloat",),
             evidence=_MEASURED + "; outputs are left float: the bias Add and what follows it run in float anyway",
             activations=(0,),
@@ -184,8 +184,11 @@ CPU = Target(
         ),
         Row(
             op_type="Gemm",
-            float_cost=Cost(0.0176, 0.05, 1000),
-            forms={Form.INPUTS: Cost(0.0051, 0.05, 1500), Form.FULL: Cost(0.0051, 0.10, 1500)},
+            float_cost=Cost(0.0176, 0.05, 1000, per_weight=0.042),
+            forms={
+                Form.INPUTS: Cost(0.0051, 0.05, 1500, per_weight=0.0125),
+                Form.FULL: Cost(0.0051, 0.10, 1500, per_weight=0.0125),
+            },
             kernels=("QGemm",),
             evidence=_MEASURED,
             activations=(0,),
@@ -198,8 +201,8 @@ CPU = Target(
             op_type="Gather",
             variant="rows of a constant table",
             selects=lambda n: is_constant(n.inputs[0]),
-            float_cost=Cost(per_element=0.141),
-            forms={Form.ROWS: Cost(per_element=0.5)},
+            float_cost=Cost(per_output=0.141),
+            forms={Form.ROWS: Cost(per_output=0.5)},
             kernels=("Gather",),
             evidence="run: int8 rows and their scales are looked up apart; an embedding shrinks to a quarter",
             weight=0,

@@ -18,16 +18,34 @@ from qcompile.compiler.specs import QuantSpec
 
 
 @dataclass(frozen=True)
+class Work:
+    """How much one execution does: multiply-accumulates, and elements written, read and held as weights."""
+
+    macs: float = 0.0
+    outputs: float = 0.0
+    inputs: float = 0.0
+    weights: float = 0.0
+
+
+@dataclass(frozen=True)
 class Cost:
-    """Time of one execution, in ns, by multiply-accumulates, output elements and input elements."""
+    """Time of one execution, in ns, for each unit of its work. Weights count apart from the products they
+    enter: a matrix-vector product waits for them, a matrix product does not."""
 
     per_mac: float = 0.0
-    per_element: float = 0.0
+    per_output: float = 0.0
     fixed: float = 0.0
     per_input: float = 0.0
+    per_weight: float = 0.0
 
-    def time(self, macs: float, elements: float, inputs: float = 0.0) -> float:
-        return self.fixed + self.per_mac * macs + self.per_element * elements + self.per_input * inputs
+    def time(self, work: Work) -> float:
+        return (
+            self.fixed
+            + self.per_mac * work.macs
+            + self.per_output * work.outputs
+            + self.per_input * work.inputs
+            + self.per_weight * work.weights
+        )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
 from qcompile.compiler.placement import Conversion, Operation, place
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.statistics import RANGE
-from qcompile.compiler.targets.table import Lowering, PlacementRule
+from qcompile.compiler.targets.table import Lowering, PlacementRule, Work
 from qcompile.compiler.units import Candidate, candidates, within_reach
 from qcompile.errors import TargetError
 
@@ -177,11 +177,9 @@ class _GraphPlacement:
         return rows | self.with_swallowed(chosen, self.with_whole_outputs(chosen, forms))
 
     def conversion(self, value: ir.Value) -> Conversion:
-        elements = self.elements(value)
-        extra = self.target.relayout.time(0, elements) if rank(value) == 4 else 0.0
-        return Conversion(
-            self.target.quantize.time(0, elements) + extra, self.target.dequantize.time(0, elements) + extra
-        )
+        work = Work(outputs=self.elements(value))
+        extra = self.target.relayout.time(work) if rank(value) == 4 else 0.0
+        return Conversion(self.target.quantize.time(work) + extra, self.target.dequantize.time(work) + extra)
 
     def with_whole_outputs(self, chosen: list[Candidate], forms: dict[str, Form]) -> dict[str, Form]:
         """A product in Q/DQ that is read as float and as codes writes codes: the runtime fuses it with neither
@@ -212,13 +210,13 @@ class _GraphPlacement:
         return forms | swallowed
 
     def operation(self, candidate: Candidate) -> Operation:
-        out = self.elements(candidate.output)
-        read = max((self.elements(v) for v in candidate.reads()), default=0.0)
-        macs = out * _reduction(candidate, read, out)
+        work = _work(
+            candidate, max(map(self.elements, candidate.reads()), default=0.0), self.elements(candidate.output)
+        )
         return Operation(
             name=str(candidate.node.name),
-            float_time=candidate.row.float_cost.time(macs, out, read),
-            times={form: cost.time(macs, out, read) for form, cost in candidate.row.forms.items()},
+            float_time=candidate.row.float_cost.time(work),
+            times={form: cost.time(work) for form, cost in candidate.row.forms.items()},
             reads=tuple(name_of(v) for v in candidate.reads()),
             writes=name_of(candidate.output),
         )
@@ -258,17 +256,19 @@ class _GraphPlacement:
             self.plan.tensors[unit.output] = self.params[unit.output]
 
 
-def _reduction(candidate: Candidate, read: float, out: float) -> float:
-    """Multiply-accumulates for each output element."""
+def _work(candidate: Candidate, inputs: float, outputs: float) -> Work:
+    """The work of one execution, from the elements that calibration saw."""
     row, node = candidate.row, candidate.node
     if row.weight is not None and node.op_type in ("Conv", "MatMul", "Gemm") and row.weight_axis is not None:
         weight = node.inputs[row.weight]
         assert weight is not None
         assert weight.shape is not None
         shape = weight.shape.numpy()
-        return float(np.prod(shape)) / max(shape[row.weight_axis(node)], 1)
-    if node.op_type == "MatMul" and out:
+        size = float(np.prod(shape))
+        return Work(outputs * size / max(shape[row.weight_axis(node)], 1), outputs, inputs, size)
+    if node.op_type == "MatMul" and outputs:
         left = node.inputs[0]
         inner = left.shape[-1] if left is not None and left.shape is not None else None
-        return float(inner) if isinstance(inner, int) else read / max(out, 1) ** 0.5
-    return 0.0
+        products = float(inner) if isinstance(inner, int) else inputs / outputs**0.5
+        return Work(outputs * products, outputs, inputs)
+    return Work(0.0, outputs, inputs)
