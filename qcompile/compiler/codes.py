@@ -128,17 +128,18 @@ class Codes:
         Two units with the same weight and the same parameters share them.
         """
         assert unit.weight is not None
-        quantized = self.context.plan.weights[unit.weight, unit.node]
-        name = unit.weight if not self._other_codes(unit, quantized) else f"{unit.weight}_{unit.node}"
+        quantized, name = self.context.plan.weights[unit.weight, unit.node], self.weight_name(unit)
         dtype = quantized.params.spec.format.dtype
         codes = self.constant(graph, f"{name}_quantized", quantized.codes.astype(dtype.numpy()), dtype)
         scale, zero = self.scale_and_zero(graph, name, quantized.params)
         return codes, scale, zero
 
-    def _other_codes(self, unit: Unit, quantized: QuantizedWeight) -> bool:
-        """Whether an earlier unit made other codes of the same initializer."""
+    def weight_name(self, unit: Unit) -> str:
+        """What the names of a unit's weight begin with: its own, and the unit's where another has other codes of it."""
+        assert unit.weight is not None
         first = next(q for (w, _), q in self.context.plan.weights.items() if w == unit.weight)
-        return not _same(first, quantized)
+        same = _same(first, self.context.plan.weights[unit.weight, unit.node])
+        return unit.weight if same else f"{unit.weight}_{unit.node}"
 
     def node(
         self, op: str, inputs: Sequence[ir.Value | None], output: str, dtype: ir.DataType, like: ir.Value

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from qcompile.compiler.formats import INT32
 from qcompile.compiler.graph import constant, is_constant, nodes
 from qcompile.compiler.report import Proof
-from qcompile.compiler.targets.table import Row, Target
+from qcompile.compiler.targets.table import PlacementRule, Row, Target
 from qcompile.compiler.verification.expectations import (
     INTEGER_OPERATORS,
     dequantizer,
@@ -124,7 +124,8 @@ def _weighted_faults(node: ir.Node, row: Row, target: Target) -> Iterator[Fault]
     activations = [dequantizer(node.inputs[i]) for i in row.activations if i < len(node.inputs)]
     quantized = all(a is not None for a in activations)
     if weight is None and quantized:
-        yield _fault(node, "its activation is quantized, its weight is not", "quantize both or neither")
+        if _must_be_whole(node, target):
+            yield _fault(node, "its activation is quantized, its weight is not", "quantize both or neither")
         return
     if weight is not None and not quantized:
         yield _fault(node, "its weight is quantized, its activation is not", "quantize both or neither")
@@ -137,6 +138,13 @@ def _weighted_faults(node: ir.Node, row: Row, target: Target) -> Iterator[Fault]
         if axis != wanted:
             yield _fault(node, f"its weight has scales along axis {axis}", f"{target.name} takes axis {wanted}")
     yield from _bias_faults(node, row, target, activations[0], scale)
+
+
+def _must_be_whole(node: ir.Node, target: Target) -> bool:
+    """Whether a float weight behind a quantized activation is a fault: not where the runtime leaves the operator
+    float, but where it would quantize the weight itself."""
+    swallowed = node.op_type in target.swallows and quantizer_after(node) is not None
+    return swallowed or target.placement is PlacementRule.WEIGHTED_INPUTS
 
 
 def _bias_faults(

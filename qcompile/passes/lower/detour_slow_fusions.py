@@ -33,9 +33,10 @@ class DetourSlowFusions(Pass):
         for node, detour in found:
             node.op_type = detour.instead
         codes = Codes.of(model, context, self.name)
-        swallowed = [n for n in nodes(model) if n.op_type in context.target.swallows and _is_swallowed(n)]
-        for node in swallowed:
-            _hand_on(node, codes)
+        takers = [n for n in nodes(model) if n.op_type in context.target.swallows]
+        swallowed = [v for n in takers if (v := _swallowed(n)) is not None]
+        for value in swallowed:
+            _hand_on(value, codes)
         return bool(found or swallowed)
 
 
@@ -46,31 +47,27 @@ def _matches(node: ir.Node, detour: Detour) -> bool:
     return [use.node.op_type for use in node.outputs[0].uses()] == [detour.second]
 
 
-def _is_swallowed(node: ir.Node) -> bool:
-    """Whether a float weight stands between codes: its data dequantized, its result quantized."""
+def _swallowed(node: ir.Node) -> ir.Value | None:
+    """The result of a float weight between codes, behind its activation: all of its readers quantize it."""
     data = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return (
-        node.domain == ""
-        and data is not None
-        and data.op_type == "DequantizeLinear"
-        and is_constant(node.inputs[1])
-        and any(_leads_to_codes(use.node) for use in node.outputs[0].uses())
-    )
+    if node.domain != "" or data is None or data.op_type != "DequantizeLinear" or not is_constant(node.inputs[1]):
+        return None
+    value = node.outputs[0]
+    readers = [use.node for use in value.uses()]
+    if [r.op_type for r in readers] in (["Relu"], ["Clip"]):
+        value = readers[0].outputs[0]
+        readers = [use.node for use in value.uses()]
+    return value if {r.op_type for r in readers} == {"QuantizeLinear"} else None
 
 
-def _leads_to_codes(reader: ir.Node) -> bool:
-    """Directly, or through an activation that the range of the codes may express."""
-    if reader.op_type in ("Relu", "Clip"):
-        return any(use.node.op_type == "QuantizeLinear" for use in reader.outputs[0].uses())
-    return reader.op_type == "QuantizeLinear"
-
-
-def _hand_on(node: ir.Node, codes: Codes) -> None:
-    output, graph = node.outputs[0], node.graph
-    assert isinstance(graph, ir.Graph)
-    assert output.type is not None
-    passed = codes.node("Sum", [output], f"{output.name}_float", output.type.dtype, output)
-    output.replace_all_uses_with(passed.outputs[0])
-    passed.replace_input_with(0, output)
-    graph.insert_after(node, passed)
-    stamp(passed, codes.made_by, [node])
+def _hand_on(value: ir.Value, codes: Codes) -> None:
+    """Put a Sum of one tensor between `value` and its readers."""
+    producer = value.producer()
+    assert producer is not None
+    assert value.type is not None
+    assert isinstance(producer.graph, ir.Graph)
+    passed = codes.node("Sum", [value], f"{value.name}_float", value.type.dtype, value)
+    value.replace_all_uses_with(passed.outputs[0])
+    passed.replace_input_with(0, value)
+    producer.graph.insert_after(producer, passed)
+    stamp(passed, codes.made_by, [producer])

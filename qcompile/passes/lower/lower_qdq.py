@@ -104,7 +104,7 @@ def _dequantize_inputs(node: ir.Node, unit: Unit, codes: Codes) -> None:
     old = node.inputs[row.weight]
     assert old is not None
     dequantized = codes.node(
-        "DequantizeLinear", [weight, scale, zero], f"{unit.weight}_dequantized", ir.DataType.FLOAT, old
+        "DequantizeLinear", [weight, scale, zero], f"{codes.weight_name(unit)}_dequantized", ir.DataType.FLOAT, old
     )
     for key, axis in axis_of(params).items():
         dequantized.attributes.add(ir.AttrInt64(key, axis))
