@@ -67,10 +67,11 @@ def candidates(graph: ir.Graph, target: Target) -> list[Candidate]:
 def within_reach(open_to_choice: list[Candidate]) -> list[Candidate]:
     """The candidates for which codes can pay at all; the others need not be observed.
 
-    Those are the operators with a weight, whatever follows one that writes codes, and, before one that
-    reads codes, single-input operators that are no slower on codes (the conversion only moves up).
+    Those are the operators with a weight and other products, whatever follows one that writes codes, and,
+    before one that reads codes, single-input operators that are no slower on codes (the conversion only
+    moves up).
     """
-    reached = {c for c in open_to_choice if c.row.weight is not None}
+    reached = {c for c in open_to_choice if c.row.weight is not None or Form.INPUTS in c.row.forms}
     writes_codes = {c.output for c in reached if Form.FULL in c.row.forms}
     for candidate in open_to_choice:
         if writes_codes.intersection(candidate.reads()):

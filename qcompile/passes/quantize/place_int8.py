@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import constant, graphs, is_constant, is_float32, name_of, rank
+from qcompile.compiler.graph import constant, graphs, is_constant, is_float32, name_of, nodes, rank
 from qcompile.compiler.params import QuantParams, params_from_range
 from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
 from qcompile.compiler.placement import Conversion, Operation, place
@@ -52,21 +52,35 @@ class PlaceInt8(Pass):
     def statistics(self, model: ir.Model, context: CompileContext) -> Sequence[StatisticRequest]:
         wanted: dict[str, None] = {}
         for graph in graphs(model):
-            open_to_choice = [c for c in candidates(graph, context.target) if not c.obstacle]
-            for candidate in self.reached(open_to_choice, context):
+            for candidate in self.reached(candidates(graph, context.target), context):
                 wanted.update((name_of(v), None) for v in (*candidate.reads(), candidate.output))
         return [StatisticRequest(name, RANGE) for name in wanted]
 
-    @staticmethod
-    def reached(open_to_choice: list[Candidate], context: CompileContext) -> list[Candidate]:
+    def reached(self, found: list[Candidate], context: CompileContext) -> list[Candidate]:
+        """The candidates that are worth observing."""
+        open_to_choice = [c for c in found if not self.refusal(c)]
         weighed = context.target.placement is PlacementRule.MINIMUM_CUT
         return within_reach(open_to_choice) if weighed else open_to_choice
+
+    def refusal(self, candidate: Candidate) -> str:
+        """What speaks against a candidate before any statistic is known."""
+        name = str(candidate.node.name)
+        pattern = next((p for p in self.keep_float if fnmatch.fnmatchcase(name, p)), None)
+        if pattern is not None:
+            return f"kept float by the option keep-float ('{pattern}')"
+        if candidate.row.variant == "two activations" and not self.activation_products:
+            return "a product of two activations (option activation-products)"
+        return candidate.obstacle
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         if context.target.refusal:
             raise TargetError(context.target.refusal, where=f"target '{context.target.name}'")
         for graph in graphs(model):
             _GraphPlacement(self, graph, context).run()
+        names = [str(node.name) for node in nodes(model)]
+        for pattern in self.keep_float:
+            if not fnmatch.filter(names, pattern):
+                context.notice(f"no node is called '{pattern}' (option keep-float of place-int8)")
         return False
 
 
@@ -82,10 +96,10 @@ class _GraphPlacement:
     def run(self) -> None:
         open_to_choice: list[Candidate] = []
         found = candidates(self.graph, self.target)
-        reached = {c.node for c in self.options.reached([c for c in found if not c.obstacle], self.context)}
+        reached = {c.node for c in self.options.reached(found, self.context)}
         for candidate in found:
             alone = "" if candidate.node in reached else "no operation around it computes on codes"
-            obstacle = candidate.obstacle or alone or self.obstacle(candidate)
+            obstacle = self.options.refusal(candidate) or alone or self.obstacle(candidate)
             if obstacle:
                 self.plan.kept_float[str(candidate.node.name)] = obstacle
             else:
@@ -99,12 +113,6 @@ class _GraphPlacement:
                 self.add_unit(candidate, form)
 
     def obstacle(self, candidate: Candidate) -> str:
-        name = str(candidate.node.name)
-        pattern = next((p for p in self.options.keep_float if fnmatch.fnmatchcase(name, p)), None)
-        if pattern is not None:
-            return f"kept float by the option keep-float ('{pattern}')"
-        if candidate.row.variant == "two activations" and not self.options.activation_products:
-            return "a product of two activations (option activation-products)"
         for value in candidate.reads():
             self.tensor_params(value)
         blocked = [v for v in candidate.reads() if name_of(v) in self.unresolved]

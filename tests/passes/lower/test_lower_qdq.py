@@ -207,7 +207,7 @@ BRANCHES = """g (float[1,8,6,6] x, bool c) => (float[1,8,6,6] y) {
     then_branch = t () => (float[1,8,6,6] p) { p = Conv (h, w) },
     else_branch = e () => (float[1,8,6,6] q) { r = Conv (x, v) q = Add (r, m) }
   >
-  y = Softmax (z)
+  y = Neg (z)
 }"""
 
 
