@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcompile.errors import ModelError
+from qcompile.errors import ModelError, UsageError
 from qcompile.runtime.model_header import MANIFEST
 
 if TYPE_CHECKING:
@@ -180,3 +180,19 @@ def _nodes(model: ir.Model) -> Iterator[tuple[ir.Node, dict[str, int]]]:
 
 def _output(node: ir.Node) -> str:
     return next((v.name for v in node.outputs if v.name), node.op_type)
+
+
+def check_comparable(model: ir.Model, float_model: ir.Model, path: Path) -> None:
+    """Refuse a float model, read from `path`, whose inputs and outputs are called otherwise than those of `model`."""
+    wanted, given = _interface(model), _interface(float_model)
+    if wanted != given:
+        raise UsageError(
+            f"the two models cannot be compared: the model maps {wanted}, not {given}",
+            where=str(path),
+            hint="give the float model that it was made of",
+        )
+
+
+def _interface(model: ir.Model) -> str:
+    inputs = (str(v.name) for v in model.graph.inputs if not v.is_initializer())
+    return f"{', '.join(inputs)} -> {', '.join(str(v.name) for v in model.graph.outputs)}"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 import qcompile
 from qcompile.frontends import api
 from qcompile.frontends.cli.main import app
-from tests.frontends.models import linear, npz_folder, save
+from tests.frontends.models import image_model, linear, npz_folder, save
 from tests.frontends.test_api import NOTHING
 
 assert NOTHING  # registers the pass touch-nothing
@@ -178,6 +178,17 @@ def test_bench(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["shapes"] == {"x": [1, 8]}
     assert "2.00 x faster" in run("bench", model, "--against", model).stdout
     assert run("bench", model.with_name("gone.onnx")).exit_code == 1
+
+
+def test_models_that_cannot_be_compared_are_a_clear_error(model: Path, tmp_path: Path) -> None:
+    other = save(image_model(), tmp_path / "image.onnx")
+    result = run("bench", model, "--against", other)
+    assert result.exit_code == 1
+    assert "the model has no input 'x'" in result.stderr
+    assert "image.onnx" in result.stderr
+    result = run("verify", model, "--target", "cpu", "--against", other)
+    assert result.exit_code == 2
+    assert "x -> y, not image -> y" in result.stderr
 
 
 def test_inspect_and_diff(model: Path, recipe: Path, tmp_path: Path) -> None:

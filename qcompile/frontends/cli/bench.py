@@ -22,17 +22,17 @@ def bench_models(
     """Time MODEL for a few seconds, in turns with OTHER; the first sample of DATA is the input, else a made-up one."""
     from qcompile.frontends.calibration_data import open_calibration
     from qcompile.frontends.model_file import load_model
-    from qcompile.frontends.samples.check import model_inputs
+    from qcompile.frontends.samples.check import check_sample, model_inputs
     from qcompile.frontends.samples.synthetic import table_rows
     from qcompile.runtime.benchmark import interleaved, ratio
     from qcompile.runtime.session import Session
 
     graph = load_model(model)
     paths = {"model": model}
-    if against:
-        load_model(against)
-        paths["against"] = against
     sample = next(iter(open_calibration(calib or "synthetic", model_inputs(graph), rows=table_rows(graph))))
+    if against:
+        check_sample(sample, model_inputs(load_model(against)), str(against))
+        paths["against"] = against
     session = Session(model)
     session(sample)
     provider, why = session.provider, session.why

@@ -31,6 +31,7 @@ def verify_model(
     from qcompile.compiler.verification.prove import verify
     from qcompile.frontends.calibration_data import open_calibration, split_held_out
     from qcompile.frontends.cli.progress import TerminalProgress
+    from qcompile.frontends.model_checks import check_comparable
     from qcompile.frontends.model_file import load_model
     from qcompile.frontends.samples.check import model_inputs
     from qcompile.frontends.samples.synthetic import table_rows
@@ -40,7 +41,7 @@ def verify_model(
         raise UsageError("samples serve to compare with the float model", hint="give it with --against FLOAT")
     graph = load_model(model)
     if against:
-        load_model(against)
+        check_comparable(graph, load_model(against), against)
     with TerminalProgress() as progress:
         samples: list[Sample] = []
         if calib:
