@@ -1,8 +1,11 @@
-"""One ONNX Runtime session that walks the calibration samples and hands back its outputs, one sample at a time."""
+"""One ONNX Runtime session that walks the calibration samples, some at a time, and hands back outputs in order."""
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,24 @@ from qcompile.errors import DataError
 from qcompile.runtime.providers import CPU, TENSORRT, open_session, provider_options, reason, why_not_loaded
 
 Outputs = list[np.ndarray[Any, Any]]
+Feed = dict[str, np.ndarray[Any, Any]]
+
+_MOST_AT_ONCE = 4
+"""Samples in flight on the CPU. Whole samples side by side use the cores better than the threads of one
+operator do (measured: 0.6 s instead of 0.8 s for 64 images on two cores), but each holds its activations."""
 
 
 def run_samples(
     model: bytes | Path, samples: Iterable[Mapping[str, np.ndarray[Any, Any]]], providers: tuple[str, ...]
 ) -> Iterator[Outputs]:
-    """Run `model` on every sample, lazily.
+    """Run `model` on every sample, lazily; memory holds a few samples, however many there are.
 
     Args:
         model: a serialized model, or the path of one (models with external data).
         providers: the target's execution providers; the best one that loads here and needs no engine built runs.
 
     Yields:
-        The outputs of each sample, in the order of the model's outputs.
+        The outputs of each sample, in the order of the model's outputs, sample after sample.
 
     Raises:
         DataError: the model cannot run on a sample.
@@ -32,20 +40,37 @@ def run_samples(
     """
     import onnxruntime as ort
 
+    provider = next((p for p in providers if p != TENSORRT and not why_not_loaded(p)), CPU)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    at_once = min(cores, _MOST_AT_ONCE) if provider == CPU else 1
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    provider = next((p for p in providers if p != TENSORRT and not why_not_loaded(p)), CPU)
+    if provider == CPU:
+        options.intra_op_num_threads = max(cores // at_once, 1)
     session = open_session(model, options, provider, provider_options(provider, 0, None))
     names = {i.name for i in session.get_inputs()}
-    for sample in samples:
-        feed = {k: v for k, v in sample.items() if k in names}
+    running: deque[Future[Outputs]] = deque()
+    with ThreadPoolExecutor(at_once) as pool:
         try:
-            outputs = session.run(None, feed)
-        except Exception as error:
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
-            raise DataError(
-                f"the model cannot run on a calibration sample: {reason(error)}",
-                where=shapes,
-                hint="are the shapes and values of this sample those that the model is made for?",
-            ) from None
-        yield outputs
+            for sample in samples:
+                running.append(pool.submit(_run, session, {k: v for k, v in sample.items() if k in names}))
+                if len(running) == at_once:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for waiting in running:
+                waiting.cancel()
+
+
+def _run(session: Any, feed: Feed) -> Outputs:
+    try:
+        outputs: Outputs = session.run(None, feed)
+    except Exception as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+        raise DataError(
+            f"the model cannot run on a calibration sample: {reason(error)}",
+            where=shapes,
+            hint="are the shapes and values of this sample those that the model is made for?",
+        ) from None
+    return outputs
