@@ -173,7 +173,7 @@ def test_samples_are_not_kept() -> None:
                 most = max(most, sum(ref() is not None for ref in alive))
 
     assert run(Made()).samples == 40
-    assert most <= 3
+    assert most <= 8, "a few in flight, however many there are"
 
 
 class Mortal(Samples):
