@@ -97,7 +97,10 @@ def quantize(values: Array, params: QuantParams) -> Array:
     xp = array_namespace(values)
     fmt = params.spec.format
     scale, zero = _broadcast(params, values, xp)
-    return xp.astype(xp.clip(xp.round(values / scale) + zero, fmt.low, fmt.high), xp.int32)
+    codes = xp.round(values / scale)
+    if params.zero_point.any():
+        codes = codes + zero
+    return xp.astype(xp.clip(codes, fmt.low, fmt.high), xp.int32)
 
 
 def dequantize(codes: Array, params: QuantParams) -> Array:

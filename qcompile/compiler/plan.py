@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,10 +56,10 @@ class Unit:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """Codes of one initializer (int32 array in the tensor's own layout) with their parameters."""
+    """Codes of one initializer, in the format's own integer type and the tensor's layout, with their parameters."""
 
     params: QuantParams
-    codes: npt.NDArray[np.int32]
+    codes: npt.NDArray[np.integer[Any]]
 
 
 @dataclass

@@ -51,7 +51,8 @@ class RoundToNearest(Pass):
             least = _least_scale(unit, node, row, context)
             silent = (low == 0) & (high == 0) & (least > 0)
             params = replace(params, scale=np.where(silent, least, np.maximum(params.scale, least)))
-            context.plan.weights[unit.weight, unit.node] = QuantizedWeight(params, quantize(weight, params))
+            codes = quantize(weight, params).astype(spec.format.dtype.numpy())
+            context.plan.weights[unit.weight, unit.node] = QuantizedWeight(params, codes)
         return False
 
 
