@@ -165,7 +165,7 @@ CPU = Target(
             selects=_weight_is_second,
             float_cost=Cost(0.0176, 0.05, 1000, per_weight=0.042),
             forms={Form.INPUTS: Cost(0.0051, 0.05, 1500, per_weight=0.0125)},
-            kernels=("MatMulIntegerToFloat",),
+            kernels=("MatMulIntegerToFloat", "QGemm"),
             evidence=_MEASURED + "; outputs are left float: the bias Add and what follows it run in float anyway",
             activations=(0,),
             weight=1,

@@ -76,7 +76,8 @@ def _record(unit: Unit, kernel: str | None, proved: bool | None, reason: str = "
 
 def _assigned(unit: Unit, graph: OptimizedGraph, provider: str) -> UnitRecord:
     """A provider that compiles whole subgraphs shows which nodes it took, not the kernels it built."""
-    took = graph.providers.get(unit.node)
+    names = [unit.node, *(name for name, call in graph.callers.items() if call in (unit.node, f"{unit.node}_int8"))]
+    took = next((graph.providers[name] for name in names if name in graph.providers), None)
     if took == provider:
         return _record(unit, provider, True)
     return _record(unit, took, False, f"assigned to {took}" if took else "not found among the assigned nodes")
@@ -85,7 +86,8 @@ def _assigned(unit: Unit, graph: OptimizedGraph, provider: str) -> UnitRecord:
 def _by_original_name(graph: OptimizedGraph) -> dict[str, list[onnx.NodeProto]]:
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.nodes:
-        found.setdefault(original_name(node.name), []).append(node)
+        name = original_name(node.name)
+        found.setdefault(graph.callers.get(name, name), []).append(node)
     return found
 
 
@@ -148,6 +150,7 @@ def _heavy_floats(
         if node.op_type not in _HEAVY or graph.computes_on_codes(node):
             continue
         name = original_name(node.name)
+        name = graph.callers.get(name, name)
         written = next((writers[value] for value in (name, *node.output) if value in writers), None)
         origin = artifact.get(name) or _heavy_behind(written)
         names = [str(origin.name), *sources(origin)] if origin is not None else [name]

@@ -6,6 +6,7 @@ Used where no plan is at hand: `qcompile verify` on a model that somebody else m
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -26,7 +27,7 @@ def expected_units(model: ir.Model, target: Target) -> dict[str, Unit]:
     """The units of the artifact `model`, by node name, as `target` would run them."""
     found: dict[str, Unit] = {}
     for node in nodes(model):
-        unit = _integer_operator(node) or _between_conversions(node, target)
+        unit = _integer_operator(node) or _between_conversions(node, target) or _body(node, model, target)
         if unit is not None:
             found[unit.node] = unit
     return found
@@ -101,6 +102,15 @@ def _between_conversions(node: ir.Node, target: Target) -> Unit | None:
             output=name_of(after.inputs[0] if after and after.inputs[0] else node.outputs[0]),
         )
     return None
+
+
+def _body(node: ir.Node, model: ir.Model, target: Target) -> Unit | None:
+    """`node` as a unit when it calls a function whose body is one: the body's operator, under the call's name."""
+    function = model.functions.get(node.op_identifier())
+    inner = next((u for n in function or () if (u := _between_conversions(n, target)) is not None), None)
+    if inner is None:
+        return None
+    return replace(inner, node=str(node.name), inputs=tuple(None for _ in node.inputs), output=name_of(node.outputs[0]))
 
 
 def _quantized_value(conversion: ir.Node | None) -> str | None:

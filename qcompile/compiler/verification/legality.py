@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.formats import INT32
 from qcompile.compiler.graph import constant, is_constant, nodes
+from qcompile.compiler.provenance import sources
 from qcompile.compiler.report import Proof
 from qcompile.compiler.targets.table import PlacementRule, Row, Target
 from qcompile.compiler.verification.expectations import (
@@ -48,7 +49,7 @@ def prove_legality(model: ir.Model, target: Target) -> Proof:
 def find_faults(model: ir.Model, target: Target) -> list[Fault]:
     """Everything in `model` that `target` does not take; empty when it is legal."""
     found: list[Fault] = []
-    for node in nodes(model):
+    for node in nodes(_inlined(model) if model.functions else model):
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             found += _conversion_faults(node, target)
         elif node.op_type in INTEGER_OPERATORS:
@@ -56,6 +57,19 @@ def find_faults(model: ir.Model, target: Target) -> list[Fault]:
         elif any(dequantizer(v) is not None for v in node.inputs):
             found += _pattern_faults(node, target)
     return found
+
+
+def _inlined(model: ir.Model) -> ir.Model:
+    """A copy in which the bodies of functions stand in the place of their calls, as the runtime sees them."""
+    from onnx_ir.passes.common import InlinePass
+
+    copy = model.clone()
+    own = {node.name for node in nodes(copy)}
+    InlinePass()(copy)
+    for node in nodes(copy):
+        if node.name not in own:
+            node.name = "/".join((*sources(node)[:1], str(node.name)))
+    return copy
 
 
 def _fault(node: ir.Node, rule: str, remedy: str) -> Fault:

@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx
 
-from qcompile.runtime.providers import open_session, provider_options
+from qcompile.runtime.providers import CPU, TENSORRT, open_session, provider_options
 
 _CODES = {
     onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4,
@@ -32,12 +33,14 @@ class OptimizedGraph:
         producers: value name -> the node that makes it.
         types: value name -> ONNX element type, as far as it is known.
         providers: node of the artifact -> provider it was assigned to, before fusion.
+        callers: node that came out of a function's body -> the call of the function in the artifact.
     """
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     producers: dict[str, onnx.NodeProto] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     providers: dict[str, str] = field(default_factory=dict)
+    callers: dict[str, str] = field(default_factory=dict)
 
     def computes_on_codes(self, node: onnx.NodeProto) -> bool:
         """Whether the node is a low-precision kernel: it reads codes and is no conversion."""
@@ -68,23 +71,64 @@ def optimize(artifact: Path, provider: str) -> OptimizedGraph:
     """
     import onnxruntime as ort
 
+    options = _options(ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    graph, session = OptimizedGraph(), None
+    if provider == TENSORRT:  # an engine cannot be written as a graph
+        session = open_session(artifact, options, provider, provider_options(provider, 0, None))
+    else:
+        session = _run_and_read(artifact, provider, options, graph)
+    for part in session.get_provider_graph_assignment_info():
+        graph.providers.update((node.name, part.ep_name) for node in part.get_nodes())
+    _infer_codes(graph)
+    graph.callers = _callers(artifact, CPU if provider == TENSORRT else provider)
+    return graph
+
+
+def _options(level: Any) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = level
+    return options
+
+
+def _run_and_read(artifact: Path, provider: str, options: Any, graph: OptimizedGraph) -> Any:
+    """Open a session that writes its graph to a file, and collect that; returns the session."""
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
         path = Path(folder) / "optimized.onnx"
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if provider != "TensorrtExecutionProvider":  # an engine cannot be written as a graph
-            options.optimized_model_filepath = str(path)
-            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        options.optimized_model_filepath = str(path)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         session = open_session(artifact, options, provider, provider_options(provider, 0, None))
-        graph = OptimizedGraph()
-        for part in session.get_provider_graph_assignment_info():
-            graph.providers.update((node.name, part.ep_name) for node in part.get_nodes())
-        if path.exists():
-            _collect(onnx.load(path, load_external_data=False).graph, graph)
-    _infer_codes(graph)
-    return graph
+        _collect(onnx.load(path, load_external_data=False).graph, graph)
+    return session
+
+
+def _callers(artifact: Path, provider: str) -> dict[str, str]:
+    """Which nodes a call became: where the runtime has no kernel for it, it inlines the body under names of
+    its own, before any optimization. They lead from the call's outputs back to its inputs."""
+    import onnxruntime as ort
+
+    model = onnx.load(artifact, load_external_data=False)
+    functions = {(f.domain, f.name) for f in model.functions}
+    if not functions:
+        return {}
+    written, inlined = OptimizedGraph(), OptimizedGraph()
+    _collect(model.graph, written)
+    _run_and_read(artifact, provider, _options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL), inlined)
+    found: dict[str, str] = {}
+    for call in written.nodes:
+        if (call.domain, call.op_type) in functions:
+            waiting, known = list(call.output), {*call.input, ""}
+            while waiting:
+                value = waiting.pop()
+                node = inlined.producers.get(value) if value not in known else None
+                known.add(value)
+                if node is not None:
+                    found[node.name] = call.name
+                    waiting += node.input
+    return found
 
 
 def _collect(proto: onnx.GraphProto, graph: OptimizedGraph) -> None:
