@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from qcompile.compiler.diff import diff
+from qcompile.compiler.plan import Form
 from qcompile.compiler.recipe import Recipe, Step
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification.dispatch import prove_dispatch
@@ -92,6 +94,25 @@ def test_an_outlined_unit_that_runs_in_float_is_no_proved_one(outlined: Lowered,
     found = prove_dispatch(artifact, target_named("cpu"), outlined.plan)
     assert found.proof.passed is False
     assert [u.kernel for u in found.units if u.proved is False] == ["FusedConv"] * 2
+
+
+def test_diff_shows_what_the_units_are(outlined: Lowered, artifact: Path, tmp_path: Path) -> None:
+    import onnx_ir as ir
+
+    ir.save(outlined.float_model, tmp_path / "float.onnx")
+    forms = {row.after[0].op_type: row.after[0].form for row in diff(tmp_path / "float.onnx", artifact).nodes}
+    assert forms["qcompile::ConvW8A8BiasRequant"] == Form.FULL
+    assert forms["qcompile::LinearW8A8Bias"] == Form.INPUTS
+
+
+def test_a_target_with_float_biases_keeps_them_float(tmp_path: Path) -> None:
+    samples = [{"x": normal(1, 3, 8, 8, seed=i)} for i in range(4)]
+    weights = {name: array * 0.2 for name, array in WEIGHTS.items()}
+    tensorrt = target_named("tensorrt")
+    result = int8(MODEL, weights, samples, recipe=recipe(), target=tensorrt)
+    assert find_faults(result.model, tensorrt) == []
+    assert {f for _, f, _ in result.model.functions} >= {"ConvW8A8FloatBias", "LinearW8A8FloatBias"}
+    assert min(result.sqnr("y"), result.sqnr("z")) > 20
 
 
 def test_the_body_is_held_to_the_rules_of_the_target(outlined: Lowered) -> None:

@@ -48,6 +48,8 @@ def form_of(node: ir.Node) -> Form | str:
         return f"int{node.attributes.get_int('bits', 4)} weights"
     if node.op_type == "Gather" and _looks_up_codes(node):
         return Form.ROWS
+    if node.domain not in ("", "ai.onnx") and _is_codes(node.inputs[0] if node.inputs else None):
+        return Form.FULL if _is_codes(node.outputs[0]) else Form.INPUTS
     return _from_conversions(node)
 
 
@@ -74,6 +76,11 @@ def _looks_up_codes(node: ir.Node) -> bool:
     if tensor is None or not tensor.dtype.is_integer() or tensor.dtype.bitwidth > _WIDEST_CODES:
         return False
     return bool(readers) and all(r.op_type in ("DequantizeLinear", "Cast") for r in readers)
+
+
+def _is_codes(value: ir.Value | None) -> bool:
+    dtype = value.dtype if value is not None else None
+    return dtype is not None and dtype.is_integer() and dtype.bitwidth <= _WIDEST_CODES
 
 
 def _dequantize(value: ir.Value) -> ir.Node | None:

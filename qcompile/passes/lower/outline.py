@@ -5,8 +5,9 @@
 
 Where a kernel for the operator is registered, it runs; elsewhere the runtime inlines the body, which is
 written in standard operators and is the kernel's specification. x_q: codes [N, C, ...] or [..., K]; w_q:
-int8; b_q: int32 with s_b = s_x s_w; a unit with float output ends without Q. Relu and Clip need no node:
-the range of y expresses them. The name says which parts a variant has: Bias, Requant.
+int8; b_q: int32 with s_b = s_x s_w, or float b where the target wants that; a unit with float output ends
+without Q. Relu and Clip need no node: the range of y expresses them. The name says which parts a variant
+has: Bias or FloatBias, Requant.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Outline(Pass):
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
         units = context.plan.units
-        chosen = [n for n in nodes(model) if _is_outlined(n, units.get(str(n.name)), context)]
+        chosen = [n for n in nodes(model) if _is_outlined(n, units.get(str(n.name)))]
         for node in chosen:
             _outline(model, node, units[str(node.name)], codes)
         if chosen:
@@ -58,7 +59,7 @@ class Outline(Pass):
         return bool(chosen)
 
 
-def _is_outlined(node: ir.Node, unit: Unit | None, context: CompileContext) -> bool:
+def _is_outlined(node: ir.Node, unit: Unit | None) -> bool:
     return unit is not None and unit.weight is not None and node.op_type in _NAMES and node.domain == ""
 
 
@@ -80,8 +81,10 @@ def _outline(model: ir.Model, node: ir.Node, unit: Unit, codes: Codes) -> None:
     if unit.bias is not None:
         last = next(iter(node.outputs[0].uses())).node
         bias = last.inputs[1] if last.inputs[0] is node.outputs[0] else last.inputs[0]
+    kind = ""
     if bias is not None:
-        inputs += _bias_codes(graph, bias, unit, codes)
+        kind = "FloatBias" if codes.context.target.float_bias else "Bias"
+        inputs += [bias] if kind == "FloatBias" else _bias_codes(graph, bias, unit, codes)
     if unit.activation is not None:
         last = next(iter(last.outputs[0].uses())).node
     old = last.outputs[0]
@@ -89,7 +92,7 @@ def _outline(model: ir.Model, node: ir.Node, unit: Unit, codes: Codes) -> None:
     if requant:
         inputs += codes.scale_and_zero(graph, name_of(old), plan.tensors[name_of(old)])
     axis = axis_of(params)["axis"]
-    function = _function(model, node.op_type, bias is not None, requant, codes.context)
+    function = _function(model, node.op_type, kind, requant)
     attributes = [a for name, a in node.attributes.items() if name in _ATTRIBUTES[node.op_type]]
     made = ir.Node(
         DOMAIN,
@@ -126,13 +129,15 @@ def _bias_codes(graph: ir.Graph, bias: ir.Value, unit: Unit, codes: Codes) -> li
     return [integers, *codes.scale_and_zero(graph, name, params)]
 
 
-def _function(model: ir.Model, op_type: str, bias: bool, requant: bool, context: CompileContext) -> str:
-    """Name of the model-local function with these parts; it is added to the model when it is new."""
-    name = _NAMES[op_type] + ("Bias" if bias else "") + ("Requant" if requant else "")
+def _function(model: ir.Model, op_type: str, bias: str, requant: bool) -> str:
+    """Name of the model-local function with these parts (`bias`: "Bias", "FloatBias" or ""); it is added to the
+    model when it is new."""
+    name = _NAMES[op_type] + bias + ("Requant" if requant else "")
     if (DOMAIN, name, "") in model.functions:
         return name
-    groups = ["x", "w", *(["b"] if bias else [])]
+    groups = ["x", "w", *(["b"] if bias == "Bias" else [])]
     values = {g: [ir.val(f"{g}_{part}") for part in ("q", "scale", "zero_point")] for g in groups}
+    inputs = [v for g in groups for v in values[g]]
     body: list[ir.Node] = []
 
     def add(op: str, inputs: list[ir.Value], output: str, *attributes: ir.Attr) -> ir.Value:
@@ -143,15 +148,18 @@ def _function(model: ir.Model, op_type: str, bias: bool, requant: bool, context:
     x = add("DequantizeLinear", values["x"], "x")
     w = add("DequantizeLinear", values["w"], "w", ir.RefAttr("axis", "weight_axis", ir.AttributeType.INT))
     operands = [x, w]
-    if bias:
+    b = None
+    if bias == "Bias":
         b = add("DequantizeLinear", values["b"], "b", ir.AttrInt64("axis", 0))
-        if op_type != "MatMul":
-            operands.append(b)
+    elif bias:
+        b = ir.val("b")
+        inputs.append(b)
+    if b is not None and op_type != "MatMul":
+        operands.append(b)
     references = [ir.RefAttr(n, n, t) for n, t in _ATTRIBUTES[op_type].items()]
     y = add(op_type, operands, "y", *references)
-    if bias and op_type == "MatMul":
+    if b is not None and op_type == "MatMul":
         y = add("Add", [y, b], "y_biased")
-    inputs = [v for g in groups for v in values[g]]
     if requant:
         result = [ir.val("y_scale"), ir.val("y_zero_point")]
         inputs += result
