@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+NOISELESS = 200.0
+"""The SQNR in dB that stands for equal tensors, since JSON has no infinity; float32 itself resolves about 150."""
+
 
 class PassRecord(BaseModel):
     """One pass as it ran. `seconds` is wall time; node counts include control-flow bodies."""

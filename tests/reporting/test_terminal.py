@@ -79,6 +79,15 @@ def test_an_empty_report_is_shown() -> None:
     assert any("o.onnx" in line for line in shown(empty))
 
 
+def test_a_verified_model_has_no_recipe_and_perhaps_no_float_model() -> None:
+    report = encoder_report()
+    report.recipe, report.samples, report.data, report.units = "", 0, "none", []
+    report.bytes_before = 0
+    text = "\n".join(shown(report))
+    assert "│ for cpu · no samples" in text
+    assert "0 bytes" not in text
+
+
 def test_names_with_markup_and_escapes_are_shown_as_they_are() -> None:
     report = encoder_report()
     report.kept_float[0].reason = "[bold]\x1b[2Jboo"

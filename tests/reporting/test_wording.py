@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from qcompile.compiler.report import NOISELESS
 from qcompile.compiler.reporting.wording import (
     cosine,
     count,
@@ -65,7 +66,7 @@ def test_durations() -> None:
 
 
 def test_noise_of_equal_tensors_is_called_equal() -> None:
-    assert decibel(math.inf) == "equal"
+    assert decibel(NOISELESS) == "equal"
     assert decibel(None) == "-"
     assert cosine(0.9985) == "0.9985"
     assert cosine(0.999923) == "0.999923"

@@ -11,8 +11,9 @@ import pytest
 
 from qcompile.compiler.context import SilentProgress
 from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.report import NOISELESS
 from qcompile.compiler.verification.layers import measure_layers
-from qcompile.compiler.verification.noise import NOISELESS, Noise, compare_outputs
+from qcompile.compiler.verification.noise import Noise, compare_outputs
 from qcompile.runtime.taps import Probe, body_values, chunks, outer_values
 from tests.verification.qdq_models import Builder
 

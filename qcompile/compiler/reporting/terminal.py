@@ -52,8 +52,9 @@ def _verdict(report: Report) -> RenderableType:
     lines = [Text(f"{_SIGN[judged.level]} {judged.headline}", style=f"bold {style}")]
     lines += [Text(alarm, style=style) for alarm in judged.alarms]
     lines += [Text(f"Note: {notice}", style="yellow") for notice in judged.notices]
-    samples = f"{count(report.samples, 'sample')}, {plain(report.data)}" if report.samples else plain(report.data)
-    lines.append(Text(f"{plain(report.recipe)} for {plain(report.target)} · {samples}", style="dim"))
+    samples = f"{count(report.samples, 'sample')}, {plain(report.data)}" if report.samples else "no samples"
+    made = f"{plain(report.recipe)} for {plain(report.target)}".strip()
+    lines.append(Text(f"{made} · {samples}", style="dim"))
     return Panel(Group(*lines), border_style=style, padding=(0, 1))
 
 

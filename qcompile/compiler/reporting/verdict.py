@@ -87,10 +87,10 @@ def _slower(report: Report) -> list[str]:
 def _nothing_done(report: Report) -> list[str]:
     if report.units or not report.kept_float:
         return []
-    return [
-        f"Nothing runs in low precision: all {count(len(report.kept_float), 'candidate')} stayed float "
-        f"and the file went from {data_size(report.bytes_before)} to {data_size(report.bytes_after)}."
-    ]
+    text = f"Nothing runs in low precision: all {count(len(report.kept_float), 'candidate')} stayed float"
+    if report.bytes_before:
+        text += f" and the file went from {data_size(report.bytes_before)} to {data_size(report.bytes_after)}"
+    return [text + "."]
 
 
 def _made_up(report: Report) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from qcompile.compiler.report import NOISELESS
+
 
 def plain(name: str) -> str:
     """`name` with every character that is not printable written as an escape.
@@ -55,10 +57,10 @@ def duration(seconds: float) -> str:
 
 
 def decibel(sqnr: float | None) -> str:
-    """A signal-to-noise ratio; infinity means that the two are equal bit for bit."""
+    """A signal-to-noise ratio."""
     if sqnr is None:
         return "-"
-    return "equal" if sqnr == math.inf else f"{sqnr:.1f} dB"
+    return "equal" if sqnr >= NOISELESS else f"{sqnr:.1f} dB"
 
 
 def cosine(value: float | None) -> str:
