@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.graph import constant, is_constant, is_float32
 from qcompile.compiler.plan import Form
-from qcompile.compiler.targets.table import Row, Target, Work
+from qcompile.compiler.targets.table import Row, Target
 
 _ABSORBING = {"Conv", "Gemm", "Add"}
 
@@ -68,8 +68,7 @@ def within_reach(open_to_choice: list[Candidate]) -> list[Candidate]:
     """The candidates for which codes can pay at all; the others need not be observed.
 
     Those are the operators with a weight and other products, whatever follows one that writes codes, and,
-    before one that reads codes, single-input operators that are no slower on codes (the conversion only
-    moves up).
+    before one that reads codes, operators that move values without computing.
     """
     reached = {c for c in open_to_choice if c.row.weight is not None or Form.INPUTS in c.row.forms}
     writes_codes = {c.output for c in reached if Form.FULL in c.row.forms}
@@ -87,10 +86,8 @@ def within_reach(open_to_choice: list[Candidate]) -> list[Candidate]:
 
 
 def _moves_up(candidate: Candidate) -> bool:
-    alike = len(candidate.reads()) == 1 or candidate.node.op_type == "Concat"
-    large = Work(outputs=1e6, inputs=1e6)  # of which the fixed times are no part
-    slow = candidate.row.float_cost.time(large)
-    return alike and any(cost.time(large) <= slow for cost in candidate.row.forms.values())
+    """Whether a conversion may stand before the operator instead of behind it: where that adds no rounding."""
+    return candidate.row.same_params or candidate.node.op_type == "Concat"
 
 
 def _obstacle(node: ir.Node, row: Row, positions: tuple[int, ...]) -> str:

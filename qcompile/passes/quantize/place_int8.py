@@ -92,6 +92,7 @@ class _GraphPlacement:
         self.plan, self.target = context.plan, context.target
         self.params: dict[str, QuantParams] = {}
         self.unresolved: dict[str, str] = {}
+        self.moved_scale: dict[str, float] = {}
 
     def run(self) -> None:
         open_to_choice: list[Candidate] = []
@@ -122,10 +123,25 @@ class _GraphPlacement:
                 blocked.append(given)
         if blocked:
             return f"its input '{blocked[0].name}' {self.unresolved[name_of(blocked[0])]}"
+        if candidate.row.same_params:
+            return self.lost_at_source_scale(candidate)
         if Form.ROWS not in candidate.row.forms:
             self.tensor_params(candidate.output)
             if Form.INPUTS not in candidate.row.forms and name_of(candidate.output) in self.unresolved:
                 return f"its output '{candidate.output.name}' {self.unresolved[name_of(candidate.output)]}"
+        return ""
+
+    def lost_at_source_scale(self, candidate: Candidate) -> str:
+        """An operator that moves codes keeps their scale, which must resolve the part that it moves."""
+        source, result = name_of(candidate.reads()[0]), name_of(candidate.output)
+        self.tensor_params(candidate.output)
+        seen = self.context.statistics.range_of(result)
+        if seen is None:
+            return f"its output '{result}' {self.unresolved[result]}"
+        self.moved_scale[result] = self.moved_scale.get(source, float(self.params[source].scale))
+        steps = seen.mean_magnitude / self.moved_scale[result]
+        if 0 < steps < self.options.resolution:
+            return f"its output's mean magnitude is {steps:.2f} steps at the scale of '{source}'"
         return ""
 
     def tensor_params(self, value: ir.Value) -> None:

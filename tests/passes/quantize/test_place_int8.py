@@ -208,3 +208,18 @@ def test_the_reader_of_a_swallowed_convolution() -> None:
 def test_a_target_without_int8_refuses() -> None:
     with pytest.raises(TargetError, match="CUDA provider has no int8 kernel"):
         int8(CHAIN, WEIGHTS, SAMPLES, target=target_named("cuda"))
+
+
+@pytest.mark.parametrize("small", [0.001, 0.1])
+def test_moved_codes_must_still_resolve_what_they_carry(small: float) -> None:
+    """A Slice keeps the scale of its source; the slice of tiny values would be all zeros."""
+    text = head() + "g (float[1,6,6,6] x) => (float[1,6,6,6] y) { s = Slice (x, lo, hi, axis) y = Conv (s, w) }"
+    x = normal(1, 6, 6, 6)
+    x[:, 3:] *= small / 5
+    weights = {"lo": np.int64([3]), "hi": np.int64([6]), "axis": np.int64([1]), "w": normal(6, 3, 1, 1)}
+    result = int8(text, weights, [{"x": x}])
+    moved = "s" in result.forms
+    assert moved == (small == 0.1)
+    if not moved:
+        assert "steps at the scale of 'x'" in result.plan.kept_float["Slice_0"]
+        check(result)
