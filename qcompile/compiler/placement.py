@@ -13,8 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qcompile.compiler.plan import Form
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    Vertex = tuple[str, str]
+    Network = nx.DiGraph[Vertex]
 
 _CODES, _FLOAT = ("side", "codes"), ("side", "float")
 
@@ -26,7 +33,6 @@ class Operation:
     Attributes:
         times: time in ns of each low-precision form that is open to it.
         reads: tensors that become codes when it leaves FLOAT.
-        reads_float: tensors that it reads as float in every form.
         writes: the tensor it produces.
     """
 
@@ -35,7 +41,6 @@ class Operation:
     times: Mapping[Form, float]
     reads: tuple[str, ...]
     writes: str
-    reads_float: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def place(
     """
     import networkx as nx
 
-    graph: nx.DiGraph[tuple[str, str]] = nx.DiGraph()
+    graph: Network = nx.DiGraph()
     graph.add_nodes_from([_CODES, _FLOAT])
     outside, pinned = set(float_readers), set(kept_float)
     for op in operations:
@@ -71,14 +76,13 @@ def place(
     for op in operations:
         for tensor in dict.fromkeys(op.reads):
             readers.setdefault(tensor, []).append(op)
-        outside.update(op.reads_float)
     for tensor, conversion in conversions.items():
         _add_tensor(graph, tensor, conversion, writer.get(tensor), readers.get(tensor, []), tensor in outside)
     _, (codes, _) = nx.minimum_cut(graph, _CODES, _FLOAT)
     return {op.name: _form(op, codes) for op in operations}
 
 
-def _add_operation(graph: object, op: Operation, pinned: set[str]) -> None:
+def _add_operation(graph: Network, op: Operation, pinned: set[str]) -> None:
     reads, writes = ("reads", op.name), ("writes", op.name)
     full = next((op.times[f] for f in (Form.FULL, Form.PASS) if f in op.times and op.writes not in pinned), None)
     inputs = op.times.get(Form.INPUTS)
@@ -99,7 +103,7 @@ def _add_operation(graph: object, op: Operation, pinned: set[str]) -> None:
     _unary(graph, writes, full - inputs)
 
 
-def _unary(graph: object, node: tuple[str, str], extra: float) -> None:
+def _unary(graph: Network, node: Vertex, extra: float) -> None:
     """`extra` ns more when `node` is on the side of the codes than when it is on the float side."""
     if extra > 0:
         _edge(graph, node, _FLOAT, extra)
@@ -108,7 +112,7 @@ def _unary(graph: object, node: tuple[str, str], extra: float) -> None:
 
 
 def _add_tensor(
-    graph: object, tensor: str, cost: Conversion, writer: Operation | None, readers: list[Operation], outside: bool
+    graph: Network, tensor: str, cost: Conversion, writer: Operation | None, readers: list[Operation], outside: bool
 ) -> None:
     source = ("writes", writer.name) if writer else _FLOAT
     if readers:
@@ -125,13 +129,8 @@ def _add_tensor(
             _edge(graph, wanted, _FLOAT, None)
 
 
-def _edge(graph: object, a: tuple[str, str], b: tuple[str, str], capacity: float | None) -> None:
+def _edge(graph: Network, a: Vertex, b: Vertex, capacity: float | None) -> None:
     """An edge of `capacity` ns (None: infinite); parallel edges add up."""
-    import networkx as nx
-
-    assert isinstance(graph, nx.DiGraph)
-    if a == b:
-        return
     if capacity is None:
         graph.add_edge(a, b)
         graph[a][b].pop("capacity", None)
@@ -141,7 +140,7 @@ def _edge(graph: object, a: tuple[str, str], b: tuple[str, str], capacity: float
         graph[a][b]["capacity"] += round(capacity)
 
 
-def _form(op: Operation, codes: set[tuple[str, str]]) -> Form:
+def _form(op: Operation, codes: set[Vertex]) -> Form:
     if ("reads", op.name) not in codes:
         return Form.FLOAT
     if ("writes", op.name) in codes:

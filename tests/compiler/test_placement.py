@@ -43,11 +43,7 @@ class Problem:
         codes = {op.writes for op, f in chosen if f in WRITES}
         for tensor, cost in self.conversions.items():
             as_codes = any(tensor in op.reads and f in READS for op, f in chosen)
-            as_float = (
-                tensor in self.outside
-                or any(tensor in op.reads_float for op in self.operations)
-                or any(tensor in op.reads and f is Form.FLOAT for op, f in chosen)
-            )
+            as_float = tensor in self.outside or any(tensor in op.reads and f is Form.FLOAT for op, f in chosen)
             total += cost.quantize if as_codes and tensor not in codes else 0
             total += cost.dequantize if as_float and tensor in codes else 0
         return total
@@ -68,9 +64,8 @@ def problems(draw: st.DrawFn) -> Problem:
     for i in range(draw(st.integers(1, draw(st.sampled_from([4, 8]))))):
         kinds = draw(st.sampled_from([(Form.INPUTS,), (Form.FULL,), (Form.PASS,), (Form.INPUTS, Form.FULL)]))
         reads = draw(st.lists(st.sampled_from(tensors[-4:]), min_size=1, max_size=2))
-        extra = draw(st.lists(st.sampled_from(tensors), max_size=1)) if draw(st.integers(0, 4)) == 0 else []
         forms = {kind: draw(times) for kind in kinds}
-        operations.append(Operation(f"op{i}", draw(times), forms, tuple(reads), f"t{i}", tuple(extra)))
+        operations.append(Operation(f"op{i}", draw(times), forms, tuple(reads), f"t{i}"))
         tensors.append(f"t{i}")
     some = st.frozensets(st.sampled_from(tensors), max_size=3)
     return Problem(
