@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qcompile.errors import RecipeError
-
 
 @dataclass(frozen=True)
 class NumericFormat:
@@ -53,11 +51,3 @@ FP8_E4M3 = NumericFormat("fp8-e4m3", ir.DataType.FLOAT8E4M3FN, -448.0, 448.0, 19
 FP8_E5M2 = NumericFormat("fp8-e5m2", ir.DataType.FLOAT8E5M2, -57344.0, 57344.0, 19)
 
 FORMATS = {f.name: f for f in (INT8, UINT8, INT16, UINT16, INT4, UINT4, INT32, FP8_E4M3, FP8_E5M2)}
-
-
-def format_named(name: str) -> NumericFormat:
-    """The format called `name`; raises RecipeError with the known names otherwise."""
-    try:
-        return FORMATS[name]
-    except KeyError:
-        raise RecipeError(f"unknown numeric format '{name}'", hint="one of " + ", ".join(FORMATS)) from None

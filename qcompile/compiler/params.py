@@ -20,7 +20,6 @@ from qcompile.compiler.specs import PerBlock, PerChannel, PerTensor, QuantSpec
 from qcompile.errors import DataError
 
 Array = Any  # any array that follows the array API: numpy.ndarray or torch.Tensor
-FloatArray = npt.NDArray[np.float32]
 
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
@@ -112,13 +111,17 @@ def dequantize(codes: Array, params: QuantParams) -> Array:
     return (xp.astype(codes, xp.float32) - zero) * scale
 
 
-def _broadcast(params: QuantParams, like: Array, xp: Any) -> tuple[Array, Array]:
+def _broadcast(params: QuantParams, like: Array, xp: Any) -> tuple[Array, ...]:
+    """Scale and zero point on the device of `like`, shaped so that they broadcast against it."""
+    from array_api_compat import device
+
     shape: tuple[int, ...] = ()
     if isinstance(params.spec.granularity, PerChannel):
         axis = params.spec.granularity.axis % like.ndim
         shape = tuple(-1 if i == axis else 1 for i in range(like.ndim))
-    scale = xp.reshape(xp.asarray(params.scale), shape)
-    return scale, xp.reshape(xp.asarray(params.zero_point.astype(np.float32)), shape)
+    place = device(like)
+    zero = params.zero_point.astype(np.float32)
+    return tuple(xp.reshape(xp.asarray(a, device=place), shape) for a in (params.scale, zero))
 
 
 def bias_params(activation: QuantParams, weight: QuantParams) -> QuantParams:

@@ -9,7 +9,7 @@ the one that merges it, so both can run inside the graph, on the device where th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,10 +92,6 @@ class StatisticsTable:
 
     samples: int = 0
     vectors: dict[str, dict[str, Vector]] = field(default_factory=dict)
-
-    def has(self, kind: str, names: Iterable[str]) -> bool:
-        known = self.vectors.get(kind, {})
-        return all(n in known for n in names)
 
     def range_of(self, name: str) -> TensorRange | None:
         """The range of tensor `name`, or None where it was not observed (a branch never taken)."""

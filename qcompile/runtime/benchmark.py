@@ -86,11 +86,6 @@ def ratio(slow: Timing, fast: Timing) -> tuple[float, float]:
     return slow.median / fast.median, float((high - low) / middle)
 
 
-def batched(sample: Mapping[str, Array], size: int) -> dict[str, Array]:
-    """`sample` repeated `size` times along the first axis of every input that has one."""
-    return {name: np.concatenate([array] * size) if array.ndim else array for name, array in sample.items()}
-
-
 def node_times(
     model: Path, sample: Mapping[str, Array], provider: str = "CPUExecutionProvider", runs: int = 10
 ) -> list[tuple[str, str, float]]:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import ml_dtypes
-import numpy as np
 import onnx
 import pytest
 
-from qcompile.compiler.formats import FORMATS, NumericFormat, format_named
-from qcompile.errors import RecipeError
+from qcompile.compiler.formats import FORMATS, NumericFormat
 
 every_format = pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda f: f.name)
 
@@ -32,14 +30,4 @@ def test_the_opset_is_the_first_that_accepts_the_type(fmt: NumericFormat) -> Non
 
 
 def test_names_are_keys() -> None:
-    assert all(name == fmt.name and format_named(name) is fmt for name, fmt in FORMATS.items())
-
-
-def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match="int9") as error:
-        format_named("int9")
-    assert "int8" in error.value.hint
-
-
-def test_numpy_is_not_asked_for_ranges_elsewhere() -> None:
-    assert np.iinfo(np.int8).max == format_named("int8").high
+    assert all(name == fmt.name for name, fmt in FORMATS.items())

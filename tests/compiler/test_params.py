@@ -162,3 +162,10 @@ def test_torch_and_numpy_give_the_same_codes() -> None:
     np.testing.assert_array_equal(
         dequantize(quantize(tensor, params), params).numpy(), dequantize(quantize(x, params), params)
     )
+
+
+def test_codes_stay_on_the_device_of_the_values() -> None:
+    torch = pytest.importorskip("torch")
+    params = params_from_range(QuantSpec(INT8, PerChannel(0), symmetric=True), [-1.0, -2.0], [1.0, 2.0])
+    codes = quantize(torch.ones((2, 3), device="meta"), params)
+    assert codes.device.type == dequantize(codes, params).device.type == "meta"

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -60,10 +59,3 @@ def test_a_table_speaks_in_words() -> None:
     assert (found.low, found.high, found.mean_magnitude, found.elements) == (-3, 2, 1.5, 2)
     assert table.range_of("never") is None, "a branch that no sample took"
     assert table.range_of("unknown") is None
-
-
-@pytest.mark.parametrize(("names", "known"), [(["x"], True), (["x", "y"], False), ([], True)])
-def test_a_table_knows_what_it_has(names: list[str], known: bool) -> None:
-    table = StatisticsTable()
-    table.update(RANGE.kind, {"x": RANGE.identity})
-    assert table.has(RANGE.kind, names) is known

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from qcompile.errors import ModelError
-from qcompile.runtime.benchmark import Timing, batched, interleaved, node_times, ratio
+from qcompile.runtime.benchmark import Timing, interleaved, node_times, ratio
 from tests.verification.qdq_models import convolutions
 
 SAMPLE = {"x": np.zeros((1, 4, 8, 8), np.float32)}
@@ -40,9 +40,3 @@ def test_a_file_that_is_no_model_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"no model")
     with pytest.raises(ModelError):
         interleaved({"a": tmp_path / "m.onnx"}, SAMPLE, seconds=0)
-
-
-def test_a_batch_repeats_what_has_a_first_axis() -> None:
-    made = batched({"x": np.ones((1, 3)), "rate": np.float32(2)}, 4)
-    assert made["x"].shape == (4, 3)
-    assert made["rate"] == 2

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext, Sample
@@ -72,12 +73,12 @@ def _observe(model: ir.Model, wanted: dict[str, list[Statistic]], context: Compi
     copy, keys = observed_copy(model, wanted)
     if not keys:
         return StatisticsTable()
-    components = {(s.kind, c.name): c for statistics in wanted.values() for s in statistics for c in s.components}
-    merges = [components[kind, name].merge for _, kind, name in keys]
-    identity = np.array([components[kind, name].identity for _, kind, name in keys])
-    least, most, plus = (np.array([m == merge for m in merges], bool) for merge in ("Min", "Max", "Add"))
+    places = _places(wanted, keys)
+    total = np.zeros(len(keys))
+    for statistic, at in places.items():
+        total[at] = statistic.identity
     checkpoint = _Checkpoint(context, copy)
-    done, total = checkpoint.load(identity)
+    done, total = checkpoint.load(total)
     samples = itertools.islice(iter(context.calibration), done, None)
     context.progress.start("calibrating", len(context.calibration))
     context.progress.advance(done)
@@ -86,13 +87,24 @@ def _observe(model: ir.Model, wanted: dict[str, list[Statistic]], context: Compi
         for outputs in run_samples(path_or_bytes, _counted(samples, context), context.target.providers):
             vector = np.array(outputs, np.float64)
             _refuse_nan(vector, keys, done)
-            total = np.where(least, np.minimum(total, vector), np.where(most, np.maximum(total, vector), total))
-            total[plus] += vector[plus]
+            for statistic, at in places.items():
+                total[at] = statistic.merge(total[at], vector[at])
             done += 1
             checkpoint.save(done, total)
     context.progress.finish()
     checkpoint.remove()
-    return _table(wanted, keys, total, done)
+    return _table(places, keys, total, done)
+
+
+def _places(wanted: dict[str, list[Statistic]], keys: list[Key]) -> dict[Statistic, npt.NDArray[np.intp]]:
+    """Where the vectors of each statistic lie among the numbers of a run: indices [tensors, components]."""
+    position = {key: i for i, key in enumerate(keys)}
+    found: dict[Statistic, list[list[int]]] = {}
+    for tensor, statistics in wanted.items():
+        for s in statistics:
+            if (tensor, s.kind, s.components[0].name) in position:
+                found.setdefault(s, []).append([position[tensor, s.kind, c.name] for c in s.components])
+    return {statistic: np.array(at) for statistic, at in found.items()}
 
 
 def _counted(samples: Iterator[Sample], context: CompileContext) -> Iterator[Sample]:
@@ -112,13 +124,12 @@ def _refuse_nan(vector: Vector, keys: list[Key], sample: int) -> None:
             )
 
 
-def _table(wanted: dict[str, list[Statistic]], keys: list[Key], total: Vector, samples: int) -> StatisticsTable:
+def _table(
+    places: dict[Statistic, npt.NDArray[np.intp]], keys: list[Key], total: Vector, samples: int
+) -> StatisticsTable:
     table = StatisticsTable(samples=samples)
-    at = {key: i for i, key in enumerate(keys)}
-    for tensor, statistics in wanted.items():
-        for s in statistics:
-            if (tensor, s.kind, s.components[0].name) in at:
-                table.update(s.kind, {tensor: np.array([total[at[tensor, s.kind, c.name]] for c in s.components])})
+    for statistic, at in places.items():
+        table.update(statistic.kind, {keys[i[0]][0]: total[i] for i in at})
     return table
 
 
@@ -144,7 +155,7 @@ class _Checkpoint:
             DataError: the checkpoint is of another model, recipe or data set.
         """
         if not (self.context.resume and self.path and self.path.exists()):
-            return 0, identity.copy()
+            return 0, identity
         try:
             with np.load(self.path) as stored:
                 if str(stored["identity"]) != self.identity:
