@@ -195,7 +195,7 @@ def _open_data(
     context.calibration, context.held_out, apart = split_held_out(source)
     if not apart and not source.synthetic:
         context.notice(
-            f"only {len(source)} samples: the numeric proofs share them with calibration; 32 or more are kept apart"
+            f"samples are few ({len(source)}): the numeric proofs share them with calibration, from 32 on they do not"
         )
 
 

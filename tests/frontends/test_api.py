@@ -82,7 +82,7 @@ def test_same_inputs_same_bytes(model: Path, tmp_path: Path) -> None:
 def test_few_samples_are_shared_and_the_report_says_so(model: Path) -> None:
     report = qcompile.compile(model, calibration=samples(5), prove=False).report
     assert report.samples == 5
-    assert any("only 5 samples" in n for n in report.notices)
+    assert any("samples are few (5)" in n for n in report.notices)
 
 
 def test_synthetic_data_is_loud(model: Path) -> None:

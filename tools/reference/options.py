@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,22 +19,14 @@ class Option:
 
 
 def options(cls: type[Pass]) -> list[Option]:
-    """The options of `cls`; meanings come from the field, or from the `Options:` part of the docstring."""
+    """The options of `cls`; their meanings are the descriptions of the fields."""
     schema = cls.model_json_schema()["properties"] if cls.model_fields else {}
-    documented = _documented(cls)
     found = []
     for field, info in cls.model_fields.items():
         name = field.replace("_", "-")
         default = info.get_default(call_default_factory=True)
-        found.append(
-            Option(name, _kind(schema[field]), _written(default), info.description or documented.get(name, ""))
-        )
+        found.append(Option(name, _kind(schema[field]), _written(default), info.description or ""))
     return found
-
-
-def _documented(cls: type[Pass]) -> dict[str, str]:
-    lines = re.findall(r"^ +([a-z-]+): (.+)$", inspect.getdoc(cls) or "", re.MULTILINE)
-    return dict(lines)
 
 
 def _kind(schema: dict[str, Any]) -> str:

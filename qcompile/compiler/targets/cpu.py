@@ -176,6 +176,7 @@ CPU = Target(
         Row(
             op_type="MatMul",
             variant="two activations",
+            on_request=True,
             float_cost=Cost(0.0176, 0.05, 1000),
             forms={Form.INPUTS: Cost(0.0060, 0.05, 1500), Form.FULL: Cost(0.0060, 0.10, 1500)},
             kernels=("MatMulIntegerToFloat", "QLinearMatMul"),

@@ -82,6 +82,7 @@ class Row:
         weight_axis: the output-channel axis of the weight, given the node.
         bias: position of the optional bias input, or None.
         same_params: inputs and output must share one scale and zero point (codes are moved, not computed).
+        on_request: costs accuracy, so it is quantized only when the recipe asks for it.
         conditions: what must hold besides.
         lowering: the pattern of each form.
         kernels: operators of the runtime's optimized graph that prove the form really runs.
@@ -100,6 +101,7 @@ class Row:
     weight_axis: Callable[[ir.Node], int] | None = None
     bias: int | None = None
     same_params: bool = False
+    on_request: bool = False
     conditions: tuple[Condition, ...] = ()
     lowering: Mapping[Form, Lowering] | None = None
 

@@ -140,6 +140,7 @@ TENSORRT = Target(
         Row(
             op_type="MatMul",
             variant="two activations",
+            on_request=True,
             float_cost=_UNWEIGHED,
             forms=_INT8_INPUTS,
             kernels=("MatMul",),

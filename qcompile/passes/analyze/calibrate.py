@@ -26,6 +26,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from pydantic import Field
 
 from qcompile.compiler.context import CompileContext, Sample
 from qcompile.compiler.observation import Key, observed_copy
@@ -41,18 +42,16 @@ CHECKPOINT_SECONDS = 10.0
 
 
 class Calibrate(Pass):
-    """Observe the ranges of activations on the calibration samples.
-
-    Options:
-        method: `min-max` takes the smallest and largest value seen.
-    """
+    """Observe the ranges of activations on the calibration samples."""
 
     name: ClassVar[str] = "calibrate"
     phase: ClassVar[Phase] = Phase.ANALYZE
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.UNIQUE_NAMES})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.STATISTICS})
 
-    method: Literal["min-max"] = "min-max"
+    method: Literal["min-max"] = Field(
+        default="min-max", description="`min-max` takes the smallest and largest value seen"
+    )
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         if context.calibration is None or len(context.calibration) == 0:

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, graphs, is_constant, is_float32, name_of, nodes, rank
@@ -32,22 +33,22 @@ from qcompile.errors import TargetError
 
 
 class PlaceInt8(Pass):
-    """Choose the operations that run in int8, and the scales of their activations.
-
-    Options:
-        activation-products: also quantize MatMul of two activations (attention), which costs accuracy.
-        resolution: smallest mean magnitude of a tensor, in quantization steps, that an 8-bit grid may serve.
-        keep-float: names (with * and ?) of nodes that stay float.
-    """
+    """Choose the operations that run in int8, and the scales of their activations."""
 
     name: ClassVar[str] = "place-int8"
     phase: ClassVar[Phase] = Phase.QUANTIZE
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.UNIQUE_NAMES, Fact.STATISTICS})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT})
 
-    activation_products: bool = False
-    resolution: float = 0.5
-    keep_float: tuple[str, ...] = ()
+    activation_products: bool = Field(
+        default=False, description="also quantize MatMul of two activations (attention), which costs accuracy"
+    )
+    resolution: float = Field(
+        default=0.5,
+        ge=0,
+        description="smallest mean magnitude of a tensor, in quantization steps, that an 8-bit grid may serve",
+    )
+    keep_float: tuple[str, ...] = Field(default=(), description="names (with * and ?) of nodes that stay float")
 
     def statistics(self, model: ir.Model, context: CompileContext) -> Sequence[StatisticRequest]:
         wanted: dict[str, None] = {}
@@ -68,7 +69,7 @@ class PlaceInt8(Pass):
         pattern = next((p for p in self.keep_float if fnmatch.fnmatchcase(name, p)), None)
         if pattern is not None:
             return f"kept float by the option keep-float ('{pattern}')"
-        if candidate.row.variant == "two activations" and not self.activation_products:
+        if candidate.row.on_request and not self.activation_products:
             return "a product of two activations (option activation-products)"
         return candidate.obstacle
 
@@ -151,7 +152,7 @@ class _GraphPlacement:
             return
         seen = self.context.statistics.range_of(name)
         if seen is None:
-            self.unresolved[name] = "was not computed for any calibration sample"
+            self.unresolved[name] = "was observed on no sample (a branch never taken, or the body of a Scan)"
             return
         self.judge(name, seen.low, seen.high, seen.mean_magnitude)
 

@@ -153,7 +153,7 @@ def test_a_branch_that_no_sample_takes_stays_float() -> None:
     assert result.forms == {"p": "FULL"}
     reasons = {k: v for k, v in result.plan.kept_float.items() if k.startswith("Conv")}
     assert len(reasons) == 2
-    assert all("was not computed for any calibration sample" in why for why in reasons.values())
+    assert all("was observed on no sample" in why for why in reasons.values())
 
 
 MASKED = (
