@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import add_initializer, constant, graphs, name_of, nodes
-from qcompile.compiler.params import QuantParams, quantize
+from qcompile.compiler.params import QuantParams, bias_params, quantize
 from qcompile.compiler.plan import QuantizedWeight, Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.specs import PerChannel
@@ -132,6 +132,17 @@ class Codes:
         dtype = quantized.params.spec.format.dtype
         codes = self.constant(graph, f"{name}_quantized", quantized.codes.astype(dtype.numpy()), dtype)
         scale, zero = self.scale_and_zero(graph, name, quantized.params)
+        return codes, scale, zero
+
+    def bias(self, graph: ir.Graph, bias: ir.Value, unit: Unit) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """int32 codes, scale s_x * s_w and zero point 0 of a unit's constant bias, as initializers of `graph`."""
+        array, plan, name = constant(bias), self.context.plan, f"{bias.name}_{unit.node}"
+        assert array is not None
+        activation = next(n for n in unit.inputs if n is not None)
+        params = bias_params(plan.tensors[activation], plan.weights[str(unit.weight), unit.node].params)
+        flat = np.broadcast_to(array.reshape(-1), params.scale.shape).astype(np.float64)
+        codes = self.constant(graph, f"{name}_quantized", quantize(flat, params).astype(np.int32))
+        scale, zero = self.scale_and_zero(graph, name, params)
         return codes, scale, zero
 
     def weight_name(self, unit: Unit) -> str:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.compiler.graph import constant, is_constant, is_float32
-from qcompile.compiler.plan import Form
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.graph import constant, is_constant, is_float32, nodes
+from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.targets.table import Row, Target
 
 _ABSORBING = {"Conv", "Gemm", "Add"}
@@ -46,6 +47,22 @@ class Candidate:
         """Activations that become codes, constants left out, each once."""
         values = [self.node.inputs[i] for i in self.activations]
         return list(dict.fromkeys(v for v in values if v is not None and not is_constant(v)))
+
+
+def planned(model: ir.Model, context: CompileContext) -> list[tuple[ir.Node, Unit, Row]]:
+    """The nodes of `model` that the plan has a unit for, with the unit and the target's row."""
+    units, found = context.plan.units, []
+    for node in nodes(model):
+        unit, row = units.get(str(node.name)), context.target.row(node)
+        if unit is not None and row is not None:
+            found.append((node, unit, row))
+    return found
+
+
+def bias_add(product: ir.Node) -> tuple[ir.Node, ir.Value | None]:
+    """The Add that alone reads `product`, and what it adds."""
+    add = next(iter(product.outputs[0].uses())).node
+    return add, add.inputs[1] if add.inputs[0] is product.outputs[0] else add.inputs[0]
 
 
 def candidates(graph: ir.Graph, target: Target) -> list[Candidate]:
@@ -121,7 +138,7 @@ def _bias_add(node: ir.Node, row: Row) -> ir.Node | None:
     add = _only_reader(node.outputs[0])
     if add is None or add.op_type != "Add":
         return None
-    other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+    _, other = bias_add(node)
     weight = node.inputs[row.weight]
     if other is None or weight is None or weight.shape is None or not is_constant(other):
         return None

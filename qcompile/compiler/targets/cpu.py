@@ -208,6 +208,7 @@ CPU = Target(
             evidence="run: int8 rows and their scales are looked up apart; an embedding shrinks to a quarter",
             weight=0,
             weight_axis=lambda _: 0,
+            lowering={Form.ROWS: Lowering.ROWS},
             conditions=(
                 Condition("it does not look up rows (axis 0)", lambda n: n.attributes.get_int("axis", 0) == 0),
                 Condition(

@@ -61,6 +61,7 @@ class Lowering(StrEnum):
 
     QDQ = "QuantizeLinear / DequantizeLinear around the float operator"
     INTEGER_MATMUL = "com.microsoft::MatMulIntegerToFloat with scales and bias"
+    ROWS = "rows of a table of codes, looked up and then scaled"
 
 
 def _every_node(_: ir.Node) -> bool:

@@ -15,11 +15,11 @@ import onnx_ir as ir
 
 from qcompile.compiler.codes import Codes
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import nodes
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.targets.table import Lowering
+from qcompile.compiler.units import bias_add, planned
 
 
 class LowerIntegerMatMul(Pass):
@@ -31,11 +31,7 @@ class LowerIntegerMatMul(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
-        chosen: list[tuple[ir.Node, Unit]] = []
-        for node in nodes(model):
-            unit, row = context.plan.units.get(str(node.name)), context.target.row(node)
-            if unit is not None and row is not None and row.how(unit.form) is Lowering.INTEGER_MATMUL:
-                chosen.append((node, unit))
+        chosen = [(n, u) for n, u, row in planned(model, context) if row.how(u.form) is Lowering.INTEGER_MATMUL]
         for node, unit in chosen:
             _lower(node, unit, codes)
         if chosen:
@@ -52,10 +48,10 @@ def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
     data = codes.quantized(graph, activation, name)
     weight, weight_scale, weight_zero = codes.weight(graph, unit)
     scale, zero = codes.scale_and_zero(graph, name, codes.context.plan.tensors[name])
-    last, bias = node, None
+    last: ir.Node = node
+    bias: ir.Value | None = None
     if unit.bias is not None:
-        last = next(iter(node.outputs[0].uses())).node
-        bias = last.inputs[1] if last.inputs[0] is node.outputs[0] else last.inputs[0]
+        last, bias = bias_add(node)
     old = last.outputs[0]
     product = ir.Node(
         "com.microsoft",

@@ -12,17 +12,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.codes import Codes, axis_of
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import constant, graphs, name_of, nodes
-from qcompile.compiler.params import bias_params, quantize
+from qcompile.compiler.graph import graphs, is_constant, name_of
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.targets.table import Lowering
+from qcompile.compiler.units import planned
 
 
 class LowerQdq(Pass):
@@ -36,16 +35,7 @@ class LowerQdq(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
-        chosen: list[tuple[ir.Node, Unit]] = []
-        for node in nodes(model):
-            unit, row = context.plan.units.get(str(node.name)), context.target.row(node)
-            if (
-                unit is not None
-                and row is not None
-                and row.how(unit.form) is Lowering.QDQ
-                and unit.form is not Form.ROWS
-            ):
-                chosen.append((node, unit))
+        chosen = [(n, u) for n, u, row in planned(model, context) if row.how(u.form) is Lowering.QDQ]
         for node, unit in chosen:
             if unit.form in (Form.FULL, Form.PASS):
                 _requantize_output(node, unit, codes)
@@ -117,24 +107,13 @@ def _dequantize_inputs(node: ir.Node, unit: Unit, codes: Codes) -> None:
 
 def _integer_bias(node: ir.Node, unit: Unit, position: int, codes: Codes) -> None:
     bias = node.inputs[position] if len(node.inputs) > position else None
-    array = constant(bias)
-    graph, plan = node.graph, codes.context.plan
+    graph = node.graph
     assert isinstance(graph, ir.Graph)
-    if bias is None or array is None:
+    if bias is None or not is_constant(bias):
         return
-    activation = next(n for n in unit.inputs if n is not None)
-    params = bias_params(plan.tensors[activation], plan.weights[str(unit.weight), unit.node].params)
-    flat = np.broadcast_to(array.reshape(-1), params.scale.shape)
-    name = f"{bias.name}_{unit.node}"
-    integers = quantize(flat.astype(np.float64), params).astype(np.int32)
-    scale, zero = codes.scale_and_zero(graph, name, params)
-    made = codes.node(
-        "DequantizeLinear",
-        [codes.constant(graph, f"{name}_quantized", integers), scale, zero],
-        f"{name}_dequantized",
-        ir.DataType.FLOAT,
-        scale,
-    )
+    integers, scale, zero = codes.bias(graph, bias, unit)
+    name = f"{bias.name}_{unit.node}_dequantized"
+    made = codes.node("DequantizeLinear", [integers, scale, zero], name, ir.DataType.FLOAT, scale)
     made.attributes.add(ir.AttrInt64("axis", 0))
     stamp(made, codes.made_by, [node])
     graph.insert_before(node, made)

@@ -15,10 +15,11 @@ import onnx_ir as ir
 
 from qcompile.compiler.codes import Codes
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import nodes
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.plan import Unit
 from qcompile.compiler.provenance import stamp
+from qcompile.compiler.targets.table import Lowering
+from qcompile.compiler.units import planned
 
 
 class LowerRows(Pass):
@@ -30,10 +31,9 @@ class LowerRows(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
-        units = context.plan.units
-        chosen = [n for n in nodes(model) if (u := units.get(str(n.name))) is not None and u.form is Form.ROWS]
-        for node in chosen:
-            _lower(node, units[str(node.name)], codes)
+        chosen = [(n, u) for n, u, row in planned(model, context) if row.how(u.form) is Lowering.ROWS]
+        for node, unit in chosen:
+            _lower(node, unit, codes)
         return bool(chosen)
 
 

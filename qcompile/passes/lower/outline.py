@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.codes import Codes, axis_of
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import constant, name_of, nodes
-from qcompile.compiler.params import bias_params, quantize
+from qcompile.compiler.graph import name_of
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.provenance import stamp
+from qcompile.compiler.units import bias_add, planned
 
 DOMAIN = "qcompile"
 _ATTRIBUTES = {
@@ -50,17 +49,12 @@ class Outline(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
-        units = context.plan.units
-        chosen = [n for n in nodes(model) if _is_outlined(n, units.get(str(n.name)))]
-        for node in chosen:
-            _outline(model, node, units[str(node.name)], codes)
+        chosen = [(n, u) for n, u, _ in planned(model, context) if u.weight is not None and n.op_type in _NAMES]
+        for node, unit in chosen:
+            _outline(model, node, unit, codes)
         if chosen:
             model.graph.opset_imports[DOMAIN] = 1
         return bool(chosen)
-
-
-def _is_outlined(node: ir.Node, unit: Unit | None) -> bool:
-    return unit is not None and unit.weight is not None and node.op_type in _NAMES and node.domain == ""
 
 
 def _outline(model: ir.Model, node: ir.Node, unit: Unit, codes: Codes) -> None:
@@ -79,12 +73,11 @@ def _outline(model: ir.Model, node: ir.Node, unit: Unit, codes: Codes) -> None:
     last = node
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if unit.bias is not None:
-        last = next(iter(node.outputs[0].uses())).node
-        bias = last.inputs[1] if last.inputs[0] is node.outputs[0] else last.inputs[0]
+        last, bias = bias_add(node)
     kind = ""
     if bias is not None:
         kind = "FloatBias" if codes.context.target.float_bias else "Bias"
-        inputs += [bias] if kind == "FloatBias" else _bias_codes(graph, bias, unit, codes)
+        inputs += [bias] if kind == "FloatBias" else codes.bias(graph, bias, unit)
     if unit.activation is not None:
         last = next(iter(last.outputs[0].uses())).node
     old = last.outputs[0]
@@ -115,18 +108,6 @@ def _chain(first: ir.Node, last: ir.Node) -> list[ir.Node]:
     while chain[-1] is not last:
         chain.append(next(iter(chain[-1].outputs[0].uses())).node)
     return chain
-
-
-def _bias_codes(graph: ir.Graph, bias: ir.Value, unit: Unit, codes: Codes) -> list[ir.Value]:
-    array = constant(bias)
-    assert array is not None
-    plan = codes.context.plan
-    activation = next(n for n in unit.inputs if n is not None)
-    params = bias_params(plan.tensors[activation], plan.weights[str(unit.weight), unit.node].params)
-    name = f"{bias.name}_{unit.node}"
-    flat = np.broadcast_to(array.reshape(-1), params.scale.shape).astype(np.float64)
-    integers = codes.constant(graph, f"{name}_quantized", quantize(flat, params).astype(np.int32))
-    return [integers, *codes.scale_and_zero(graph, name, params)]
 
 
 def _function(model: ir.Model, op_type: str, bias: str, requant: bool) -> str:

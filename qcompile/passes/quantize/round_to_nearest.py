@@ -19,12 +19,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import constant, nodes
+from qcompile.compiler.graph import constant
 from qcompile.compiler.params import params_from_range, quantize, weight_range
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import QuantizedWeight, Unit
 from qcompile.compiler.specs import PerChannel
 from qcompile.compiler.targets.table import Row
+from qcompile.compiler.units import planned
 
 _LARGEST_BIAS_CODE = 2.0**30
 
@@ -38,9 +39,8 @@ class RoundToNearest(Pass):
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
-        for node in nodes(model):
-            unit, row = context.plan.units.get(str(node.name)), context.target.row(node)
-            if unit is None or row is None or row.weight is None or row.weight_axis is None:
+        for node, unit, row in planned(model, context):
+            if row.weight is None or row.weight_axis is None:
                 continue
             weight = constant(node.inputs[row.weight])
             assert weight is not None
