@@ -80,9 +80,28 @@ def test_models_converted_from_pytorch(folder: Path) -> None:
     model = onnx.load(folder / "model.onnx")
     files = sorted((folder / "test_data_set_0").glob("input_*.pb"), key=lambda p: int(p.stem.split("_")[1]))
     feed = {i.name: _tensor(f) for i, f in zip(model.graph.input, files, strict=False)}
-    if not _runs(model, feed):
-        pytest.skip("ONNX Runtime does not run the float model")
-    check(model, feed, least=20)
+    if _runs(model, feed):
+        check(model, feed, least=20)
+    else:
+        check_against_stored(folder, model, feed)
+
+
+def check_against_stored(folder: Path, model: onnx.ModelProto, feed: Feed) -> None:
+    """ONNX Runtime does not run opsets before 7; raised to a later one, the model must give the stored outputs.
+    What it does not run at all (strings, training) goes through untouched."""
+    compiled = compile_in_memory(model, [feed], RECIPE)
+    if not _runs(onnx.load_from_string(compiled.data), feed):
+        assert not compiled.context.plan.units
+        return
+    run = session(compiled.data, optimized=True)
+    files = sorted((folder / "test_data_set_0").glob("output_*.pb"), key=lambda p: int(p.stem.split("_")[1]))
+    known = {i.name for i in run.get_inputs()}
+    for file, got in zip(files, run.run(None, {n: x for n, x in feed.items() if n in known}), strict=True):
+        wanted = _tensor(file)
+        assert np.array_equal(np.isfinite(wanted), np.isfinite(got))
+        finite = np.isfinite(wanted)
+        with np.errstate(over="ignore"):  # some of the stored numbers are near the largest double
+            assert sqnr(wanted[finite], got[finite]) > 20
 
 
 def _node_cases() -> Iterator[tuple[str, onnx.ModelProto, Feed]]:
