@@ -35,8 +35,13 @@ def once(tool: str, model: Path, samples: Path, out: Path) -> dict[str, float]:
     import onnx  # noqa: F401
     import onnxruntime.quantization  # noqa: F401
 
-    import qcompile.frontends.api
+    import array_api_compat.numpy  # noqa: F401
+    import networkx  # noqa: F401
 
+    import qcompile.frontends.api
+    from qcompile.frontends.builtin_recipes import find_recipe
+
+    find_recipe("int8-static").passes()
     start = time.perf_counter()
     if tool == "ORT static":
         quantize_static(model, out, _read(samples))

@@ -30,7 +30,8 @@ class QuantParams:
 
     Attributes:
         spec: what they were made for.
-        scale: float32, shape [] (per tensor) or [C] (per channel).
+        scale: float32, shape [] (per tensor), [C] (per channel), or that of the tensor with the blocked axis
+            divided by the block size, rounded up (per block).
         zero_point: same shape as `scale`, of the format's own range.
     """
 
@@ -75,7 +76,7 @@ def _usable(scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def weight_range(weight: Array, spec: QuantSpec) -> tuple[Array, Array]:
-    """Smallest and largest value for each scale of `spec`: shape [] or [C]."""
+    """Smallest and largest value for each scale of `spec`, in the shape of the scale."""
     from array_api_compat import array_namespace
 
     xp = array_namespace(weight)
@@ -85,8 +86,14 @@ def weight_range(weight: Array, spec: QuantSpec) -> tuple[Array, Array]:
         case PerChannel(axis):
             rest = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
             return xp.min(weight, axis=rest), xp.max(weight, axis=rest)
-        case PerBlock():
-            raise NotImplementedError("block ranges belong to the block-wise weight formats")
+        case PerBlock(axis, size):
+            axis %= weight.ndim
+            length = weight.shape[axis]
+            count = -(-length // size)
+            last = xp.asarray([min(i, length - 1) for i in range(count * size)])  # a short tail repeats its last
+            shape = (*weight.shape[:axis], count, size, *weight.shape[axis + 1 :])
+            blocks = xp.reshape(xp.take(weight, last, axis=axis), shape)
+            return xp.min(blocks, axis=axis + 1), xp.max(blocks, axis=axis + 1)
 
 
 def quantize(values: Array, params: QuantParams) -> Array:
@@ -115,13 +122,14 @@ def _broadcast(params: QuantParams, like: Array, xp: Any) -> tuple[Array, ...]:
     """Scale and zero point on the device of `like`, shaped so that they broadcast against it."""
     from array_api_compat import device
 
-    shape: tuple[int, ...] = ()
-    if isinstance(params.spec.granularity, PerChannel):
-        axis = params.spec.granularity.axis % like.ndim
-        shape = tuple(-1 if i == axis else 1 for i in range(like.ndim))
-    place = device(like)
-    zero = params.zero_point.astype(np.float32)
-    return tuple(xp.reshape(xp.asarray(a, device=place), shape) for a in (params.scale, zero))
+    both = [params.scale, params.zero_point.astype(np.float32)]
+    match params.spec.granularity:
+        case PerChannel(axis):
+            shape = tuple(-1 if i == axis % like.ndim else 1 for i in range(like.ndim))
+            both = [a.reshape(shape) for a in both]
+        case PerBlock(axis, size):
+            both = [np.repeat(a, size, axis).take(range(like.shape[axis]), axis) for a in both]
+    return tuple(xp.asarray(a, device=device(like)) for a in both)
 
 
 def bias_params(activation: QuantParams, weight: QuantParams) -> QuantParams:

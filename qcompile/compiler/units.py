@@ -71,7 +71,7 @@ def candidates(graph: ir.Graph, target: Target) -> list[Candidate]:
     taken: set[ir.Node] = set()
     for node in graph:
         row = target.row(node)
-        if row is None or node in taken:
+        if row is None or node in taken or _computes_integers(node):
             continue
         bias = _bias_add(node, row)
         activation = _absorbed(bias or node) if Form.FULL in row.forms and node.op_type in _ABSORBING else None
@@ -79,6 +79,12 @@ def candidates(graph: ir.Graph, target: Target) -> list[Candidate]:
         found.append(Candidate(node, row, positions, bias, activation, _obstacle(node, row, positions)))
         taken.update(found[-1].nodes)
     return found
+
+
+def _computes_integers(node: ir.Node) -> bool:
+    """Whether it handles shapes, indices or flags, which are none of quantization's business."""
+    dtype = node.outputs[0].dtype
+    return dtype is not None and not dtype.is_floating_point()
 
 
 def within_reach(open_to_choice: list[Candidate]) -> list[Candidate]:

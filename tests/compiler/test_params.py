@@ -24,7 +24,7 @@ from qcompile.compiler.params import (
     quantize,
     weight_range,
 )
-from qcompile.compiler.specs import PerChannel, PerTensor, QuantSpec
+from qcompile.compiler.specs import Granularity, PerBlock, PerChannel, PerTensor, QuantSpec
 from qcompile.errors import DataError
 
 FORMATS = (INT8, UINT8, INT16, UINT16)
@@ -36,10 +36,10 @@ formats = st.sampled_from(FORMATS)
 
 
 @cache
-def _session(code: int, axis: int) -> onnxruntime.InferenceSession:
+def _session(code: int, axis: int, block: int) -> onnxruntime.InferenceSession:
     nodes = [
-        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], axis=axis),
-        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], axis=axis),
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], axis=axis, block_size=block),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], axis=axis, block_size=block),
     ]
     inputs = [helper.make_tensor_value_info(n, t, None) for n, t in (("x", 1), ("s", 1), ("z", code))]
     outputs = [helper.make_tensor_value_info(n, t, None) for n, t in (("q", code), ("y", TensorProto.FLOAT))]
@@ -54,18 +54,22 @@ def _session(code: int, axis: int) -> onnxruntime.InferenceSession:
 def runtime(x: Floats, params: QuantParams) -> tuple[npt.NDArray[Any], Floats]:
     """Codes and values as ONNX Runtime gives them."""
     grain, fmt = params.spec.granularity, params.spec.format
-    axis = grain.axis if isinstance(grain, PerChannel) else 0
+    axis = 0 if isinstance(grain, PerTensor) else grain.axis
+    block = grain.size if isinstance(grain, PerBlock) else 0
     zero = np.asarray(params.zero_point, fmt.dtype.numpy())
     feeds = {"x": x, "s": np.asarray(params.scale), "z": zero}
-    codes, values = _session(int(onnx.helper.np_dtype_to_tensor_dtype(zero.dtype)), axis).run(None, feeds)
+    codes, values = _session(int(onnx.helper.np_dtype_to_tensor_dtype(zero.dtype)), axis, block).run(None, feeds)
     return codes, values
 
 
-@given(x=tensors, fmt=formats, symmetric=st.booleans(), channels=st.booleans())
+grains = st.sampled_from([PerTensor(), PerChannel(1), PerChannel(-1), PerBlock(0, 2), PerBlock(1, 3)])
+
+
+@given(x=tensors, fmt=formats, symmetric=st.booleans(), grain=grains)
 def test_codes_and_values_are_the_runtimes_bit_for_bit(
-    x: Floats, fmt: NumericFormat, symmetric: bool, channels: bool
+    x: Floats, fmt: NumericFormat, symmetric: bool, grain: Granularity
 ) -> None:
-    spec = QuantSpec(fmt, PerChannel(1) if channels else PerTensor(), symmetric)
+    spec = QuantSpec(fmt, grain, symmetric)
     params = params_from_range(spec, *weight_range(x, spec))
     codes, values = runtime(x, params)
     np.testing.assert_array_equal(quantize(x, params), codes)

@@ -63,12 +63,12 @@ class ZooModel(ABC):
         """One sample at batch 1, on which latency is measured."""
 
 
-def runner(path: Path) -> Run:
-    """`path` on the CPU provider of stock ONNX Runtime, two threads."""
+def runner(path: Path, threads: int = 2) -> Run:
+    """`path` on the CPU provider of stock ONNX Runtime."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]

@@ -140,8 +140,8 @@ CPU = Target(
     activation=QuantSpec(UINT8, PerTensor()),
     weight=QuantSpec(INT8, PerChannel(0), symmetric=True),
     activation_weight=QuantSpec(UINT8, PerTensor()),
-    quantize=Cost(per_output=0.146, fixed=1000),
-    dequantize=Cost(per_output=0.138, fixed=1000),
+    quantize=Cost(per_output=0.146, fixed=2000),
+    dequantize=Cost(per_output=0.138, fixed=2000),
     relayout=Cost(per_output=0.10),
     swallows=frozenset({"Conv"}),
     detours=(

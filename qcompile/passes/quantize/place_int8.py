@@ -3,7 +3,7 @@
     forms = argmin time(graph)   over the forms that the target's table offers (compiler/placement.py)
     s_t, z_t from the observed [min, max] of each tensor t that exists as codes (compiler/params.py)
 
-A tensor stays float when an 8-bit grid over its range does not resolve it: mean |x| < `resolution` * s.
+A tensor stays float when an 8-bit grid over its range does not resolve it (activation_scales.py).
 Times come from the target's table and the element counts that calibration saw, so placement knows
 that a conversion can cost more than the operator it serves.
 
@@ -21,8 +21,7 @@ import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import constant, graphs, is_constant, is_float32, name_of, nodes, rank
-from qcompile.compiler.params import QuantParams, params_from_range
+from qcompile.compiler.graph import graphs, name_of, nodes, rank
 from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
 from qcompile.compiler.placement import Conversion, Operation, place
 from qcompile.compiler.plan import Form, Unit
@@ -30,6 +29,7 @@ from qcompile.compiler.statistics import RANGE
 from qcompile.compiler.targets.table import Lowering, PlacementRule, Work
 from qcompile.compiler.units import Candidate, candidates, within_reach
 from qcompile.errors import TargetError
+from qcompile.passes.quantize.activation_scales import ActivationScales
 
 
 class PlaceInt8(Pass):
@@ -91,9 +91,7 @@ class _GraphPlacement:
     def __init__(self, options: PlaceInt8, graph: ir.Graph, context: CompileContext) -> None:
         self.options, self.graph, self.context = options, graph, context
         self.plan, self.target = context.plan, context.target
-        self.params: dict[str, QuantParams] = {}
-        self.unresolved: dict[str, str] = {}
-        self.moved_scale: dict[str, float] = {}
+        self.scales = ActivationScales(context.statistics, self.target.activation, options.resolution)
 
     def run(self) -> None:
         open_to_choice: list[Candidate] = []
@@ -110,82 +108,29 @@ class _GraphPlacement:
         for candidate in open_to_choice:
             form = forms[str(candidate.node.name)]
             if form is Form.FLOAT:
-                self.plan.kept_float[str(candidate.node.name)] = self.why_float(candidate)
+                self.plan.kept_float[str(candidate.node.name)] = (
+                    "int8 with the conversions it needs would take longer than float here"
+                )
             else:
                 self.add_unit(candidate, form)
+        self.list_the_rest({n for c in found for n in c.nodes})
+
+    def list_the_rest(self, listed: set[ir.Node]) -> None:
+        """Operators that compute in floating point and have no row in the target's table."""
+        for node in self.graph:
+            dtype = node.outputs[0].dtype if node.outputs else None
+            if node not in listed and dtype is not None and dtype.is_floating_point() and not _has_bodies(node):
+                self.plan.kept_float[str(node.name)] = f"there is no int8 form of it on {self.target.name}"
 
     def obstacle(self, candidate: Candidate) -> str:
-        for value in candidate.reads():
-            self.tensor_params(value)
-        blocked = [v for v in candidate.reads() if name_of(v) in self.unresolved]
-        for position in candidate.activations:
-            given = candidate.node.inputs[position]
-            if given is not None and is_constant(given) and not self.constant_params(given):
-                blocked.append(given)
-        if blocked:
-            return f"its input '{blocked[0].name}' {self.unresolved[name_of(blocked[0])]}"
+        """What the observed ranges say against a candidate."""
+        blocked = self.scales.unreadable(candidate)
+        if blocked or Form.ROWS in candidate.row.forms:
+            return blocked
         if candidate.row.same_params:
-            return self.lost_at_source_scale(candidate)
-        if Form.ROWS not in candidate.row.forms:
-            self.tensor_params(candidate.output)
-            if Form.INPUTS not in candidate.row.forms and name_of(candidate.output) in self.unresolved:
-                return f"its output '{candidate.output.name}' {self.unresolved[name_of(candidate.output)]}"
-        return ""
-
-    def lost_at_source_scale(self, candidate: Candidate) -> str:
-        """An operator that moves codes keeps their scale, which must resolve the part that it moves."""
-        source, result = name_of(candidate.reads()[0]), name_of(candidate.output)
-        self.tensor_params(candidate.output)
-        seen = self.context.statistics.range_of(result)
-        if seen is None:
-            return f"its output '{result}' {self.unresolved[result]}"
-        self.moved_scale[result] = self.moved_scale.get(source, float(self.params[source].scale))
-        steps = seen.mean_magnitude / self.moved_scale[result]
-        if 0 < steps < self.options.resolution:
-            return f"its output's mean magnitude is {steps:.2f} steps at the scale of '{source}'"
-        return ""
-
-    def tensor_params(self, value: ir.Value) -> None:
-        """Scale of an observed activation, or the reason why it cannot be codes."""
-        name = name_of(value)
-        if name in self.params or name in self.unresolved:
-            return
-        seen = self.context.statistics.range_of(name)
-        if seen is None:
-            self.unresolved[name] = "was observed on no sample (a branch never taken, or the body of a Scan)"
-            return
-        self.judge(name, seen.low, seen.high, seen.mean_magnitude)
-
-    def constant_params(self, value: ir.Value) -> bool:
-        name, array = name_of(value), constant(value)
-        if name not in self.params and name not in self.unresolved:
-            if array is None or array.size == 0 or not is_float32(value):
-                self.unresolved[name] = "is not a float32 tensor"
-            elif not np.isfinite(array).all():
-                self.unresolved[name] = "holds NaN or infinity"
-            else:
-                self.judge(name, float(array.min()), float(array.max()), float(np.abs(array).mean()))
-        return name in self.params
-
-    def judge(self, name: str, low: float, high: float, mean: float) -> None:
-        if not np.isfinite([low, high]).all():
-            self.unresolved[name] = "holds infinity"
-            return
-        if not np.isfinite(mean):
-            self.unresolved[name] = f"has magnitudes up to {max(-low, high):.4g}, whose sum is beyond float32"
-            return
-        params = params_from_range(self.target.activation, low, high)
-        steps = mean / float(params.scale)
-        if steps < self.options.resolution and mean > 0:
-            self.unresolved[name] = (
-                f"has range [{low:.4g}, {high:.4g}] but mean magnitude {mean:.4g}: {steps:.2f} steps of an 8-bit grid"
-            )
-        else:
-            self.params[name] = params
-
-    def elements(self, value: ir.Value) -> float:
-        seen = self.context.statistics.range_of(name_of(value))
-        return seen.elements if seen else 0.0
+            return self.scales.unmovable(candidate)
+        unwritable = self.scales.unwritable(candidate.output)
+        return unwritable if Form.INPUTS not in candidate.row.forms else ""
 
     def choose(self, open_to_choice: list[Candidate]) -> dict[str, Form]:
         """Forms by the target's placement rule."""
@@ -198,11 +143,11 @@ class _GraphPlacement:
         conversions = {name: self.conversion(v) for name, v in values.items()}
         outside = [n for n, v in values.items() if v.is_graph_output() or any(u.node not in inside for u in v.uses())]
         operations = [self.operation(c) for c in chosen]
-        forms = place(operations, conversions, outside, [n for n in values if n in self.unresolved])
+        forms = place(operations, conversions, outside, [n for n in values if n in self.scales.unresolved])
         return rows | self.with_swallowed(chosen, self.with_whole_outputs(chosen, forms))
 
     def conversion(self, value: ir.Value) -> Conversion:
-        work = Work(outputs=self.elements(value))
+        work = Work(outputs=self.scales.elements(value))
         extra = self.target.relayout.time(work) if rank(value) == 4 else 0.0
         return Conversion(self.target.quantize.time(work) + extra, self.target.dequantize.time(work) + extra)
 
@@ -236,7 +181,9 @@ class _GraphPlacement:
 
     def operation(self, candidate: Candidate) -> Operation:
         work = _work(
-            candidate, max(map(self.elements, candidate.reads()), default=0.0), self.elements(candidate.output)
+            candidate,
+            max(map(self.scales.elements, candidate.reads()), default=0.0),
+            self.scales.elements(candidate.output),
         )
         return Operation(
             name=str(candidate.node.name),
@@ -245,12 +192,6 @@ class _GraphPlacement:
             reads=tuple(name_of(v) for v in candidate.reads()),
             writes=name_of(candidate.output),
         )
-
-    def why_float(self, candidate: Candidate) -> str:
-        blocked = self.unresolved.get(name_of(candidate.output))
-        if blocked and Form.INPUTS not in candidate.row.forms:
-            return f"its output '{candidate.output.name}' {blocked}"
-        return "int8 with the conversions it needs would take longer than float here"
 
     def add_unit(self, candidate: Candidate, form: Form) -> None:
         node, row = candidate.node, candidate.row
@@ -273,12 +214,16 @@ class _GraphPlacement:
         self.plan.units[unit.node] = unit
         for name in reads:
             if name is not None:
-                self.plan.tensors.setdefault(name, self.params[name])
+                self.plan.tensors.setdefault(name, self.scales.params[name])
         if form is Form.PASS:
             source = next(n for n in reads if n is not None)
             self.plan.tensors[unit.output] = self.plan.tensors[source]
         elif form is Form.FULL:
-            self.plan.tensors[unit.output] = self.params[unit.output]
+            self.plan.tensors[unit.output] = self.scales.params[unit.output]
+
+
+def _has_bodies(node: ir.Node) -> bool:
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 
 
 def _work(candidate: Candidate, inputs: float, outputs: float) -> Work:

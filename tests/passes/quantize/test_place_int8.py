@@ -187,7 +187,8 @@ def test_on_the_real_table_small_graphs_stay_float_and_say_why() -> None:
     result = int8(CHAIN, WEIGHTS, SAMPLES, target=target_named("cpu"))
     assert result.plan.units == {}
     assert set(result.plan.kept_float.values()) == {
-        "int8 with the conversions it needs would take longer than float here"
+        "int8 with the conversions it needs would take longer than float here",
+        "there is no int8 form of it on cpu",
     }
 
 
