@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qcompile.errors import DataError
+from qcompile.runtime.ahead import ahead
 from qcompile.runtime.providers import CPU, TENSORRT, open_session, provider_options, reason, why_not_loaded
 
 Outputs = list[np.ndarray[Any, Any]]
@@ -49,18 +49,8 @@ def run_samples(
         options.intra_op_num_threads = max(cores // at_once, 1)
     session = open_session(model, options, provider, provider_options(provider, 0, None))
     names = {i.name for i in session.get_inputs()}
-    running: deque[Future[Outputs]] = deque()
-    with ThreadPoolExecutor(at_once) as pool:
-        try:
-            for sample in samples:
-                running.append(pool.submit(_run, session, {k: v for k, v in sample.items() if k in names}))
-                if len(running) == at_once:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            for waiting in running:
-                waiting.cancel()
+    feeds = ({k: v for k, v in sample.items() if k in names} for sample in samples)
+    yield from ahead(partial(_run, session), feeds, at_once)
 
 
 def _run(session: Any, feed: Feed) -> Outputs:

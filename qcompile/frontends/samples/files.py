@@ -11,15 +11,18 @@ import numpy as np
 
 from qcompile.errors import DataError, UsageError
 from qcompile.frontends.samples.check import ModelInput
+from qcompile.runtime.ahead import ahead
 
 Reader = Callable[[Path], dict[str, np.ndarray[Any, Any]]]
+
+_READERS_AT_ONCE = 2
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 
 @dataclass(frozen=True)
 class FileSamples:
-    """A list of files, one sample each."""
+    """A list of files, one sample each; the next ones are read while one is used."""
 
     files: Sequence[Path]
     read: Reader
@@ -27,8 +30,7 @@ class FileSamples:
     synthetic: bool = False
 
     def __iter__(self) -> Iterator[tuple[str, object]]:
-        for file in self.files:
-            yield str(file), self.read(file)
+        yield from zip(map(str, self.files), ahead(self.read, self.files, _READERS_AT_ONCE), strict=True)
 
 
 def open_files(path: Path, inputs: Sequence[ModelInput]) -> FileSamples:
