@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -55,7 +56,8 @@ def preprocess(source: Path, out: Path) -> Path:
     current = _with_per_channel_opset(source, out.with_name("upgraded.onnx"))
     for options in ({}, {"skip_symbolic_shape": True}):
         try:
-            quant_pre_process(current, out, **options)
+            with contextlib.chdir(out.parent):  # it leaves files in the working folder
+                quant_pre_process(current.resolve(), out.resolve(), **options)
             return out
         except Exception as error:
             print(f"  quant_pre_process({options}) failed: {type(error).__name__}")
