@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +14,7 @@ from qcompile.compiler.statistics import StatisticsTable
 
 if TYPE_CHECKING:
     from qcompile.compiler.codes import Codes
-    from qcompile.compiler.passes import StatisticRequest
+    from qcompile.compiler.passes import Pass, StatisticRequest
     from qcompile.compiler.report import Report
     from qcompile.compiler.targets.table import Target
 
@@ -76,6 +76,7 @@ class CompileContext:
     Attributes:
         float_model: path of the model as the user gave it: the reference of every numeric proof.
         held_out: samples kept away from calibration for the numeric proofs.
+        following: the passes of the recipe behind the one that runs.
         checkpoint: where statistics are saved while calibration runs; None switches that off.
     """
 
@@ -87,6 +88,7 @@ class CompileContext:
     progress: Progress = field(default_factory=SilentProgress)
     statistics: StatisticsTable = field(default_factory=StatisticsTable)
     requests: list[StatisticRequest] = field(default_factory=list)
+    following: Sequence[Pass] = ()
     plan: QuantPlan = field(default_factory=QuantPlan)
     codes: Codes | None = None
     notices: list[str] = field(default_factory=list)

@@ -60,6 +60,8 @@ class Pass(BaseModel):
         phase: where in a recipe it may stand.
         requires, provides, invalidates: facts about the model.
         float_equivalent: the pass leaves the float function unchanged (to 1e-5); the pipeline checks it.
+        measures: the pass runs quantized copies of the model to decide or to correct; it is left out
+            when such a copy is made (compiler/simulation.py).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,6 +72,7 @@ class Pass(BaseModel):
     provides: ClassVar[frozenset[Fact]] = frozenset()
     invalidates: ClassVar[frozenset[Fact]] = frozenset()
     float_equivalent: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
 
     def statistics(self, model: ir.Model, context: CompileContext) -> Sequence[StatisticRequest]:
         """Statistics the pass needs; pooled with those of its neighbours into one calibration run."""

@@ -45,8 +45,9 @@ def run_pipeline(
                     f"step {len(records) + 1}, pass '{current.name}' needs {', '.join(sorted(missing))}, "
                     "which no earlier step provides"
                 )
+            context.following = passes[len(records) + 1 :]
             if current.phase is Phase.ANALYZE:
-                context.requests = pooled_requests(passes[len(records) + 1 :], model, context)
+                context.requests = pooled_requests(context.following, model, context)
             records.append(_run_pass(current, model, context))
             facts = (facts - current.invalidates) | current.provides
             if observe:
