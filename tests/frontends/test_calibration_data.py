@@ -13,7 +13,7 @@ import pytest
 from qcompile.errors import DataError, QCompileError, UsageError
 from qcompile.frontends.calibration_data import open_calibration, split_held_out
 from qcompile.frontends.model_file import load_model
-from qcompile.frontends.samples.check import ModelInput, model_inputs
+from qcompile.frontends.samples.check import ModelInput, check_sample, model_inputs
 from qcompile.frontends.samples.synthetic import table_rows
 from tests.frontends.models import WIDTH, linear, npz_folder, samples, save, two_inputs
 
@@ -207,3 +207,13 @@ def test_inputs_with_a_default_are_optional(tmp_path: Path) -> None:
     inputs = model_inputs(load_model(save(model, tmp_path / "m.onnx")))
     assert [i.required for i in inputs] == [True, False]
     assert len(open_calibration(samples(2), inputs)) == 2
+
+
+def test_an_empty_cache_beside_other_inputs_is_a_sample() -> None:
+    inputs = [ModelInput("ids", np.dtype("int64"), (1, "S")), ModelInput("past", np.dtype("float32"), (1, 2, "P", 4))]
+    ids, past = np.zeros((1, 3), np.int64), np.zeros((1, 2, 0, 4), np.float32)
+
+    check_sample({"ids": ids, "past": past}, inputs, "sample 1")
+
+    with pytest.raises(DataError, match="'ids' is empty"):
+        check_sample({"ids": ids[:, :0], "past": past}, inputs, "sample 1")

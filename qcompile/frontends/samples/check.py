@@ -84,7 +84,7 @@ def check_sample(sample: Sample, inputs: Sequence[ModelInput], where: str) -> No
     symbols: dict[str, tuple[int, str]] = {}
     for expected in inputs:
         if expected.name in sample:
-            _check_array(sample[expected.name], expected, symbols, where)
+            _check_array(sample, expected, symbols, where)
         elif expected.required:
             raise DataError(
                 f"input '{expected.name}' is missing",
@@ -93,10 +93,10 @@ def check_sample(sample: Sample, inputs: Sequence[ModelInput], where: str) -> No
             )
 
 
-def _check_array(
-    array: np.ndarray[Any, Any], expected: ModelInput, symbols: dict[str, tuple[int, str]], where: str
-) -> None:
-    name, shape = expected.name, list(array.shape)
+def _check_array(sample: Sample, expected: ModelInput, symbols: dict[str, tuple[int, str]], where: str) -> None:
+    """One input. It may be empty (a cache before the first token) where others are not, but for its batch."""
+    name, array = expected.name, sample[expected.name]
+    shape = list(array.shape)
     if array.dtype != expected.dtype:
         raise DataError(
             f"input '{name}' is {array.dtype}, the model wants {expected.dtype}",
@@ -124,7 +124,7 @@ def _check_array(
                     raise DataError(
                         f"dimension '{dim}' is {first} in input '{other}' but {size} in input '{name}'", where=where
                     )
-    if array.size == 0:
+    if array.size == 0 and (shape[0] == 0 or all(a.size == 0 for a in sample.values())):
         raise DataError(f"input '{name}' is empty: shape {shape}", where=where)
     if array.dtype.kind in "fcV" and not np.isfinite(array).all():
         kind = "NaN" if np.isnan(array).any() else "infinity"
