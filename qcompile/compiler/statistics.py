@@ -22,12 +22,12 @@ _MERGE = {"Min": np.minimum, "Max": np.maximum, "Add": np.add}
 
 @dataclass(frozen=True)
 class Component:
-    """One number of a statistic.
+    """One number of a statistic, or one number for each channel.
 
     Attributes:
-        observe: ONNX operator that reduces a tensor to a scalar.
-        merge: ONNX operator that merges two scalars (Min, Max or Add).
-        identity: the scalar that merges without effect.
+        observe: ONNX operator that reduces the tensor; Size counts all its elements, channels or not.
+        merge: ONNX operator that merges two of them (Min, Max or Add).
+        identity: the number that merges without effect.
     """
 
     name: str
@@ -35,34 +35,61 @@ class Component:
     merge: str
     identity: float
 
+    def width(self, channels: int) -> int:
+        return 1 if self.observe == "Size" else channels
+
 
 @dataclass(frozen=True)
 class Statistic:
-    """A named tuple of components; its vectors are float64 arrays of shape [..., len(components)]."""
+    """A named tuple of components; a vector is float64, one component after the other.
+
+    Attributes:
+        axis: None for the whole tensor, else the axis whose indices (channels) are observed apart.
+    """
 
     kind: str
     components: tuple[Component, ...]
+    axis: int | None = None
 
-    @property
-    def identity(self) -> Vector:
-        return np.array([c.identity for c in self.components])
+    def identity(self, channels: int = 1) -> Vector:
+        return np.concatenate([np.full(c.width(channels), c.identity) for c in self.components])
 
     def merge(self, a: Vector, b: Vector) -> Vector:
-        """Merge two arrays of vectors, shape [..., C] each."""
-        return np.stack([_MERGE[c.merge](a[..., i], b[..., i]) for i, c in enumerate(self.components)], axis=-1)
+        """Merge two arrays of vectors, shape [..., length] each."""
+        parts = zip(self.components, self.split(a), self.split(b), strict=True)
+        return np.concatenate([_MERGE[c.merge](x, y) for c, x, y in parts], axis=-1)
+
+    def component(self, name: str, vectors: Vector) -> Vector:
+        """One component of an array of vectors."""
+        return self.split(vectors)[[c.name for c in self.components].index(name)]
+
+    def split(self, vectors: Vector) -> list[Vector]:
+        """The components of an array of vectors, shape [..., 1] or [..., channels] each."""
+        scalars = sum(c.observe == "Size" for c in self.components)
+        channels = (vectors.shape[-1] - scalars) // (len(self.components) - scalars)
+        ends = np.cumsum([c.width(channels) for c in self.components])
+        return np.split(vectors, ends[:-1], axis=-1)
 
 
-RANGE = Statistic(
-    "range",
-    (
-        Component("min", "ReduceMin", "Min", np.inf),
-        Component("max", "ReduceMax", "Max", -np.inf),
-        Component("magnitude", "ReduceL1", "Add", 0.0),
-        Component("count", "Size", "Add", 0.0),
-    ),
-)
+_BOUNDS = Component("min", "ReduceMin", "Min", np.inf), Component("max", "ReduceMax", "Max", -np.inf)
+_MAGNITUDE = Component("magnitude", "ReduceL1", "Add", 0.0)
+_COUNT = Component("count", "Size", "Add", 0.0)
+
+RANGE = Statistic("range", (*_BOUNDS, _MAGNITUDE, _COUNT))
 """Minimum, maximum, sum of magnitudes and number of elements: what min-max calibration needs, and
 with the mean magnitude the means to tell whether a uniform grid resolves the bulk of the values."""
+
+
+class Channels(Statistic):
+    """Minimum, maximum, sum and sum of magnitudes of each channel, and the number of elements.
+
+    Args:
+        axis: the channels' axis, counted from the end where negative. Its size must be known.
+    """
+
+    def __init__(self, axis: int) -> None:
+        components = (*_BOUNDS, Component("sum", "ReduceSum", "Add", 0.0), _MAGNITUDE, _COUNT)
+        super().__init__(f"channels {axis}", components, axis)
 
 
 @dataclass(frozen=True)
@@ -79,6 +106,23 @@ class TensorRange:
     high: float
     mean_magnitude: float
     elements: float
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelRanges:
+    """The Channels statistic of one tensor in words; arrays of shape [channels].
+
+    Attributes:
+        low, high: smallest and largest value of each channel.
+        mean, mean_magnitude: mean of x and of |x|.
+        count: elements of one channel, over all samples.
+    """
+
+    low: Vector
+    high: Vector
+    mean: Vector
+    mean_magnitude: Vector
+    count: float
 
 
 @dataclass
@@ -100,6 +144,16 @@ class StatisticsTable:
             return None
         low, high, magnitude, count = (float(v) for v in vector)
         return TensorRange(low, high, magnitude / count, count / max(self.samples, 1))
+
+    def channels_of(self, name: str, axis: int) -> ChannelRanges | None:
+        """What Channels(axis) saw of tensor `name`, or None where it was not observed."""
+        statistic = Channels(axis)
+        vector = self.vectors.get(statistic.kind, {}).get(name)
+        if vector is None or vector[-1] == 0:
+            return None
+        low, high, total, magnitude, elements = statistic.split(vector)
+        count = float(elements[0]) / low.size
+        return ChannelRanges(low, high, total / count, magnitude / count, count)
 
     def update(self, kind: str, vectors: Mapping[str, Vector]) -> None:
         self.vectors.setdefault(kind, {}).update(vectors)

@@ -11,7 +11,8 @@ import pytest
 
 from qcompile.compiler.observation import observed_copy
 from qcompile.compiler.printer import print_model
-from qcompile.compiler.statistics import RANGE
+from qcompile.compiler.statistics import RANGE, Channels, Statistic, Vector
+from qcompile.passes.prepare.infer_shapes import infer_shapes
 from tests.passes.harness import Arrays, model_of, outputs
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]> '
@@ -24,14 +25,20 @@ Seen = dict[str, tuple[float, ...]]
 
 def observe(model: ir.Model, feeds: Arrays, *names: str) -> Seen:
     """Minimum, maximum, sum of magnitudes and count of each tensor that was found."""
+    return {t: tuple(map(float, v)) for t, v in vectors(model, feeds, RANGE, *names).items()}
+
+
+def vectors(model: ir.Model, feeds: Arrays, statistic: Statistic, *names: str) -> dict[str, Vector]:
+    infer_shapes(model)
     before = print_model(model)
-    copy, keys = observed_copy(model, {name: [RANGE] for name in names})
+    copy, places = observed_copy(model, {name: [statistic] for name in names})
     assert print_model(model) == before, "the model itself is left alone"
-    said = outputs(copy, feeds)
-    assert all(v.dtype == np.float32 and v.shape == () for v in said)
-    values = dict(zip(keys, (float(v) for v in said), strict=True))
-    tensors = dict.fromkeys(tensor for tensor, _, _ in keys)
-    return {t: tuple(values[t, RANGE.kind, c.name] for c in RANGE.components) for t in tensors}
+    if not places:
+        return {}
+    [said] = outputs(copy, feeds)
+    assert said.dtype == np.float32
+    assert said.shape == (places[-1].stop,)
+    return {place.tensor: said[place.indices] for place in places}
 
 
 def facts(*tensors: npt.NDArray[Any]) -> Any:
@@ -40,7 +47,7 @@ def facts(*tensors: npt.NDArray[Any]) -> Any:
     return pytest.approx((x.min(), x.max(), np.abs(x).sum(dtype=np.float64), x.size), rel=2e-6)
 
 
-NOTHING = tuple(RANGE.identity)
+NOTHING = tuple(RANGE.identity())
 
 
 def test_inputs_and_values_of_the_main_graph() -> None:
@@ -180,3 +187,53 @@ def test_the_body_of_a_scan_is_left_out() -> None:
 def test_in_every_opset(opset: int) -> None:
     text = HEAD.replace("17", str(opset)) + "g (float[3,5] x) => (float[3,5] y) { y = Relu (x) }"
     assert observe(model_of(text), {"x": X}, "x") == {"x": facts(X)}
+
+
+def by_channel(axis: int, *tensors: npt.NDArray[Any]) -> Any:
+    """Channels(axis) of arrays that follow each other, written with numpy."""
+    rows = np.concatenate([np.moveaxis(t, axis, -1).reshape(-1, t.shape[axis]) for t in map(np.asarray, tensors)])
+    x = rows.astype(np.float64)
+    parts = [x.min(0), x.max(0), x.sum(0), np.abs(x).sum(0), [x.size]]
+    return pytest.approx(np.concatenate(parts), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((3, 5), -1), ((3, 5), 0), ((2, 3, 4, 5), 1), ((5,), -1), ((1, 2, 1, 2, 3, 2), 4)]
+)
+def test_channels_of_any_axis(shape: tuple[int, ...], axis: int, opset: int) -> None:
+    x = RANDOM.standard_normal(shape).astype(np.float32)
+    dims = ",".join(map(str, shape))
+    model = model_of(HEAD.replace("17", str(opset)) + f"g (float[{dims}] x) => (float[{dims}] y) {{ y = Neg (x) }}")
+    seen = vectors(model, {"x": x}, Channels(axis), "x", "y")
+    assert seen["x"] == by_channel(axis, x)
+    assert seen["y"] == by_channel(axis, -x)
+
+
+def test_channels_of_unknown_number_have_no_place() -> None:
+    model = model_of(HEAD + "g (float[N,M] x) => (float[N,M] y) { y = Relu (x) }")
+    assert vectors(model, {"x": X}, Channels(-1), "x", "y") == {}
+    assert vectors(model_of(HEAD + "g (float s) => (float y) { y = Relu (s) }"), {}, Channels(-1), "s") == {}
+
+
+def test_channels_without_elements() -> None:
+    model = model_of(HEAD + "g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }")
+    seen = vectors(model, {"x": np.zeros((0, 3), np.float32)}, Channels(-1), "x")
+    np.testing.assert_array_equal(seen["x"], Channels(-1).identity(3))
+
+
+@pytest.mark.parametrize("c", [True, False])
+def test_channels_in_branches(c: bool) -> None:
+    feeds = {"x": X, "c": np.array(c), "d": np.array(True)}
+    seen = vectors(model_of(HEAD + BRANCHES, {"w": W}), feeds, Channels(-1), "a", "r", "h")
+    nothing = pytest.approx(Channels(-1).identity(5))
+    assert seen["a"] == (by_channel(-1, np.exp(X)) if c else nothing)
+    assert seen["r"] == (nothing if c else by_channel(-1, np.abs(X * W)))
+    assert seen["h"] == by_channel(-1, -np.exp(X) if c else np.abs(X * W))
+
+
+def test_channels_in_loops() -> None:
+    weights = {"w": W, "half": np.float32(0.5), "one": np.int64(1)}
+    seen = vectors(model_of(HEAD + LOOP, weights), {"x": X[0], "n": np.array(3)}, Channels(0), "v", "p")
+    u = [W - np.float32(0.5) * (i + 1) for i in range(3)]
+    assert seen["v"] == by_channel(-1, *(x[None] for x in u))

@@ -29,7 +29,7 @@ import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext, Sample
-from qcompile.compiler.observation import Key, observed_copy
+from qcompile.compiler.observation import Place, observed_copy
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.serialization import runnable
@@ -69,13 +69,13 @@ class Calibrate(Pass):
 
 def _observe(model: ir.Model, wanted: dict[str, list[Statistic]], context: CompileContext) -> StatisticsTable:
     assert context.calibration is not None
-    copy, keys = observed_copy(model, wanted)
-    if not keys:
+    copy, places = observed_copy(model, wanted)
+    if not places:
         return StatisticsTable()
-    places = _places(wanted, keys)
-    total = np.zeros(len(keys))
-    for statistic, at in places.items():
-        total[at] = statistic.identity
+    blocks = _blocks(places)
+    total = np.empty(places[-1].stop)
+    for place in places:
+        total[place.indices] = place.statistic.identity(place.channels)
     checkpoint = _Checkpoint(context, copy)
     done, total = checkpoint.load(total)
     samples = itertools.islice(iter(context.calibration), done, None)
@@ -83,27 +83,24 @@ def _observe(model: ir.Model, wanted: dict[str, list[Statistic]], context: Compi
     context.progress.advance(done)
     with ExitStack() as stack:
         path_or_bytes = stack.enter_context(runnable(copy))
-        for outputs in run_samples(path_or_bytes, _counted(samples, context), context.target.providers):
-            vector = np.array(outputs, np.float64)
-            _refuse_nan(vector, keys, done)
-            for statistic, at in places.items():
+        for [output] in run_samples(path_or_bytes, _counted(samples, context), context.target.providers):
+            vector = output.astype(np.float64)
+            _refuse_nan(vector, places, done)
+            for statistic, at in blocks:
                 total[at] = statistic.merge(total[at], vector[at])
             done += 1
             checkpoint.save(done, total)
     context.progress.finish()
     checkpoint.remove()
-    return _table(places, keys, total, done)
+    return _table(places, total, done)
 
 
-def _places(wanted: dict[str, list[Statistic]], keys: list[Key]) -> dict[Statistic, npt.NDArray[np.intp]]:
-    """Where the vectors of each statistic lie among the numbers of a run: indices [tensors, components]."""
-    position = {key: i for i, key in enumerate(keys)}
-    found: dict[Statistic, list[list[int]]] = {}
-    for tensor, statistics in wanted.items():
-        for s in statistics:
-            if (tensor, s.kind, s.components[0].name) in position:
-                found.setdefault(s, []).append([position[tensor, s.kind, c.name] for c in s.components])
-    return {statistic: np.array(at) for statistic, at in found.items()}
+def _blocks(places: list[Place]) -> list[tuple[Statistic, npt.NDArray[np.intp]]]:
+    """Vectors of one statistic and one length merge together: their indices [tensors, length] in the output."""
+    found: dict[tuple[Statistic, int], list[npt.NDArray[np.intp]]] = {}
+    for place in places:
+        found.setdefault((place.statistic, place.stop - place.start), []).append(place.indices)
+    return [(statistic, np.array(at)) for (statistic, _), at in found.items()]
 
 
 def _counted(samples: Iterator[Sample], context: CompileContext) -> Iterator[Sample]:
@@ -112,23 +109,23 @@ def _counted(samples: Iterator[Sample], context: CompileContext) -> Iterator[Sam
         context.progress.advance()
 
 
-def _refuse_nan(vector: Vector, keys: list[Key], sample: int) -> None:
-    """NaN anywhere makes the sum of magnitudes NaN. Infinity (a mask) is a bound: such a tensor stays float."""
-    for (tensor, _, name), value in zip(keys, vector, strict=True):
-        if name == "magnitude" and np.isnan(value):
+def _refuse_nan(vector: Vector, places: list[Place], sample: int) -> None:
+    """NaN anywhere makes a sum of magnitudes NaN. Infinity (a mask) is a bound: such a tensor stays float."""
+    if not np.isnan(vector).any():
+        return
+    for place in places:
+        if np.isnan(place.statistic.component("magnitude", vector[place.indices])).any():
             raise DataError(
-                f"tensor '{tensor}' holds NaN for calibration sample {sample}",
-                where=tensor,
+                f"tensor '{place.tensor}' holds NaN for calibration sample {sample}",
+                where=place.tensor,
                 hint="run the float model on that sample; a model that computes NaN in float32 cannot be calibrated",
             )
 
 
-def _table(
-    places: dict[Statistic, npt.NDArray[np.intp]], keys: list[Key], total: Vector, samples: int
-) -> StatisticsTable:
+def _table(places: list[Place], total: Vector, samples: int) -> StatisticsTable:
     table = StatisticsTable(samples=samples)
-    for statistic, at in places.items():
-        table.update(statistic.kind, {keys[i[0]][0]: total[i] for i in at})
+    for place in places:
+        table.update(place.statistic.kind, {place.tensor: total[place.start : place.stop]})
     return table
 
 

@@ -72,7 +72,7 @@ def test_shards_merge_to_the_whole() -> None:
     whole = run(samples).vectors["range"]
     parts = [run(part).vectors["range"] for part in (samples[:4], samples[4:5], samples[5:])]
     for name, vector in whole.items():
-        merged = RANGE.identity
+        merged = RANGE.identity()
         for part in parts:
             merged = RANGE.merge(merged, part[name])
         np.testing.assert_array_equal(merged[[0, 1, 3]], vector[[0, 1, 3]])
