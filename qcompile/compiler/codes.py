@@ -145,6 +145,13 @@ class Codes:
         scale, zero = self.scale_and_zero(graph, name, params)
         return codes, scale, zero
 
+    def row(self, graph: ir.Graph, bias: ir.Value | None, length: int) -> ir.Value | None:
+        """A constant bias in any shape that Gemm takes, as a vector of `length`, for operators that take no other."""
+        array = constant(bias)
+        if bias is None or array is None or array.shape == (length,):
+            return bias
+        return self.constant(graph, f"{bias.name}_row", np.broadcast_to(array.reshape(-1), length))
+
     def weight_name(self, unit: Unit) -> str:
         """What the names of a unit's weight begin with: its own, and the unit's where another has other codes of it."""
         assert unit.weight is not None

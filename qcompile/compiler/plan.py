@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.compiler.params import QuantParams
+from qcompile.compiler.specs import QuantSpec
 
 
 class Form(StrEnum):
@@ -24,6 +25,8 @@ class Form(StrEnum):
     FULL = "int8 inputs and output"
     PASS = "int8 codes pass through"
     ROWS = "int8 rows, looked up"
+    DYNAMIC = "int8 weights, inputs quantized as it runs"
+    BLOCKS = "int8 blocks, inputs quantized by row"
 
     @property
     def low_precision(self) -> bool:
@@ -42,6 +45,7 @@ class Unit:
         bias: name of the Add node that adds a constant bias to the product, or None.
         activation: name of the Relu or Clip node that the output's range expresses, or None.
         output: name of the value that leaves the unit, after bias and activation.
+        weight_spec: what the codes of its weight shall be, or None without one.
     """
 
     node: str
@@ -52,6 +56,7 @@ class Unit:
     weight: str | None = None
     bias: str | None = None
     activation: str | None = None
+    weight_spec: QuantSpec | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,15 +6,16 @@ Conv/Gemm/Add -> Relu | Clip(lo<=0)  the output's range [0, max] or [lo, hi] alr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import constant, is_constant, is_float32, nodes
+from qcompile.compiler.graph import constant, is_constant, is_float32, name_of, nodes
 from qcompile.compiler.plan import Form, Unit
-from qcompile.compiler.targets.table import Row, Target
+from qcompile.compiler.specs import PerBlock, PerChannel, QuantSpec
+from qcompile.compiler.targets.table import Row, Target, Work
 
 _ABSORBING = {"Conv", "Gemm", "Add"}
 
@@ -47,6 +48,57 @@ class Candidate:
         """Activations that become codes, constants left out, each once."""
         values = [self.node.inputs[i] for i in self.activations]
         return list(dict.fromkeys(v for v in values if v is not None and not is_constant(v)))
+
+
+def weight_spec(node: ir.Node, row: Row, form: Form, target: Target, block: int | None = None) -> QuantSpec | None:
+    """What the codes of a node's weight shall be in `form`: blocks along what is summed over, or one scale for
+    each output channel. None without a weight.
+
+    Args:
+        block: weights that share a scale in the form BLOCKS; left out, the target's.
+    """
+    if row.weight is None or row.weight_axis is None:
+        return None
+    axis = row.weight_axis(node)
+    grain = PerBlock(1 - axis, block or target.block) if form is Form.BLOCKS else PerChannel(axis)
+    return replace(target.weight, granularity=grain)
+
+
+def in_form(unit: Unit, node: ir.Node, row: Row, form: Form, target: Target, block: int | None = None) -> Unit:
+    """`unit` in another form that reads and writes float: DYNAMIC or BLOCKS."""
+    written = unit.output if unit.bias else name_of(node.outputs[0])
+    return replace(
+        unit,
+        form=form,
+        inputs=tuple(None for _ in node.inputs),
+        output=written,
+        activation=None,
+        weight_spec=weight_spec(node, row, form, target, block),
+    )
+
+
+def work(candidate: Candidate, inputs: float, outputs: float) -> Work:
+    """The work of one execution, from the elements that it reads and writes."""
+    row, node = candidate.row, candidate.node
+    if row.weight is not None and node.op_type in ("Conv", "MatMul", "Gemm") and row.weight_axis is not None:
+        weight = node.inputs[row.weight]
+        assert weight is not None
+        assert weight.shape is not None
+        shape = weight.shape.numpy()
+        size = float(np.prod(shape))
+        return Work(outputs * size / max(shape[row.weight_axis(node)], 1), outputs, inputs, size)
+    if node.op_type == "MatMul" and outputs:
+        left = node.inputs[0]
+        inner = left.shape[-1] if left is not None and left.shape is not None else None
+        products = float(inner) if isinstance(inner, int) else inputs / outputs**0.5
+        return Work(outputs * products, outputs, inputs)
+    return Work(0.0, outputs, inputs)
+
+
+def elements(value: ir.Value | None) -> float:
+    """Elements of `value` by its shape, an unknown dimension counted as 1."""
+    shape = value.shape if value is not None else None
+    return float(np.prod([d if isinstance(d, int) else 1 for d in shape or ()]))
 
 
 def planned(model: ir.Model, context: CompileContext) -> list[tuple[ir.Node, Unit, Row]]:

@@ -60,7 +60,16 @@ MODEL_OF_PASS = {
     "lower-rows": TEXT,
     "detour-slow-fusions": TEXT,
     "outline": IMAGE,
+    "place-dynamic": TEXT,
+    "lower-dynamic": TEXT,
+    "lower-blocks": TEXT,
 }
+RECIPE_OF_PASS = {
+    "place-dynamic": ("int8-dynamic",),
+    "lower-dynamic": ("int8-dynamic",),
+    "lower-blocks": ("int8-dynamic", "place-dynamic.per-token=true"),
+}
+"""Where it is not int8-static: the recipe and what is changed of it."""
 
 
 def whole(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -85,12 +94,12 @@ def inputs(text: str) -> tuple[Arrays, Samples]:
 
 
 @cache
-def states(text: str, outlined: bool) -> dict[str, tuple[State, State]]:
-    """The state before and after each pass of int8-static; outlining takes the place of plain lowering."""
+def states(text: str, recipe: str, *options: str, outlined: bool = False) -> dict[str, tuple[State, State]]:
+    """The state before and after each pass of a recipe; outlining takes the place of plain lowering."""
     weights, samples = inputs(text)
     model = model_of(text, weights)
     context = CompileContext(eager_target(), Path("unused"), calibration=samples, held_out=[samples[0]])
-    steps = [s for s in find_recipe("int8-static").steps if s.name != "outline"]
+    steps = [s for s in find_recipe(recipe).with_overrides(options).steps if s.name != "outline"]
     if outlined:
         steps.insert([s.name for s in steps].index("lower-integer-matmul"), Step(name="outline"))
     found: dict[str, tuple[State, State]] = {}
@@ -126,7 +135,9 @@ def describe(context: CompileContext) -> str:
 
 @pytest.mark.parametrize("name", MODEL_OF_PASS)
 def test_golden(name: str) -> None:
-    before, after = states(MODEL_OF_PASS[name], name == "outline")[name]
+    before, after = states(
+        MODEL_OF_PASS[name], *RECIPE_OF_PASS.get(name, ("int8-static",)), outlined=name == "outline"
+    )[name]
     assert before != after, "the model must give the pass something to do"
     changes = [new if new != old else "(no change)\n" for old, new in zip(before, after, strict=True)]
     assert_golden(f"passes/{name}", "# before\n{}\n{}\n# after\n{}\n{}".format(*before, *changes))

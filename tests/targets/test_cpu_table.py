@@ -18,6 +18,7 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.passes import import_passes
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.plan import Form
+from qcompile.compiler.recipe import Recipe
 from qcompile.compiler.targets.cpu import CPU
 from qcompile.compiler.targets.table import Cost, Row, Target
 from qcompile.compiler.verification.dispatch import prove_dispatch
@@ -133,6 +134,13 @@ def test_every_row_has_a_graph() -> None:
     assert {(row.op_type, row.variant) for row in CPU.rows} == set(CASES)
 
 
+def _recipe(form: Form) -> Recipe:
+    """The packaged recipe that places `form`."""
+    if form in (Form.DYNAMIC, Form.BLOCKS):
+        return find_recipe("int8-dynamic").with_overrides([f"place-dynamic.per-token={form is Form.BLOCKS}".lower()])
+    return find_recipe("int8-static").with_overrides(["place-int8.activation-products=true"])
+
+
 @pytest.mark.parametrize(("row", "form"), ROWS)
 def test_the_named_kernel_runs(row: Row, form: Form, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place_int8, "within_reach", lambda found: found)  # whether it pays is not the question here
@@ -143,8 +151,7 @@ def test_the_named_kernel_runs(row: Row, form: Form, tmp_path: Path, monkeypatch
     samples = _Samples(proto)
     context.calibration = samples
     model = ir.load(tmp_path / "float.onnx")
-    passes = find_recipe("int8-static").with_overrides(["place-int8.activation-products=true"]).passes()
-    run_pipeline(passes, model, context)
+    run_pipeline(_recipe(form).passes(), model, context)
     assert context.plan.units["it"].form is form, context.plan.kept_float
 
     artifact = tmp_path / "int8.onnx"

@@ -18,8 +18,6 @@ _FLOAT_OUTPUT = frozenset(
         "MatMulInteger",
         "ConvInteger",
         "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-        "DynamicQuantizeLSTM",
         "QAttention",
     }
 )
@@ -32,6 +30,9 @@ _MOVES = frozenset(
 _ACTIVATED = frozenset({"Conv", "ConvTranspose", "Gemm", "Add"})
 """Operators whose quantized kernels swallow a Relu or Clip that follows."""
 
+_INTEGER_BLOCKS = 8, 4
+"""Bits and accuracy level of a MatMulNBits that computes with integers."""
+
 _WIDEST_CODES = 8
 _QGEMM_INPUTS_WITH_OUTPUT_SCALE = 8
 
@@ -40,11 +41,15 @@ def form_of(node: ir.Node) -> Form | str:
     """One of plan.Form, or '<type> weights' where only the weights are stored in low precision."""
     if node.op_type in _FLOAT_OUTPUT:
         return Form.INPUTS
+    if node.op_type in ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM"):
+        return Form.DYNAMIC
     if node.op_type == "QGemm":
         return Form.FULL if len(node.inputs) >= _QGEMM_INPUTS_WITH_OUTPUT_SCALE else Form.INPUTS
     if node.op_type.startswith("QLinear"):
         return Form.FULL
     if node.op_type == "MatMulNBits":
+        if (node.attributes.get_int("bits", 4), node.attributes.get_int("accuracy_level", 0)) == _INTEGER_BLOCKS:
+            return Form.BLOCKS
         return f"int{node.attributes.get_int('bits', 4)} weights"
     if node.op_type == "Gather" and _looks_up_codes(node):
         return Form.ROWS

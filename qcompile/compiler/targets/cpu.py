@@ -77,6 +77,12 @@ _FLOAT_DATA = Condition(
     "its data is not float32", lambda n: n.inputs[0] is not None and n.inputs[0].dtype in (None, ir.DataType.FLOAT)
 )
 
+_WITHOUT_CALIBRATION = {
+    Form.DYNAMIC: Cost(0.0051, 0.05, 2000, per_input=0.15, per_weight=0.0125),
+    Form.BLOCKS: Cost(0.0148, 0.05, 2000, per_input=0.15, per_weight=0.0140),
+}
+_LOWERING = {Form.DYNAMIC: Lowering.DYNAMIC, Form.BLOCKS: Lowering.BLOCKS}
+
 
 def _conv(variant: str, selects: object, float_cost: Cost, int8_cost: Cost) -> Row:
     assert callable(selects)
@@ -164,14 +170,14 @@ CPU = Target(
             variant="constant weight",
             selects=_weight_is_second,
             float_cost=Cost(0.0176, 0.05, 1000, per_weight=0.042),
-            forms={Form.INPUTS: Cost(0.0051, 0.05, 1500, per_weight=0.0125)},
-            kernels=("MatMulIntegerToFloat", "QGemm"),
+            forms={Form.INPUTS: Cost(0.0051, 0.05, 1500, per_weight=0.0125), **_WITHOUT_CALIBRATION},
+            kernels=("MatMulIntegerToFloat", "QGemm", "DynamicQuantizeMatMul", "MatMulNBits"),
             evidence=_MEASURED + "; outputs are left float: the bias Add and what follows it run in float anyway",
             activations=(0,),
             weight=1,
             weight_axis=_last_axis,
             conditions=(_MATRIX_WEIGHT,),
-            lowering={Form.INPUTS: Lowering.INTEGER_MATMUL},
+            lowering={Form.INPUTS: Lowering.INTEGER_MATMUL, **_LOWERING},
         ),
         Row(
             op_type="MatMul",
@@ -189,14 +195,16 @@ CPU = Target(
             forms={
                 Form.INPUTS: Cost(0.0051, 0.05, 1500, per_weight=0.0125),
                 Form.FULL: Cost(0.0051, 0.10, 1500, per_weight=0.0125),
+                **_WITHOUT_CALIBRATION,
             },
-            kernels=("QGemm",),
+            kernels=("QGemm", "DynamicQuantizeMatMul", "MatMulNBits"),
             evidence=_MEASURED,
             activations=(0,),
             weight=1,
             weight_axis=_gemm_axis,
             bias=2,
             conditions=(_CONSTANT_WEIGHT, _CONSTANT_BIAS, _ROW_BIAS, _PLAIN_GEMM),
+            lowering=_LOWERING,
         ),
         Row(
             op_type="Gather",

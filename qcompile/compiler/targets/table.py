@@ -62,6 +62,8 @@ class Lowering(StrEnum):
     QDQ = "QuantizeLinear / DequantizeLinear around the float operator"
     INTEGER_MATMUL = "com.microsoft::MatMulIntegerToFloat with scales and bias"
     ROWS = "rows of a table of codes, looked up and then scaled"
+    DYNAMIC = "com.microsoft::DynamicQuantizeMatMul, DynamicQuantizeLSTM"
+    BLOCKS = "com.microsoft::MatMulNBits of 8 bits"
 
 
 def _every_node(_: ir.Node) -> bool:
@@ -86,6 +88,7 @@ class Row:
         on_request: costs accuracy, so it is quantized only when the recipe asks for it.
         conditions: what must hold besides.
         lowering: the pattern of each form.
+        refused: forms that exist and are not offered, each with the reason a user reads.
         kernels: operators of the runtime's optimized graph that prove the form really runs.
         evidence: how we know.
     """
@@ -105,6 +108,7 @@ class Row:
     on_request: bool = False
     conditions: tuple[Condition, ...] = ()
     lowering: Mapping[Form, Lowering] | None = None
+    refused: Mapping[Form, str] | None = None
 
     def how(self, form: Form) -> Lowering:
         return (self.lowering or {}).get(form, Lowering.QDQ)
@@ -142,6 +146,7 @@ class Target:
         providers: ONNX Runtime execution providers, best first.
         activation, weight: the specs that its kernels want (the weight's axis is set per node).
         activation_weight: spec of an activation that stands in a weight's place (MatMul of two activations).
+        block: weights of a matrix in the form BLOCKS that share a scale, unless a recipe says otherwise.
         quantize, dequantize: cost of a conversion.
         relayout: what a conversion costs besides on an image (rank 4), when float and int8 convolutions
             keep their channels in different places.
@@ -172,6 +177,7 @@ class Target:
     float_bias: bool = False
     unify_concat: bool = False
     refusal: str = ""
+    block: int = 32
 
     def row(self, node: ir.Node) -> Row | None:
         """The first row that selects `node`, or None."""

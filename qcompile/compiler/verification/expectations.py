@@ -18,7 +18,8 @@ _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 INTEGER_OPERATORS = {
     "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "QLinearAdd", "QLinearMul",
     "QLinearConcat", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearAveragePool", "QLinearGlobalAveragePool",
-    "QLinearSoftmax", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits", "QAttention",
+    "QLinearSoftmax", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits",
+    "QAttention",
 }  # fmt: skip
 _ENDINGS = {"Relu", "Clip", "Add"}  # what may stand between an operator and its QuantizeLinear
 
@@ -67,13 +68,22 @@ def quantizer_after(node: ir.Node) -> ir.Node | None:
     return None
 
 
+def operator_form(node: ir.Node) -> Form:
+    """How one of INTEGER_OPERATORS computes."""
+    if node.op_type == "MatMulNBits":
+        return Form.BLOCKS
+    if node.op_type.startswith("DynamicQuantize"):
+        return Form.DYNAMIC
+    return Form.FULL if node.op_type.startswith("QLinear") else Form.INPUTS
+
+
 def _integer_operator(node: ir.Node) -> Unit | None:
     if node.op_type not in INTEGER_OPERATORS:
         return None
     return Unit(
         node=str(node.name),
         op_type=node.op_type,
-        form=Form.FULL if node.op_type.startswith("QLinear") else Form.INPUTS,
+        form=operator_form(node),
         inputs=tuple(None for _ in node.inputs),
         output=name_of(node.outputs[0]),
     )

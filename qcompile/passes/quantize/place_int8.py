@@ -16,7 +16,6 @@ import fnmatch
 from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
@@ -27,7 +26,7 @@ from qcompile.compiler.placement import Conversion, Operation, place
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.statistics import RANGE
 from qcompile.compiler.targets.table import Lowering, PlacementRule, Work
-from qcompile.compiler.units import Candidate, candidates, within_reach
+from qcompile.compiler.units import Candidate, candidates, weight_spec, within_reach, work
 from qcompile.errors import TargetError
 from qcompile.passes.quantize.activation_scales import ActivationScales
 
@@ -147,9 +146,9 @@ class _GraphPlacement:
         return rows | self.with_swallowed(chosen, self.with_whole_outputs(chosen, forms))
 
     def conversion(self, value: ir.Value) -> Conversion:
-        work = Work(outputs=self.scales.elements(value))
-        extra = self.target.relayout.time(work) if rank(value) == 4 else 0.0
-        return Conversion(self.target.quantize.time(work) + extra, self.target.dequantize.time(work) + extra)
+        done = Work(outputs=self.scales.elements(value))
+        extra = self.target.relayout.time(done) if rank(value) == 4 else 0.0
+        return Conversion(self.target.quantize.time(done) + extra, self.target.dequantize.time(done) + extra)
 
     def with_whole_outputs(self, chosen: list[Candidate], forms: dict[str, Form]) -> dict[str, Form]:
         """A product in Q/DQ that is read as float and as codes writes codes: the runtime fuses it with neither
@@ -180,15 +179,15 @@ class _GraphPlacement:
         return forms | swallowed
 
     def operation(self, candidate: Candidate) -> Operation:
-        work = _work(
+        done = work(
             candidate,
             max(map(self.scales.elements, candidate.reads()), default=0.0),
             self.scales.elements(candidate.output),
         )
         return Operation(
             name=str(candidate.node.name),
-            float_time=candidate.row.float_cost.time(work),
-            times={form: cost.time(work) for form, cost in candidate.row.forms.items()},
+            float_time=candidate.row.float_cost.time(done),
+            times={form: cost.time(done) for form, cost in candidate.row.forms.items()},
             reads=tuple(name_of(v) for v in candidate.reads()),
             writes=name_of(candidate.output),
         )
@@ -210,6 +209,7 @@ class _GraphPlacement:
             weight=name_of(w) if row.weight is not None and (w := node.inputs[row.weight]) is not None else None,
             bias=str(candidate.bias.name) if candidate.bias else None,
             activation=str(candidate.activation.name) if candidate.activation and whole else None,
+            weight_spec=weight_spec(node, row, form, self.target),
         )
         self.plan.units[unit.node] = unit
         for name in reads:
@@ -224,21 +224,3 @@ class _GraphPlacement:
 
 def _has_bodies(node: ir.Node) -> bool:
     return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-
-
-def _work(candidate: Candidate, inputs: float, outputs: float) -> Work:
-    """The work of one execution, from the elements that calibration saw."""
-    row, node = candidate.row, candidate.node
-    if row.weight is not None and node.op_type in ("Conv", "MatMul", "Gemm") and row.weight_axis is not None:
-        weight = node.inputs[row.weight]
-        assert weight is not None
-        assert weight.shape is not None
-        shape = weight.shape.numpy()
-        size = float(np.prod(shape))
-        return Work(outputs * size / max(shape[row.weight_axis(node)], 1), outputs, inputs, size)
-    if node.op_type == "MatMul" and outputs:
-        left = node.inputs[0]
-        inner = left.shape[-1] if left is not None and left.shape is not None else None
-        products = float(inner) if isinstance(inner, int) else inputs / outputs**0.5
-        return Work(outputs * products, outputs, inputs)
-    return Work(0.0, outputs, inputs)

@@ -1,4 +1,4 @@
-"""Codes of the weights: round to nearest, one scale per output channel.
+"""Codes of the weights: round to nearest, one scale per output channel or per block.
 
     s_c = max |W_c| / 127,   q = clip(round(W / s_c), -127, 127),   z = 0.
 
@@ -23,7 +23,6 @@ from qcompile.compiler.graph import constant
 from qcompile.compiler.params import params_from_range, quantize, weight_range
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import QuantizedWeight, Unit
-from qcompile.compiler.specs import PerChannel
 from qcompile.compiler.targets.table import Row
 from qcompile.compiler.units import planned
 
@@ -40,12 +39,11 @@ class RoundToNearest(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         for node, unit, row in planned(model, context):
-            if row.weight is None or row.weight_axis is None:
+            if row.weight is None or unit.weight_spec is None:
                 continue
-            weight = constant(node.inputs[row.weight])
+            weight, spec = constant(node.inputs[row.weight]), unit.weight_spec
             assert weight is not None
             assert unit.weight is not None
-            spec = replace(context.target.weight, granularity=PerChannel(row.weight_axis(node)))
             low, high = weight_range(weight, spec)
             params = params_from_range(spec, low, high)
             least = _least_scale(unit, node, row, context)

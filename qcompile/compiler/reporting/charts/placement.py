@@ -11,7 +11,10 @@ from qcompile.compiler.plan import Form
 from qcompile.compiler.report import PlacedNode
 from qcompile.compiler.reporting.wording import count, plain, shortened
 
-CLASSES = {Form.FLOAT: "float", Form.INPUTS: "inputs", Form.FULL: "full", Form.PASS: "pass", Form.ROWS: "weights"}
+CLASSES = {
+    Form.FLOAT: "float", Form.INPUTS: "inputs", Form.FULL: "full", Form.PASS: "pass", Form.ROWS: "weights",
+    Form.DYNAMIC: "dynamic", Form.BLOCKS: "blocks",
+}  # fmt: skip
 FEWEST_ROWS, MOST_ROWS = 4, 40
 MOST_LABELLED = 260
 LONGEST_NARROW = 60  # characters of a row that fits beside another one

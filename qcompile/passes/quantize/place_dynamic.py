@@ -1,0 +1,92 @@
+"""Choose the operations whose weights become int8 and whose inputs are quantized each time they run.
+
+    DYNAMIC   one scale for the whole input, from its own minimum and maximum; fastest
+    BLOCKS    one scale for each row of the input and block of weights; outliers of one row hurt no other
+
+No statistics are needed, so no calibration data either. An operation that the target's table says would be
+slower than float stays float; work is counted from the shapes, an unknown dimension as 1.
+Source: dynamic quantization as in ONNX Runtime's and PyTorch's tools.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+from pydantic import Field
+
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.graph import graphs, name_of, nodes
+from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.units import Candidate, candidates, elements, weight_spec, work
+
+
+class PlaceDynamic(Pass):
+    """Choose the operations that quantize their own inputs."""
+
+    name: ClassVar[str] = "place-dynamic"
+    phase: ClassVar[Phase] = Phase.QUANTIZE
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.UNIQUE_NAMES})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT})
+
+    per_token: bool = Field(
+        default=False, description="linear layers in blocks, with a scale for each row of their input"
+    )
+    block_size: Literal[16, 32, 64, 128, 256] = Field(default=32, description="weights that share a scale in a block")
+    keep_float: tuple[str, ...] = Field(default=(), description="names (with * and ?) of nodes that stay float")
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        for graph in graphs(model):
+            for candidate in candidates(graph, context.target):
+                self._place(candidate, context)
+        names = [str(node.name) for node in nodes(model)]
+        for pattern in self.keep_float:
+            if not fnmatch.filter(names, pattern):
+                context.notice(f"no node is called '{pattern}' (option keep-float of place-dynamic)")
+        return False
+
+    def _place(self, candidate: Candidate, context: CompileContext) -> None:
+        node, row = candidate.node, candidate.row
+        name = str(node.name)
+        form = next((f for f in self._preferred() if f in row.forms), None)
+        obstacle = self._refusal(candidate, form) or (_slower(candidate, form) if form else "")
+        if obstacle or form is None:
+            context.plan.kept_float[name] = obstacle
+            return
+        weight = node.inputs[row.weight] if row.weight is not None else None
+        assert weight is not None
+        context.plan.units[name] = Unit(
+            node=name,
+            op_type=node.op_type,
+            form=form,
+            inputs=tuple(None for _ in node.inputs),
+            output=name_of((candidate.bias or node).outputs[0]),
+            weight=name_of(weight),
+            bias=str(candidate.bias.name) if candidate.bias else None,
+            weight_spec=weight_spec(node, row, form, context.target, self.block_size),
+        )
+
+    def _preferred(self) -> tuple[Form, ...]:
+        linear = (Form.BLOCKS, Form.DYNAMIC) if self.per_token else (Form.DYNAMIC, Form.BLOCKS)
+        return (*linear, Form.ROWS)
+
+    def _refusal(self, candidate: Candidate, form: Form | None) -> str:
+        name, row = str(candidate.node.name), candidate.row
+        pattern = next((p for p in self.keep_float if fnmatch.fnmatchcase(name, p)), None)
+        if pattern is not None:
+            return f"kept float by the option keep-float ('{pattern}')"
+        if form is None:
+            return (row.refused or {}).get(Form.DYNAMIC, "it has no form that quantizes its inputs as it runs")
+        return candidate.obstacle
+
+
+def _slower(candidate: Candidate, form: Form) -> str:
+    node, row = candidate.node, candidate.row
+    if form is Form.ROWS:
+        return ""
+    done = work(candidate, elements(node.inputs[0]), elements(candidate.output))
+    if row.forms[form].time(done) <= row.float_cost.time(done):
+        return ""
+    return "int8 with the quantization of its input would take longer than float here"

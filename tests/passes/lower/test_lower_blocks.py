@@ -1,0 +1,100 @@
+"""Linear layers in blocks, as MatMulNBits: codes, layout, and what the kernel computes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.params import dequantize
+from qcompile.compiler.passes import Pass, Phase
+from qcompile.compiler.plan import Form
+from qcompile.compiler.specs import PerBlock
+from qcompile.compiler.units import in_form, planned
+from qcompile.frontends.builtin_recipes import find_recipe
+from tests.passes.int8 import Array, Lowered, check, head, int8, normal
+
+PER_TOKEN = ("place-dynamic.per-token=true", "place-dynamic.block-size=16")
+
+
+class ToBlocks(Pass):
+    """Every linear unit in blocks."""
+
+    name: ClassVar[str] = "to-blocks"
+    phase: ClassVar[Phase] = Phase.QUANTIZE
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        for node, unit, row in planned(model, context):
+            if Form.BLOCKS in row.forms:
+                context.plan.units[unit.node] = in_form(unit, node, row, Form.BLOCKS, context.target, 16)
+        return False
+
+
+def in_blocks(text: str, weights: dict[str, Array], samples: list[dict[str, Array]], *options: str) -> Lowered:
+    return int8(text, weights, samples, *PER_TOKEN, *options, recipe=find_recipe("int8-dynamic"))
+
+
+@pytest.mark.parametrize("shape", [(48,), (6, 48), (2, 3, 48)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_any_rank_with_and_without_bias(shape: tuple[int, ...], bias: bool) -> None:
+    dims = ",".join(map(str, shape))
+    out = ",".join(map(str, (*shape[:-1], 8)))
+    body = "{ m = MatMul (x, w) y = Add (m, b) }" if bias else "{ y = MatMul (x, w) }"
+    weights = {"w": normal(48, 8)} | ({"b": normal(8)} if bias else {})
+    result = in_blocks(f"{head()} g (float[{dims}] x) => (float[{out}] y) {body}", weights, [{"x": normal(*shape)}])
+    [product] = result.model.graph
+    assert product.op_type == "MatMulNBits"
+    assert [v.name if v else None for v in product.inputs][:3] == ["x", "w_blocks", "w_block_scale"]
+    assert result.forms == {"y": "BLOCKS"}
+    check(result, least=35)
+
+
+@pytest.mark.parametrize("depth", [16, 40, 50, 7])
+def test_codes_are_per_block_and_packed_by_output(depth: int) -> None:
+    text = head() + f"g (float[6,{depth}] x) => (float[6,8] y) {{ y = Gemm <transB = 1> (x, w, b) }}"
+    weight = normal(8, depth)
+    result = in_blocks(text, {"w": weight, "b": normal(1, 8)}, [{"x": normal(6, depth)}])
+    quantized = result.plan.weights["w", "Gemm_0"]
+    assert quantized.params.spec.granularity == PerBlock(1, 16)
+    count = -(-depth // 16)
+    for block in range(count):
+        part = weight[:, 16 * block : 16 * block + 16]
+        np.testing.assert_allclose(quantized.params.scale[:, block], np.abs(part).max(axis=1) / 127, rtol=1e-6)
+    packed = result.initializers()["w_blocks"].const_value
+    assert packed is not None
+    codes = packed.numpy().reshape(8, count * 16).astype(int) - 128
+    np.testing.assert_array_equal(codes[:, :depth], quantized.codes)
+    assert not codes[:, depth:].any()
+    check(result, least=35)
+
+
+def test_an_outlier_in_one_row_hurts_no_other() -> None:
+    x = normal(6, 64)
+    x[0] *= 1000
+    text = head() + "g (float[6,64] x) => (float[6,8] y) { y = MatMul (x, w) }"
+    weights = {"w": normal(64, 8)}
+    per_token = in_blocks(text, weights, [{"x": x}])
+    per_tensor = int8(text, weights, [{"x": x}], recipe=find_recipe("int8-dynamic"))
+    noise = [np.abs(r.plain["y"] - r.expected["y"])[1:].max() for r in (per_token, per_tensor)]
+    assert noise[0] < noise[1] / 100
+    weight = per_token.plan.weights["w", "MatMul_0"]
+    exact = x @ dequantize(weight.codes, weight.params)
+    np.testing.assert_allclose(per_token.plain["y"], exact, atol=0.01 * np.abs(exact).max())
+
+
+def test_units_of_a_static_plan_can_become_blocks() -> None:
+    """What a pass that chooses forms does: change the unit; codes, lowering and proofs follow."""
+    steps = find_recipe("int8-static").passes()
+    at = [p.name for p in steps].index("round-to-nearest")
+    text = head() + (
+        "g (float[6,48] x) => (float[6,8] y) { h = Gemm (x, u, c) r = Relu (h) m = MatMul (r, w) y = Add (m, b) }"
+    )
+    weights = {"u": normal(48, 48), "c": normal(48), "w": normal(48, 8), "b": normal(8)}
+    result = int8(text, weights, [{"x": normal(6, 48)}], passes=[*steps[:at], ToBlocks(), *steps[at:]])
+    assert set(result.forms.values()) == {Form.BLOCKS.name}
+    assert [n.op_type for n in result.model.graph] == ["MatMulNBits", "Relu", "MatMulNBits"]
+    assert result.plan.units["Gemm_0"].activation is None
+    check(result, least=35)
