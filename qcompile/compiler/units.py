@@ -64,15 +64,22 @@ def weight_spec(node: ir.Node, row: Row, form: Form, target: Target, block: int 
     return replace(target.weight, granularity=grain)
 
 
-def in_form(unit: Unit, node: ir.Node, row: Row, form: Form, target: Target, block: int | None = None) -> Unit:
-    """`unit` in another form that reads and writes float: DYNAMIC or BLOCKS."""
-    written = unit.output if unit.bias else name_of(node.outputs[0])
-    return replace(
-        unit,
+def unit_reading_float(candidate: Candidate, form: Form, target: Target, block: int | None = None) -> Unit:
+    """The unit of a candidate in a form that reads and writes float: DYNAMIC, BLOCKS or ROWS.
+
+    Args:
+        block: weights that share a scale in the form BLOCKS; left out, the target's.
+    """
+    node, row = candidate.node, candidate.row
+    weight = node.inputs[row.weight] if row.weight is not None else None
+    return Unit(
+        node=str(node.name),
+        op_type=node.op_type,
         form=form,
         inputs=tuple(None for _ in node.inputs),
-        output=written,
-        activation=None,
+        output=name_of((candidate.bias or node).outputs[0]),
+        weight=name_of(weight) if weight is not None else None,
+        bias=str(candidate.bias.name) if candidate.bias else None,
         weight_spec=weight_spec(node, row, form, target, block),
     )
 

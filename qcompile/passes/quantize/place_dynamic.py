@@ -17,10 +17,10 @@ import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import graphs, name_of, nodes
+from qcompile.compiler.graph import graphs, nodes
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.plan import Form, Unit
-from qcompile.compiler.units import Candidate, candidates, elements, weight_spec, work
+from qcompile.compiler.plan import Form
+from qcompile.compiler.units import Candidate, candidates, elements, unit_reading_float, work
 
 
 class PlaceDynamic(Pass):
@@ -48,25 +48,13 @@ class PlaceDynamic(Pass):
         return False
 
     def _place(self, candidate: Candidate, context: CompileContext) -> None:
-        node, row = candidate.node, candidate.row
-        name = str(node.name)
+        name, row = str(candidate.node.name), candidate.row
         form = next((f for f in self._preferred() if f in row.forms), None)
         obstacle = self._refusal(candidate, form) or (_slower(candidate, form) if form else "")
         if obstacle or form is None:
             context.plan.kept_float[name] = obstacle
             return
-        weight = node.inputs[row.weight] if row.weight is not None else None
-        assert weight is not None
-        context.plan.units[name] = Unit(
-            node=name,
-            op_type=node.op_type,
-            form=form,
-            inputs=tuple(None for _ in node.inputs),
-            output=name_of((candidate.bias or node).outputs[0]),
-            weight=name_of(weight),
-            bias=str(candidate.bias.name) if candidate.bias else None,
-            weight_spec=weight_spec(node, row, form, context.target, self.block_size),
-        )
+        context.plan.units[name] = unit_reading_float(candidate, form, context.target, self.block_size)
 
     def _preferred(self) -> tuple[Form, ...]:
         linear = (Form.BLOCKS, Form.DYNAMIC) if self.per_token else (Form.DYNAMIC, Form.BLOCKS)

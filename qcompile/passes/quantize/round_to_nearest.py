@@ -22,7 +22,7 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant
 from qcompile.compiler.params import params_from_range, quantize, weight_range
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.plan import QuantizedWeight, Unit
+from qcompile.compiler.plan import QuantizedWeight, QuantPlan, Unit
 from qcompile.compiler.targets.table import Row
 from qcompile.compiler.units import planned
 
@@ -39,27 +39,31 @@ class RoundToNearest(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         for node, unit, row in planned(model, context):
-            if row.weight is None or unit.weight_spec is None:
-                continue
-            weight, spec = constant(node.inputs[row.weight]), unit.weight_spec
-            assert weight is not None
-            assert unit.weight is not None
-            low, high = weight_range(weight, spec)
-            params = params_from_range(spec, low, high)
-            least = _least_scale(unit, node, row, context)
-            silent = (low == 0) & (high == 0) & (least > 0)
-            params = replace(params, scale=np.where(silent, least, np.maximum(params.scale, least)))
-            codes = quantize(weight, params).astype(spec.format.dtype.numpy())
-            context.plan.weights[unit.weight, unit.node] = QuantizedWeight(params, codes)
+            if unit.weight is not None and unit.weight_spec is not None:
+                context.plan.weights[unit.weight, unit.node] = quantized_weight(node, unit, row, context.plan)
         return False
 
 
-def _least_scale(unit: Unit, node: ir.Node, row: Row, context: CompileContext) -> npt.NDArray[np.float32]:
+def quantized_weight(node: ir.Node, unit: Unit, row: Row, plan: QuantPlan) -> QuantizedWeight:
+    """The codes of the weight of `unit`, which has one and a spec for it, on the grid of its range."""
+    spec = unit.weight_spec
+    weight = constant(node.inputs[row.weight]) if row.weight is not None else None
+    assert weight is not None
+    assert spec is not None
+    low, high = weight_range(weight, spec)
+    params = params_from_range(spec, low, high)
+    least = _least_scale(unit, node, row, plan)
+    silent = (low == 0) & (high == 0) & (least > 0)
+    params = replace(params, scale=np.where(silent, least, np.maximum(params.scale, least)))
+    return QuantizedWeight(params, quantize(weight, params).astype(spec.format.dtype.numpy()))
+
+
+def _least_scale(unit: Unit, node: ir.Node, row: Row, plan: QuantPlan) -> npt.NDArray[np.float32]:
     """|b| / (s_x * 2^30), shape [C] or [1]: below it the bias code overflows; 0 without a bias."""
     bias = constant(node.inputs[row.bias]) if row.bias is not None and len(node.inputs) > row.bias else None
     activation = unit.inputs[row.activations[0]] if row.activations else None
     if bias is None or activation is None:
         return np.zeros(1, np.float32)
-    x = float(context.plan.tensors[activation].scale)
+    x = float(plan.tensors[activation].scale)
     least = np.abs(bias.reshape(-1).astype(np.float64)) / (x * _LARGEST_BIAS_CODE)
     return np.where(least > 0, np.maximum(least, np.finfo(np.float32).tiny), 0).astype(np.float32)

@@ -13,7 +13,7 @@ from qcompile.compiler.params import dequantize
 from qcompile.compiler.passes import Pass, Phase
 from qcompile.compiler.plan import Form
 from qcompile.compiler.specs import PerBlock
-from qcompile.compiler.units import in_form, planned
+from qcompile.compiler.units import candidates, unit_reading_float
 from qcompile.frontends.builtin_recipes import find_recipe
 from tests.passes.int8 import Array, Lowered, check, head, int8, normal
 
@@ -27,9 +27,10 @@ class ToBlocks(Pass):
     phase: ClassVar[Phase] = Phase.QUANTIZE
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
-        for node, unit, row in planned(model, context):
-            if Form.BLOCKS in row.forms:
-                context.plan.units[unit.node] = in_form(unit, node, row, Form.BLOCKS, context.target, 16)
+        for candidate in candidates(model.graph, context.target):
+            if candidate.node.name in context.plan.units and Form.BLOCKS in candidate.row.forms:
+                unit = unit_reading_float(candidate, Form.BLOCKS, context.target, 16)
+                context.plan.units[unit.node] = unit
         return False
 
 
