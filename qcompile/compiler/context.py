@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from qcompile.compiler.moments import Moments
 from qcompile.compiler.plan import QuantPlan
 from qcompile.compiler.statistics import StatisticsTable
 
@@ -76,6 +77,8 @@ class CompileContext:
     Attributes:
         float_model: path of the model as the user gave it: the reference of every numeric proof.
         held_out: samples kept away from calibration for the numeric proofs.
+        moments: mean and deviation of values for each channel, as the BatchNormalization that wrote them knew
+            (fold-batch-norm records them), by value name.
         following: the passes of the recipe behind the one that runs.
         checkpoint: where statistics are saved while calibration runs; None switches that off.
     """
@@ -88,6 +91,7 @@ class CompileContext:
     progress: Progress = field(default_factory=SilentProgress)
     statistics: StatisticsTable = field(default_factory=StatisticsTable)
     requests: list[StatisticRequest] = field(default_factory=list)
+    moments: dict[str, Moments] = field(default_factory=dict)
     following: Sequence[Pass] = ()
     plan: QuantPlan = field(default_factory=QuantPlan)
     codes: Codes | None = None

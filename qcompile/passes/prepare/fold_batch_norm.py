@@ -10,7 +10,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import add_initializer, constant, graphs, rank
+from qcompile.compiler.graph import add_initializer, constant, graphs, name_of, rank
+from qcompile.compiler.moments import Moments
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.provenance import stamp
 from qcompile.passes.prepare.affine import Vector, affine_of, per_channel
@@ -24,7 +25,8 @@ class FoldBatchNorm(Pass):
     With W the weight and b the bias of a Conv, ConvTranspose or Gemm: W' = s W, b' = s b + t. As y
     count BatchNormalization at inference, and Mul, Div, Add and Sub with a constant that is the same
     for all pixels of a channel. Chains fold one after the other. Weights read elsewhere too are
-    untied first. A BatchNormalization after anything else becomes Mul and Add.
+    untied first. A BatchNormalization after anything else becomes Mul and Add. What it knew of the values
+    it wrote, mean beta and deviation |gamma|, is left in `context.moments` for passes that have no samples.
 
     Source: Jacob et al. 2018 (arXiv:1712.05877), section 3.2.
     """
@@ -38,13 +40,15 @@ class FoldBatchNorm(Pass):
         names = Names(model)
         modified = False
         for graph in list(graphs(model)):
-            changed = [self._fold(node, names) or self._spell_out(graph, node, names) for node in list(graph)]
+            changed = [
+                self._fold(node, names, context) or self._spell_out(graph, node, names, context) for node in list(graph)
+            ]
             if any(changed):
                 modified = True
                 remove_unread(graph)
         return modified
 
-    def _fold(self, node: ir.Node, names: Names) -> bool:
+    def _fold(self, node: ir.Node, names: Names, context: CompileContext) -> bool:
         for value in node.inputs:
             layer = value.producer() if value is not None else None
             if value is None or layer is None or not is_own(value, node):
@@ -53,8 +57,13 @@ class FoldBatchNorm(Pass):
             affine = affine_of(node, parts.rank, parts.channels) if parts else None
             if parts is None or affine is None or affine.source is not value:
                 continue
+            before, after, moments = context.moments.get(name_of(value)), name_of(node.outputs[0]), _moments(node)
             if not bypass(node, value, take_name=True):
                 continue
+            if moments is None and before is not None:
+                moments = before.affine(affine.scale, affine.shift)
+            if moments is not None:
+                context.moments[after] = moments
             dtype = parts.weight.dtype
             set_constant(layer, 1, (parts.weight * parts.along_weight(affine.scale)).astype(dtype), names)
             set_constant(layer, 2, (parts.bias * affine.scale + affine.shift).astype(dtype), names, "bias")
@@ -64,7 +73,7 @@ class FoldBatchNorm(Pass):
             return True
         return False
 
-    def _spell_out(self, graph: ir.Graph, node: ir.Node, names: Names) -> bool:
+    def _spell_out(self, graph: ir.Graph, node: ir.Node, names: Names, context: CompileContext) -> bool:
         """BatchNormalization as Mul and Add."""
         if node.op_type != "BatchNormalization" or node.domain != "" or node.graph is not graph:
             return False
@@ -84,7 +93,23 @@ class FoldBatchNorm(Pass):
             made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
             stamp(made, self.name, [node])
         graph.insert_before(node, [product, result])
+        moments = _moments(node)
+        assert moments is not None
+        context.moments[name_of(node.outputs[0])] = moments
         return bypass(node, result.outputs[0], take_name=True)
+
+
+def _moments(node: ir.Node) -> Moments | None:
+    """What `node` knows of the values it writes, where it is a BatchNormalization."""
+    if node.op_type != "BatchNormalization":
+        return None
+    gamma, beta, _, variance = (constant(v) for v in node.inputs[1:5])
+    assert gamma is not None
+    assert beta is not None
+    assert variance is not None
+    spread = variance.astype(np.float64)
+    narrowed = np.sqrt(spread / (spread + node.attributes.get_float("epsilon", 1e-5)))
+    return Moments(beta.astype(np.float64), np.abs(gamma.astype(np.float64)) * narrowed)
 
 
 @dataclass(frozen=True, eq=False)
