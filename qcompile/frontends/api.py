@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.artifact import Artifact, check_output, model_bytes, write_model, write_text
 from qcompile.compiler.context import CompileContext, Metric, Progress, SilentProgress
+from qcompile.compiler.inputs import model_inputs, table_rows
 from qcompile.compiler.passes import Pass, Phase
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.recipe import Recipe
@@ -19,9 +20,7 @@ from qcompile.errors import OutputError, ProofError, UsageError
 from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.frontends.calibration_data import Calibration, open_calibration, split_held_out
 from qcompile.frontends.model_file import load_float_model
-from qcompile.frontends.samples.check import model_inputs
 from qcompile.frontends.samples.function import import_function
-from qcompile.frontends.samples.synthetic import table_rows
 from qcompile.frontends.versions import versions
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from qcompile.compiler.context import Progress, Sample, SampleSource, SilentProgress
+from qcompile.compiler.inputs import ModelInput
 from qcompile.errors import DataError, UsageError
-from qcompile.frontends.samples.check import ModelInput, as_sample, check_sample
+from qcompile.frontends.samples.check import as_sample, check_sample
 from qcompile.frontends.samples.files import IMAGES, FileSamples, below, open_files
 from qcompile.frontends.samples.function import FunctionSamples, import_function
 from qcompile.frontends.samples.images import DECLARATION, open_images

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qcompile.compiler.inputs import ModelInput, model_inputs, table_rows
 from qcompile.errors import DataError, QCompileError, UsageError
 from qcompile.frontends.calibration_data import open_calibration, split_held_out
 from qcompile.frontends.model_file import load_model
-from qcompile.frontends.samples.check import ModelInput, check_sample, model_inputs
-from qcompile.frontends.samples.synthetic import table_rows
+from qcompile.frontends.samples.check import check_sample
 from tests.frontends.models import WIDTH, linear, npz_folder, samples, save, two_inputs
 
 F32 = np.dtype(np.float32)

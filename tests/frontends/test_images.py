@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qcompile.compiler.inputs import ModelInput
 from qcompile.errors import DataError, QCompileError, UsageError
 from qcompile.frontends.calibration_data import open_calibration
-from qcompile.frontends.samples.check import ModelInput
 
 INPUTS = [ModelInput("image", np.dtype(np.float32), (1, 3, 16, 16))]
 

@@ -20,10 +20,10 @@ def bench_models(
     json_output: Json = False,
 ) -> None:
     """Time MODEL for a few seconds, in turns with OTHER; the first sample of DATA is the input, else a made-up one."""
+    from qcompile.compiler.inputs import model_inputs, table_rows
     from qcompile.frontends.calibration_data import open_calibration
     from qcompile.frontends.model_file import load_model
-    from qcompile.frontends.samples.check import check_sample, model_inputs
-    from qcompile.frontends.samples.synthetic import table_rows
+    from qcompile.frontends.samples.check import check_sample
     from qcompile.runtime.benchmark import interleaved, ratio
     from qcompile.runtime.session import Session
 

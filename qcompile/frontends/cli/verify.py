@@ -27,14 +27,13 @@ def verify_model(
 ) -> None:
     """Prove what MODEL runs in low precision and, against FLOAT, that its answers are the same. Exits with 3 if not."""
     from qcompile.compiler.artifact import model_bytes
+    from qcompile.compiler.inputs import model_inputs, table_rows
     from qcompile.compiler.targets import target_named
     from qcompile.compiler.verification.prove import verify
     from qcompile.frontends.calibration_data import open_calibration, split_held_out
     from qcompile.frontends.cli.progress import TerminalProgress
     from qcompile.frontends.model_checks import check_comparable
     from qcompile.frontends.model_file import load_model
-    from qcompile.frontends.samples.check import model_inputs
-    from qcompile.frontends.samples.synthetic import table_rows
     from qcompile.frontends.versions import versions
 
     if calib and not against:

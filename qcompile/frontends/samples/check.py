@@ -4,56 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from qcompile.compiler.context import Sample
+from qcompile.compiler.inputs import ModelInput
 from qcompile.errors import DataError
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-
-@dataclass(frozen=True)
-class ModelInput:
-    """What the model says about one of its inputs.
-
-    Attributes:
-        dtype: numpy element type.
-        shape: a number or a symbol for each dimension ("?" where it has no name); None if the rank is unknown.
-        required: False for an input with a default value (an initializer).
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | str, ...] | None
-    required: bool = True
-
-    def __str__(self) -> str:
-        dims = "any shape" if self.shape is None else "[" + ", ".join(map(str, self.shape)) + "]"
-        return f"'{self.name}' {self.dtype} {dims}"
-
-
-def model_inputs(model: ir.Model) -> list[ModelInput]:
-    """The inputs of `model`, in order.
-
-    Raises:
-        DataError: an input is not a tensor (a sequence, an optional).
-    """
-    import onnx_ir as ir
-
-    found = []
-    for value in model.graph.inputs:
-        name = value.name or ""
-        if value.dtype is None or (value.type is not None and not isinstance(value.type, ir.TensorType)):
-            raise DataError(f"input '{name}' is not a tensor of known type", hint="only tensor inputs are supported")
-        shape = None
-        if value.shape is not None:
-            shape = tuple(d if isinstance(d, int) else (d.value or "?") for d in value.shape)
-        found.append(ModelInput(name, value.dtype.numpy(), shape, required=not value.is_initializer()))
-    return found
 
 
 def as_sample(raw: object, where: str) -> dict[str, np.ndarray[Any, Any]]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from qcompile.compiler.inputs import ModelInput
 from qcompile.errors import DataError, UsageError
-from qcompile.frontends.samples.check import ModelInput
 from qcompile.runtime.ahead import ahead
 
 Reader = Callable[[Path], dict[str, np.ndarray[Any, Any]]]

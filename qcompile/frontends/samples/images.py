@@ -24,8 +24,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
+from qcompile.compiler.inputs import ModelInput
 from qcompile.errors import DataError, UsageError
-from qcompile.frontends.samples.check import ModelInput
 from qcompile.frontends.samples.files import IMAGES, FileSamples, below, only_input
 
 DECLARATION = "preprocessing.yaml"
