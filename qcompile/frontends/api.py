@@ -16,6 +16,7 @@ from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.recipe import Recipe
 from qcompile.compiler.report import PassRecord, Report
 from qcompile.compiler.targets import target_named
+from qcompile.compiler.walk_checkpoint import remove_walk_checkpoints, walk_checkpoints
 from qcompile.errors import OutputError, ProofError, UsageError
 from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.frontends.calibration_data import Calibration, open_calibration, split_held_out
@@ -82,8 +83,7 @@ def compile(
         resume=resume,
         metric=import_function(metric) if isinstance(metric, str) else metric,
     )
-    if resume and context.checkpoint and not context.checkpoint.exists():
-        context.notice("there is no checkpoint of an interrupted run: calibration started over")
+    _meet_checkpoints(context)
     graph = load_float_model(source)
     bytes_before = model_bytes(source)
     _check_destination(source, destination, overwrite, bytes_before)
@@ -91,6 +91,7 @@ def compile(
     manifest = _manifest(chosen, passes, context)
     records = _run(passes, graph, context)
     bytes_after = write_model(graph, destination, manifest, overwrite)
+    remove_walk_checkpoints(checkpoint_of(destination))
     found = Report(
         model=str(source),
         artifact=str(destination),
@@ -126,8 +127,8 @@ def _run(passes: Sequence[Pass], graph: ir.Model, context: CompileContext) -> li
     try:
         return run_pipeline(passes, graph, context, lambda done, model: progress.advance())
     except KeyboardInterrupt as stop:
-        if context.checkpoint and context.checkpoint.exists():
-            stop.add_note("nothing was written; the same command with --resume goes on where calibration stopped.")
+        if context.checkpoint and (context.checkpoint.exists() or walk_checkpoints(context.checkpoint)):
+            stop.add_note("nothing was written; the same command with --resume goes on where it stopped.")
         raise
     finally:
         progress.finish()
@@ -158,6 +159,16 @@ def failures(report: Report) -> list[str]:
 def checkpoint_of(output: Path) -> Path:
     """Where an interrupted run that writes `output` leaves its statistics."""
     return output.with_name(output.name + ".checkpoint")
+
+
+def _meet_checkpoints(context: CompileContext) -> None:
+    """Say so where there is nothing to go on from; without --resume, what an interrupted run left goes away."""
+    path = context.checkpoint
+    assert path is not None
+    if not context.resume:
+        remove_walk_checkpoints(path)
+    elif not path.exists() and not walk_checkpoints(path):
+        context.notice("there is no checkpoint of an interrupted run: it started over")
 
 
 def _report_path(report: str | Path | None, overwrite: bool) -> Path | None:

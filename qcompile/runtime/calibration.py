@@ -23,13 +23,17 @@ operator do (measured: 0.6 s instead of 0.8 s for 64 images on two cores), but e
 
 
 def run_samples(
-    model: bytes | Path, samples: Iterable[Mapping[str, np.ndarray[Any, Any]]], providers: tuple[str, ...]
+    model: bytes | Path,
+    samples: Iterable[Mapping[str, np.ndarray[Any, Any]]],
+    providers: tuple[str, ...],
+    entries: Mapping[str, str] | None = None,
 ) -> Iterator[Outputs]:
     """Run `model` on every sample, lazily; memory holds a few samples, however many there are.
 
     Args:
         model: a serialized model, or the path of one (models with external data).
         providers: the target's execution providers; the best one that loads here and needs no engine built runs.
+        entries: session options by key.
 
     Yields:
         The outputs of each sample, in the order of the model's outputs, sample after sample.
@@ -45,6 +49,8 @@ def run_samples(
     at_once = min(cores, _MOST_AT_ONCE) if provider == CPU else 1
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    for entry, value in (entries or {}).items():
+        options.add_session_config_entry(entry, value)
     if provider == CPU:
         options.intra_op_num_threads = max(cores // at_once, 1)
     session = open_session(model, options, provider, provider_options(provider, 0, None))

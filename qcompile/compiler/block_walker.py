@@ -1,0 +1,242 @@
+"""A model block by block, for methods that go through its layers in order.
+
+    for visit in BlockWalker(model, context, samples):
+        ...  read what enters and leaves the block, change the plan or the weights of `model`
+
+Each block is run on what the blocks before it gave, twice: in float, and as the plan and the weights now stand.
+So the whole walk costs as much as running the model twice, however many layers a method looks at, and holds
+one block in memory: weights are read from the model's files when a block is run. Activations that a later
+block reads are kept, in memory or on disk (activation_store.py), the others dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.compiler.activation_store import ActivationStore
+from qcompile.compiler.blocks import Block, cut, extract
+from qcompile.compiler.context import CompileContext, Sample
+from qcompile.compiler.graph import name_of, nodes
+from qcompile.compiler.passes import Pass
+from qcompile.compiler.plan import Form, QuantPlan, Unit
+from qcompile.compiler.serialization import runnable
+from qcompile.compiler.simulation import lowered_copy
+from qcompile.compiler.walk_checkpoint import WalkCheckpoint
+from qcompile.runtime.calibration import run_samples
+from qcompile.runtime.providers import session_entries
+
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
+
+MEMORY = 1 << 30
+"""Bytes of activations that are held in memory."""
+
+
+class BlockWalker:
+    """Visits the blocks of `model` in order, carrying the activations of `samples` along.
+
+    Args:
+        method: the pass that walks, for the progress and for a checkpoint of its own.
+        memory: bytes of activations that are held in memory; the others are written to a temporary folder.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        context: CompileContext,
+        samples: Iterable[Sample],
+        *,
+        method: Pass | None = None,
+        memory: int = MEMORY,
+    ) -> None:
+        self.model, self.context, self.samples = model, context, samples
+        self.method, self.memory = method, memory
+        self.blocks = cut(model, context.target)
+
+    def __iter__(self) -> Iterator[Visit]:
+        """The visits. When the loop goes on to the next, the activations are carried over the block."""
+        progress = self.context.progress
+        checkpoint = WalkCheckpoint(self.model, self.context, self.method)
+        progress.start(f"{self.method.name if self.method else 'walking'}, block by block", len(self.blocks))
+        try:
+            with ActivationStore(self.memory) as store:
+                walk = _Walk(self.model, self.context, store, checkpoint)
+                walk.enter(self.samples, self._read_from(0))
+                for i, block in enumerate(self.blocks):
+                    visit = walk.visit(i, block)
+                    yield visit
+                    walk.carry(visit, self._read_from(i + 1))
+                    progress.advance()
+        finally:
+            progress.finish()
+
+    def _read_from(self, index: int) -> set[str]:
+        """What the blocks from `index` on read of those before and of the samples."""
+        return {name for block in self.blocks[index:] for name in block.inputs}
+
+
+@dataclass
+class _Walk:
+    """The state of one walk: the activations at the frontier, in float and in the quantized prefix."""
+
+    model: ir.Model
+    context: CompileContext
+    store: ActivationStore
+    checkpoint: WalkCheckpoint
+    count: int = 0
+    types: dict[str, ir.DataType] = field(default_factory=dict)
+
+    def enter(self, samples: Iterable[Sample], wanted: Collection[str]) -> None:
+        for i, sample in enumerate(samples):
+            self.keep({name: array for name, array in sample.items() if name in wanted}, i)
+            self.count = i + 1
+
+    def keep(self, arrays: Arrays, sample: int, prefix: str = "") -> None:
+        for name, array in arrays.items():
+            self.types.setdefault(name, ir.DataType.from_numpy(array.dtype))
+            self.store.put(prefix + name, sample, array)
+
+    def visit(self, index: int, block: Block) -> Visit:
+        model = self.extract(block.inputs, block.outputs)
+        visit = Visit(index, block, model, self)
+        for i, outputs in enumerate(visit.run(model, visit.float_inputs)):
+            self.keep(outputs, i)
+        return visit
+
+    def carry(self, visit: Visit, wanted: Collection[str]) -> None:
+        """Run the quantized block where it differs from the float one, and drop what no later block reads."""
+        block = visit.block
+        low = any(node.name in self.context.plan.units for node in nodes(visit.model))
+        if low or any(_QUANTIZED + name in self.store for name in block.inputs):
+            for i, outputs in enumerate(visit.run(visit.lowered(), visit.inputs)):
+                self.keep({name: array for name, array in outputs.items() if name in wanted}, i, _QUANTIZED)
+        for name in {*block.inputs, *block.outputs}.difference(wanted):
+            self.store.drop(name)
+            self.store.drop(_QUANTIZED + name)
+
+    def extract(self, inputs: Sequence[str], outputs: Sequence[str], model: ir.Model | None = None) -> ir.Model:
+        """A part of the model whose inputs have the types that were seen."""
+        part = extract(model or self.model, inputs, outputs)
+        for value in part.graph.inputs:
+            if value.type is None:
+                value.type = ir.TensorType(self.types[name_of(value)])
+        return part
+
+
+_QUANTIZED = "quantized "
+"""Begins the keys of activations of the quantized prefix that differ from the float ones."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One block with what enters and leaves it.
+
+    Attributes:
+        index: the number of the block.
+        model: the block alone, in float; names as in the whole model.
+    """
+
+    index: int
+    block: Block
+    model: ir.Model
+    _walk: _Walk
+
+    @property
+    def float_inputs(self) -> Activations:
+        """What enters the block of the float model: a dict for each sample."""
+        return Activations(self._walk.store, self.block.inputs, self._walk.count)
+
+    @property
+    def inputs(self) -> Activations:
+        """What the blocks before give as the plan and the weights now stand."""
+        return Activations(self._walk.store, self.block.inputs, self._walk.count, _QUANTIZED)
+
+    @property
+    def float_outputs(self) -> Activations:
+        """What the float model has behind the block."""
+        return Activations(self._walk.store, self.block.outputs, self._walk.count)
+
+    def run(self, model: ir.Model, feeds: Iterable[Arrays]) -> Iterator[dict[str, Array]]:
+        """The outputs of any model on `feeds`, lazily, sample after sample."""
+        names = [name_of(v) for v in model.graph.outputs]
+        target = self._walk.context.target
+        with runnable(model) as data:
+            for outputs in run_samples(data, feeds, target.providers, session_entries(target.providers[0])):
+                yield dict(zip(names, outputs, strict=True))
+
+    def lowered(self) -> ir.Model:
+        """The block as the plan and the weights now stand, lowered."""
+        part = self._walk.extract(self.block.inputs, self.block.outputs)
+        return lowered_copy(part, self._walk.context)
+
+    def float_values(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """Values inside the float block, or at its entrance, for each sample."""
+        return self._inner(names, self.model, self.float_inputs, lambda part: part)
+
+    def values(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """Values inside the block as the plan and the weights now stand, for each sample."""
+        return self._inner(names, self._walk.model, self.inputs, lambda part: lowered_copy(part, self._walk.context))
+
+    def products(self, units: Sequence[Unit]) -> Iterator[dict[str, Array]]:
+        """What units of the block compute before their activation and the rounding of their own output, by the name
+        of that value, for each sample; everything before them as the plan and the weights now stand."""
+        plan = self._walk.context.plan
+        model = self._walk.model
+        raw = {u.node: replace(u, form=_open(u), activation=None, output=product_of(u, model)) for u in units}
+        opened = QuantPlan(plan.units | raw, plan.tensors, plan.weights, plan.kept_float)
+        names = [unit.output for unit in raw.values()]
+        return self._inner(names, model, self.inputs, lambda part: lowered_copy(part, self._walk.context, opened))
+
+    def _inner(
+        self, names: Sequence[str], model: ir.Model, feeds: Activations, prepare: Callable[[ir.Model], ir.Model]
+    ) -> Iterator[dict[str, Array]]:
+        inner = [n for n in names if n not in self.block.inputs]
+        if not inner:
+            yield from ({n: feed[n] for n in names} for feed in feeds)
+            return
+        part = self._walk.extract(self.block.inputs, inner, model)
+        for feed, found in zip(feeds, self.run(prepare(part), feeds), strict=True):
+            yield {n: found[n] if n in found else feed[n] for n in names}
+
+    def once(self, work: Callable[[], Arrays]) -> Arrays:
+        """The arrays that `work` returns, or that it returned for this block in a run that was interrupted.
+
+        A method that keeps to `edits = visit.once(...)` and then applies the edits can be resumed.
+        """
+        return self._walk.checkpoint.once(self.index, work)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """One dict of arrays by value name for each sample; can be walked more than once."""
+
+    store: ActivationStore
+    names: Sequence[str]
+    count: int
+    prefix: str = ""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        keys = {name: self.prefix + name if self.prefix + name in self.store else name for name in self.names}
+        for i in range(self.count):
+            yield {name: self.store.get(key, i) for name, key in keys.items()}
+
+
+def product_of(unit: Unit, model: ir.Model) -> str:
+    """The name of what a unit computes before its Relu or Clip: with its bias, in float."""
+    if unit.activation is None:
+        return unit.output
+    node = next(n for n in nodes(model) if n.name == unit.activation)
+    assert node.inputs[0] is not None
+    return name_of(node.inputs[0])
+
+
+def _open(unit: Unit) -> Form:
+    return Form.INPUTS if unit.form is Form.FULL else unit.form

@@ -1,0 +1,168 @@
+"""Blocks: the main graph, cut into consecutive pieces at narrow places.
+
+    width(p) = number of activations made before position p and read behind it
+
+A cut lies where the width is least within a stretch that holds one layer's worth of weighted operators:
+a transformer layer, where the sequence of weights repeats, or three convolutions. Values that live longer
+than a layer (masks, position tables, skips of a U-Net) do not count, since no cut avoids them; nor do
+inputs of the model, initializers, shapes and indices. A unit (units.py) is never cut in two, and an
+operator with bodies stays whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.compiler.graph import is_constant, name_of
+from qcompile.compiler.targets.table import Target
+from qcompile.compiler.units import candidates
+
+_WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"}
+
+_RESIDUAL_BLOCK = 3
+"""Weighted operators of one block where nothing repeats: those of a bottleneck of ResNet or MobileNet."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive nodes of the main graph, by name.
+
+    Attributes:
+        inputs: activations the block reads and does not make, inputs of the model included.
+        outputs: activations it makes that later blocks read or the model returns.
+    """
+
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def cut(model: ir.Model, target: Target) -> list[Block]:
+    """The blocks of the main graph, in order; every node is in exactly one."""
+    graph = model.graph
+    nodes = list(graph)
+    last = {value: i for i, node in enumerate(nodes) for value in reads(node)}
+    before = np.cumsum([0, *(_is_weighted(n) for n in nodes)])
+    layer = _layer([n for n in nodes if _is_weighted(n)])
+    width = np.zeros(len(nodes) + 1)
+    for i, value in ((i, v) for i, node in enumerate(nodes) for v in node.outputs if v in last):
+        lives = before[last[value]] - before[i + 1]
+        width[i + 1 : last[value] + 1] += _weight(value, long=lives > layer.size)
+    width[_inside_units(graph, nodes, target)] = np.inf
+    cuts, goal = [0], layer.start or layer.size
+    while goal < before[-1]:
+        stretch = np.flatnonzero((before >= goal) & (before < goal + layer.size))
+        best = int(stretch[np.argmin(width[stretch])])
+        if np.isfinite(width[best]):
+            cuts.append(best)
+        goal = (goal if layer.repeats else int(before[best])) + layer.size
+    blocks = [_block(nodes, a, b, last) for a, b in pairwise([*cuts, len(nodes)])]
+    return _without_silent(blocks)
+
+
+def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+    """The part of the main graph between two sets of values, as a model; the tensors are shared, not copied.
+
+    Nodes that were added to `model` between these values belong to it.
+    """
+    graph = ir.convenience.extract(model.graph, inputs, outputs)
+    functions = [function.clone() for function in model.functions.values()]
+    return ir.Model(graph, ir_version=model.ir_version, functions=functions)
+
+
+def reads(node: ir.Node) -> Iterator[ir.Value]:
+    """The values of its own graph that a node reads, in its bodies too."""
+    yield from (v for v in node.inputs if v is not None)
+    for attribute in node.attributes.values():
+        for body in _bodies(attribute):
+            for inner in body.all_nodes():
+                yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """How many weighted operators make one layer, and how many stand before the first one.
+
+    Attributes:
+        repeats: the sequence of weights repeats with this period.
+    """
+
+    size: int
+    start: int
+    repeats: bool
+
+
+def _layer(weighted: Sequence[ir.Node]) -> _Layer:
+    """The shortest period with which at least half of the weights repeat, or the size of a residual block."""
+    shapes = [(n.op_type, tuple(v.shape or ()) if (v := n.inputs[1]) is not None else ()) for n in weighted]
+    for period in range(1, len(shapes) // 2 + 1):
+        start, length = _longest_run([a == b for a, b in zip(shapes, shapes[period:], strict=False)])
+        if length >= period and 2 * (length + period) >= len(shapes):
+            layers = -(-_RESIDUAL_BLOCK // period)
+            return _Layer(period * layers, start, repeats=True)
+    return _Layer(_RESIDUAL_BLOCK, 0, repeats=False)
+
+
+def _longest_run(flags: Sequence[bool]) -> tuple[int, int]:
+    """Start and length of the first longest run of True."""
+    best, start = (0, 0), 0
+    for i, flag in enumerate([*flags, False]):
+        if not flag:
+            best = max(best, (start, i - start), key=lambda run: run[1])
+            start = i + 1
+    return best
+
+
+def _is_weighted(node: ir.Node) -> bool:
+    return node.op_type in _WEIGHTED and len(node.inputs) > 1 and is_constant(node.inputs[1])
+
+
+def _inside_units(graph: ir.Graph, nodes: Sequence[ir.Node], target: Target) -> list[int]:
+    """Positions between nodes of one unit."""
+    index = {node: i for i, node in enumerate(nodes)}
+    found: list[int] = []
+    for candidate in candidates(graph, target):
+        places = [index[n] for n in candidate.nodes]
+        found.extend(range(min(places) + 1, max(places) + 1))
+    return found
+
+
+def _weight(value: ir.Value, *, long: bool) -> float:
+    """1 for an activation, 0 for what does not count, infinite for what is no tensor."""
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        return np.inf
+    counts = value.dtype is None or value.dtype.is_floating_point()
+    return 1.0 if counts and not long and not is_constant(value) else 0.0
+
+
+def _block(nodes: Sequence[ir.Node], start: int, end: int, last: Mapping[ir.Value, int]) -> Block:
+    inside = nodes[start:end]
+    made = dict.fromkeys(v for n in inside for v in n.outputs if v.name)
+    read = dict.fromkeys(v for n in inside for v in reads(n) if v not in made and not v.is_initializer())
+    left = [v for v in made if v.is_graph_output() or last.get(v, 0) >= end]
+    return Block(tuple(str(n.name) for n in inside), tuple(name_of(v) for v in read), tuple(name_of(v) for v in left))
+
+
+def _without_silent(blocks: Sequence[Block]) -> list[Block]:
+    """Blocks of nodes that nobody reads from join the one before."""
+    found: list[Block] = []
+    for block in blocks:
+        if block.outputs or not found:
+            found.append(block)
+        else:
+            before = found[-1]
+            found[-1] = Block(before.nodes + block.nodes, before.inputs, before.outputs)
+    return found
+
+
+def _bodies(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.is_ref():
+        return []
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
