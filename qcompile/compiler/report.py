@@ -60,8 +60,8 @@ class PlacedNode(BaseModel):
 class LayerNoise(BaseModel):
     """Noise of one value against the float model, in dB and as a cosine.
 
-    `isolated_sqnr`: this unit alone computes in low precision; `sqnr`: everything before it does too.
-    None where it was not measured. Higher is better.
+    `isolated_sqnr`, `isolated_cosine`: this unit alone computes in low precision; `sqnr`, `cosine`:
+    everything before it does too. None where it was not measured. Higher is better.
     """
 
     node: str
@@ -70,6 +70,39 @@ class LayerNoise(BaseModel):
     sqnr: float | None = None
     cosine: float | None = None
     isolated_sqnr: float | None = None
+    isolated_cosine: float | None = None
+
+
+class FloatGain(BaseModel):
+    """What leaving this unit alone in float would change.
+
+    `gain`: dB by which the signal-to-noise ratio of the model's outputs would rise (it may fall, where errors
+    cancel); `float_ms`: time it would cost by the target's table, conversions aside; None when it is not known.
+    """
+
+    node: str
+    op_type: str
+    form: str
+    gain: float
+    float_ms: float | None = None
+
+
+class FloatGains(BaseModel):
+    """Where the noise of the outputs comes from: units of the artifact put back to float, one at a time.
+
+    `sqnr`: of all floating-point outputs of the artifact, on `samples` samples: -10 log10 of their mean
+    noise-to-signal ratio. `units`: how many units compute; those in `gains`, the largest gain first, were
+    measured. `proposed`: the units worth a try, which buy `together` dB in one go. `setting`: the option that
+    leaves them in float, empty when the recipe has none.
+    """
+
+    sqnr: float
+    units: int
+    samples: int
+    gains: list[FloatGain] = Field(default_factory=list)
+    proposed: list[str] = Field(default_factory=list)
+    together: float = 0.0
+    setting: str = ""
 
 
 class OutputNoise(BaseModel):
@@ -144,6 +177,7 @@ class Report(BaseModel):
     proofs: list[Proof] = Field(default_factory=list)
     outputs: list[OutputNoise] = Field(default_factory=list)
     layers: list[LayerNoise] = Field(default_factory=list)
+    float_gains: FloatGains | None = None
     weights: list[Histogram] = Field(default_factory=list)
     tensors: list[TensorBytes] = Field(default_factory=list)
     speed: Speed | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +112,8 @@ def compile(
     context.report = found
     if prove:
         _prove(found, context, destination)
+        if found.float_gains:
+            found.float_gains.setting = _keep_float(passes, found.float_gains.proposed)
     found.notices = list(dict.fromkeys([*found.notices, *context.notices]))
     if page:
         _write_report(found, page)
@@ -142,6 +147,16 @@ def _prove(report: Report, context: CompileContext, artifact: Path) -> None:
     except KeyboardInterrupt as stop:
         stop.add_note(f"{artifact} is written, but not proved.")
         raise
+
+
+def _keep_float(passes: Sequence[Pass], names: Sequence[str]) -> str:
+    """The option that leaves these nodes in float besides those that are already, as a shell wants it."""
+    for placing in passes:
+        patterns = getattr(placing, "keep_float", None)
+        if patterns is not None and names:
+            kept = json.dumps([*patterns, *map(glob.escape, names)], ensure_ascii=False)
+            return "--set " + shlex.quote(f"{placing.name}.keep-float={kept}")
+    return ""
 
 
 def load(path: str | Path, providers: Sequence[str] | None = None, **options: Any) -> Session:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from qcompile.compiler.plan import Form
 from qcompile.compiler.report import (
+    FloatGain,
+    FloatGains,
     FloatRecord,
     Histogram,
     LayerNoise,
@@ -105,6 +109,7 @@ def encoder_report(layers: int = 6, *, refuted: bool = False, slower: bool = Fal
                 sqnr=min(isolated, 40 - 0.32 * i + 2 * float(random.normal())),
                 cosine=1 - 10 ** (-isolated / 10) / 2,
                 isolated_sqnr=isolated,
+                isolated_cosine=1 - 10 ** (-isolated / 10) / 2,
             )
         )
     return Report(
@@ -144,6 +149,7 @@ def encoder_report(layers: int = 6, *, refuted: bool = False, slower: bool = Fal
             OutputNoise(name="sentence_embedding", sqnr=27.9, cosine=0.99923, max_error=0.012),
         ],
         layers=noise,
+        float_gains=_gains(random, placed),
         weights=[_histogram(random, p.node + ".weight") for p in placed[:9]],
         tensors=[
             TensorBytes(name="embeddings", before=47_000_000, after=11_900_000),
@@ -163,6 +169,19 @@ def encoder_report(layers: int = 6, *, refuted: bool = False, slower: bool = Fal
         ),
         metric_float=0.8203,
         metric_compiled=0.8192,
+    )
+
+
+def _gains(random: np.random.Generator, placed: list[PlacedNode]) -> FloatGains:
+    gains = [
+        FloatGain(node=p.node, op_type=p.op_type, form=p.form, gain=float(random.standard_t(2)) * 0.2, float_ms=0.1)
+        for p in placed[:20]
+    ]
+    gains.sort(key=lambda g: -g.gain)
+    proposed = [g.node for g in gains[:2]]
+    setting = f"--set 'place-int8.keep-float={json.dumps(proposed)}'"
+    return FloatGains(
+        sqnr=25.3, units=len(placed), samples=4, gains=gains, proposed=proposed, together=1.4, setting=setting
     )
 
 

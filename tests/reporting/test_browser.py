@@ -56,7 +56,7 @@ def test_pictures_have_sizes_and_scripts_run(tmp_path: Path) -> None:
     assert all(width > 100 and height > 10 for _, width, height in sizes)
     assert result["needed"] <= result["width"]  # type: ignore[operator]
     assert result["tips"] == 1
-    assert result["sortable"] == 5
+    assert result["sortable"] == 6
 
 
 @pytest.mark.parametrize("width", [360, 390, 768])

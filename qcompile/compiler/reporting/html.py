@@ -6,6 +6,7 @@ import math
 import re
 
 from qcompile.compiler.report import LayerNoise, Report
+from qcompile.compiler.reporting.charts.gains import gain_bars
 from qcompile.compiler.reporting.charts.histogram import histogram_chart
 from qcompile.compiler.reporting.charts.noise import noise_chart
 from qcompile.compiler.reporting.charts.placement import CLASSES, strip
@@ -16,6 +17,7 @@ from qcompile.compiler.reporting.summary import float_groups, unit_groups
 from qcompile.compiler.reporting.verdict import verdict
 
 MOST_HISTOGRAMS = 12
+MOST_BARS = 16
 
 
 def render(report: Report) -> str:
@@ -35,6 +37,8 @@ def render(report: Report) -> str:
         noise_chart=noise_chart(report.layers),
         worst_layers=sorted(report.layers, key=_noise_key),
         sort_value=_sort_value,
+        gain_bars=gain_bars(report.float_gains),
+        most_bars=MOST_BARS,
         strip=strip(report.placement),
         classes=CLASSES,
         unit_groups=unit_groups(report),

@@ -55,6 +55,7 @@ def _environment() -> Environment:
         "significant": wording.significant,
         "data_size": wording.data_size,
         "duration": wording.duration,
+        "milliseconds": wording.milliseconds,
         "decibel": wording.decibel,
         "cosine": wording.cosine,
     }

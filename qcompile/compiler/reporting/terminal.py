@@ -17,6 +17,7 @@ from qcompile.compiler.reporting.wording import (
     data_size,
     decibel,
     duration,
+    milliseconds,
     plain,
     shortened,
     significant,
@@ -26,6 +27,7 @@ from qcompile.compiler.reporting.wording import (
 _STYLE = {Level.GOOD: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
 _SIGN = {Level.GOOD: "✔", Level.WARNING: "▲", Level.FAILED: "✘"}
 _MOST_ROWS = 6
+_MOST_GAINS = 3
 
 
 def show(report: Report, console: Console) -> None:
@@ -34,6 +36,7 @@ def show(report: Report, console: Console) -> None:
     sections: list[tuple[str, RenderableType | None]] = [
         ("Before and after", _before_after(report)),
         ("Outputs against float", _outputs(report)),
+        ("What float layers would buy", _gains(report)),
         ("In low precision", _units(report)),
         ("Stayed float", _kept_float(report)),
         ("Proofs", _proofs(report)),
@@ -101,6 +104,26 @@ def _outputs(report: Report) -> RenderableType | None:
         )
     _mention_rest(table, len(worst), "output")
     return table
+
+
+def _gains(report: Report) -> RenderableType | None:
+    found = report.float_gains
+    if found is None or not found.proposed:
+        return None
+    table = _table("layer", "operator", "gain", "costs", numbers=(2, 3))
+    for record in found.gains[:_MOST_GAINS]:
+        table.add_row(
+            Text(shortened(record.node, 48)),
+            Text(plain(record.op_type)),
+            f"{record.gain:+.2f} dB",
+            milliseconds(record.float_ms),
+        )
+    measured = f"{len(found.gains)} of {count(found.units, 'layer')} measured, each in float alone"
+    lines: list[RenderableType] = [table, Text(measured, "dim")]
+    if found.setting:
+        layers = count(len(found.proposed), "layer")
+        lines.append(Text.assemble((f"{found.together:+.1f} dB with {layers} in float: ", "dim"), plain(found.setting)))
+    return Group(*lines)
 
 
 def _units(report: Report) -> RenderableType | None:

@@ -56,6 +56,13 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "<1 ms"
 
 
+def milliseconds(ms: float | None) -> str:
+    """A time that a table expects: no digits that it cannot know."""
+    if ms is None:
+        return "-"
+    return f"{significant(ms, 2)} ms" if ms >= 0.005 else "<0.01 ms"
+
+
 def decibel(sqnr: float | None) -> str:
     """A signal-to-noise ratio."""
     if sqnr is None:

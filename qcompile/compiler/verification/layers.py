@@ -32,13 +32,15 @@ class _Layer:
     comparable: bool = True
 
     def record(self) -> LayerNoise:
+        isolated = self.comparable and self.piece is not None
         return LayerNoise(
             node=self.unit.node,
             op_type=self.unit.op_type,
             value=self.unit.output,
             sqnr=self.gathered.sqnr if self.comparable else None,
             cosine=self.gathered.cosine if self.comparable else None,
-            isolated_sqnr=self.alone.sqnr if self.comparable and self.piece is not None else None,
+            isolated_sqnr=self.alone.sqnr if isolated else None,
+            isolated_cosine=self.alone.cosine if isolated else None,
         )
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext, Metric, Progress, Sample, SilentProgress
-from qcompile.compiler.plan import QuantPlan
+from qcompile.compiler.plan import QuantPlan, Unit
 from qcompile.compiler.report import Proof, Report
 from qcompile.compiler.targets.table import Target
 from qcompile.compiler.verification.dispatch import prove_dispatch
 from qcompile.compiler.verification.expectations import expected_units
+from qcompile.compiler.verification.gains import measure_gains
 from qcompile.compiler.verification.layers import measure_layers
 from qcompile.compiler.verification.legality import prove_legality
 from qcompile.compiler.verification.metric import prove_metric
@@ -150,9 +151,29 @@ class _Prover:
             float_model, self.artifact, units, samples, self.progress, session_entries(self.provider)
         )
         self.report.layers = layers
+        if proof.passed is not None:
+            self.gains(float_model, units, samples, plan)
         if skipped:
             proof = proof.model_copy(update={"detail": f"{proof.detail}; layers not measured: {skipped}"})
         return proof
+
+    def gains(
+        self, float_model: Path, units: Mapping[str, Unit], samples: Sequence[Sample], plan: QuantPlan | None
+    ) -> None:
+        """Advice, not a proof: what cannot be measured is left out."""
+        try:
+            self.report.float_gains = measure_gains(
+                (float_model, self.artifact),
+                units,
+                self.report.layers,
+                self.runner(float_model),
+                samples,
+                plan,
+                self.progress,
+                session_entries(self.provider),
+            )
+        except QCompileError as error:
+            self.report.notices.append(f"what float layers would buy was not measured: {error.what}")
 
     def metric(self, metric: Metric, float_model: Path) -> Proof:
         before, after, proof = prove_metric(metric, self.runner(float_model), self.runner(self.artifact))

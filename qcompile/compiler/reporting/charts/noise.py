@@ -69,6 +69,7 @@ def _layer(layer: LayerNoise, x: float, step: float, y: Scale) -> Markup:
 
 def _tip(layer: LayerNoise) -> str:
     return (
-        f"{plain(layer.node)}\n{plain(layer.op_type)}\nalone: {decibel(layer.isolated_sqnr)}\n"
-        f"with all before it: {decibel(layer.sqnr)}\ncosine: {cosine(layer.cosine)}"
+        f"{plain(layer.node)}\n{plain(layer.op_type)}\n"
+        f"alone: {decibel(layer.isolated_sqnr)}, cosine {cosine(layer.isolated_cosine)}\n"
+        f"with all before it: {decibel(layer.sqnr)}, cosine {cosine(layer.cosine)}"
     )

@@ -1,0 +1,147 @@
+"""What leaving a unit in float would buy: the compiled model's output noise with and without that one unit.
+
+    gain(u) = S(artifact with u in float) - S(artifact)
+    S = -10 log10(mean over outputs of ||y - y~||^2 / ||y||^2) dB
+
+over the floating-point outputs, on a few held-out samples. All other units stay as they are, so the gain of
+several units together is measured and not added up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from qcompile.compiler.context import Progress, Sample
+from qcompile.compiler.plan import Form, QuantPlan, Unit
+from qcompile.compiler.report import NOISELESS, FloatGain, FloatGains, LayerNoise
+from qcompile.compiler.verification.noise import Noise, Runner
+from qcompile.compiler.verification.switches import Switcher
+from qcompile.runtime.taps import Probe
+
+Array = np.ndarray[Any, Any]
+
+_SAMPLES = 4
+_SECONDS = 10.0
+"""For measuring, the opening of the session aside; units that are not reached are not measured."""
+
+_MOST_UNITS = 64
+_MOST_BYTES = 200_000_000
+"""Float weights held beside the artifact."""
+
+_WORTH = 0.5
+"""dB: a unit that buys less is not proposed."""
+
+_PROPOSED = 5
+
+
+def measure_gains(
+    models: tuple[Path, Path],
+    units: Mapping[str, Unit],
+    layers: Sequence[LayerNoise],
+    exact: Runner,
+    samples: Sequence[Sample],
+    plan: QuantPlan | None,
+    progress: Progress,
+    entries: Mapping[str, str] | None = None,
+) -> FloatGains | None:
+    """Measure the units that are noisiest alone, the noisiest first, until the time is up.
+
+    Args:
+        models: the float model and the artifact.
+        layers: the noise of the units, measured before.
+        exact: runs the float model.
+        plan: for the time that a unit in float would cost, where the target's table knows it.
+        entries: session options that the artifact needs to be executed as it is written.
+
+    Returns:
+        The gains, the largest first; None when there is nothing to measure.
+    """
+    suspects = _suspects(units, layers)
+    switcher = _with_switches(models, units, suspects)
+    if not switcher.switches:
+        return None
+    bench = _Bench(switcher, models[1].parent, exact, samples[:_SAMPLES], entries)
+    progress.start("measuring what float layers would buy", len(switcher.switches))
+    start, base = time.monotonic(), bench.sqnr(())
+    if not bench.outputs or base in (NOISELESS, -NOISELESS):
+        return None
+    costs = plan.float_ms if plan is not None else {}
+    gains: list[FloatGain] = []
+    for node in switcher.switches:
+        if time.monotonic() - start > _SECONDS:
+            break
+        unit = units[node]
+        gain = bench.sqnr([node]) - base
+        gains.append(FloatGain(node=node, op_type=unit.op_type, form=unit.form, gain=gain, float_ms=costs.get(node)))
+        progress.advance()
+    gains.sort(key=lambda g: -g.gain)
+    proposed = [g.node for g in gains[:_PROPOSED] if g.gain >= _WORTH]
+    return FloatGains(
+        sqnr=base,
+        units=sum(unit.form is not Form.PASS for unit in units.values()),
+        samples=min(len(samples), _SAMPLES),
+        gains=gains,
+        proposed=proposed,
+        together=bench.sqnr(proposed) - base if proposed else 0.0,
+    )
+
+
+def _suspects(units: Mapping[str, Unit], layers: Sequence[LayerNoise]) -> list[Unit]:
+    """Units that compute, the noisiest alone first; those whose noise was not measured come last."""
+    alone = {layer.node: layer.isolated_sqnr for layer in layers if layer.isolated_sqnr is not None}
+    computing = [u for u in units.values() if u.form is not Form.PASS and alone.get(u.node) != NOISELESS]
+    return sorted(computing, key=lambda unit: alone.get(unit.node, math.inf))
+
+
+def _with_switches(models: tuple[Path, Path], units: Mapping[str, Unit], suspects: Sequence[Unit]) -> Switcher:
+    exact, compiled = (onnx.load(path, load_external_data=False) for path in models)
+    switcher = Switcher(exact, models[0].parent, compiled, units)
+    room = _MOST_BYTES
+    for unit in suspects:
+        piece = switcher.piece(unit)
+        size = switcher.weight_bytes(piece) if piece is not None else 0
+        if piece is not None and size <= room and switcher.add(unit, piece):
+            room -= size
+        if len(switcher.switches) == _MOST_UNITS:
+            break
+    return switcher
+
+
+class _Bench:
+    """The switchable artifact, and the outputs of the float model to hold it against."""
+
+    def __init__(
+        self,
+        switcher: Switcher,
+        folder: Path,
+        exact: Runner,
+        samples: Sequence[Sample],
+        entries: Mapping[str, str] | None,
+    ) -> None:
+        self.switches, self.samples = switcher.switches, samples
+        self.expected = [exact(sample) for sample in samples]
+        first = self.expected[0]
+        self.outputs = [name for name, y in first.items() if np.asarray(y).dtype.kind == "f"]
+        self.probe = Probe(switcher.model, self.outputs, folder, entries)
+
+    def sqnr(self, in_float: Collection[str]) -> float:
+        """Signal-to-noise ratio of the outputs with these units in float, in dB."""
+        flags = {switch: np.array(node in in_float) for node, switch in self.switches.items()}
+        noise = {name: Noise() for name in self.outputs}
+        for sample, expected in zip(self.samples, self.expected, strict=True):
+            for name, found in self.probe({**sample, **flags}).items():
+                if found.shape != expected[name].shape:
+                    return -NOISELESS
+                noise[name].add(expected[name], found)
+        if not all(n.finite for n in noise.values()):
+            return -NOISELESS
+        ratios = [n.error / n.signal for n in noise.values() if n.signal]
+        mean = sum(ratios) / len(ratios) if ratios else 0.0
+        return min(-10 * math.log10(mean), NOISELESS) if mean else NOISELESS

@@ -1,0 +1,134 @@
+"""A compiled model whose units can be switched back to float, one by one, by inputs of the model.
+
+    value = If(switch) { the unit's float operators } else { what the compiled unit computes }
+
+The float operators are cut out of the float model and read what the compiled model has at that place, so a
+switch answers what leaving this unit in float would change, without a session for each unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+
+from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.verification.isolation import Piece, cut_out
+
+
+class Switcher:
+    """A copy of the artifact that gets switches.
+
+    Args:
+        exact: the float model; weights that lie in files of their own are looked for below `folder`.
+        compiled: the artifact; it is not changed.
+        units: all units of the artifact, also those that get no switch.
+
+    Attributes:
+        model: the copy. ONNX Runtime sorts its nodes; they are not in order.
+        switches: name of the boolean input by unit node.
+    """
+
+    def __init__(
+        self, exact: onnx.ModelProto, folder: Path, compiled: onnx.ModelProto, units: Mapping[str, Unit]
+    ) -> None:
+        self.exact, self.folder, self.units = exact, folder, units
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(compiled)
+        self.switches: dict[str, str] = {}
+        self._graph = self.model.graph
+        self._weights = {i.name: i for i in exact.graph.initializer}
+        self._producers = {name: node for node in self._graph.node for name in node.output if name}
+        self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in self._graph.node:
+            for name in node.input:
+                self._readers[name].append(node)
+        self._readable = {name: name for name in (*self._producers, *(i.name for i in self._graph.input))}
+        for unit in units.values():
+            decoded = self._behind(self._codes(unit), "DequantizeLinear")
+            if decoded is not None:
+                self._readable[unit.output] = decoded.output[0]
+
+    def piece(self, unit: Unit) -> Piece | None:
+        """The float operators of `unit`, or None where they cannot be told from those around them."""
+        piece = cut_out(unit, unit.output, self.exact, self._readable)
+        mixed = piece is not None and any(n.name in self.units and n.name != unit.node for n in piece.nodes)
+        return None if mixed else piece
+
+    def weight_bytes(self, piece: Piece) -> int:
+        """Size of the float weights that a switch brings in."""
+        return sum(4 * math.prod(self._weights[name].dims) for name in piece.initializers)
+
+    def add(self, unit: Unit, piece: Piece) -> bool:
+        """Give `unit` a switch; False where the artifact has no place for one."""
+        quantizer = self._producers.get(self._codes(unit)) if _writes_codes(unit) else None
+        value = quantizer.input[0] if quantizer is not None else unit.output
+        if value not in self._producers or (_writes_codes(unit) and quantizer is None):
+            return False
+        switch = self.switches[unit.node] = f"float@{unit.node}"
+        self._graph.input.append(onnx.helper.make_tensor_value_info(switch, onnx.TensorProto.BOOL, []))
+        self._choose(value, switch, self._float_branch(piece, f"{len(self.switches)}:"))
+        if quantizer is not None:
+            self._unrounded(unit, switch, value)
+        return True
+
+    def _codes(self, unit: Unit) -> str:
+        """Name of the codes that `unit` writes."""
+        behind = self._behind(unit.output, "QuantizeLinear") if _writes_codes(unit) else None
+        return behind.output[0] if behind is not None else f"{unit.output}_quantized"
+
+    def _behind(self, value: str, op_type: str) -> onnx.NodeProto | None:
+        return next((n for n in self._readers[value] if n.op_type == op_type), None)
+
+    def _float_branch(self, piece: Piece, prefix: str) -> onnx.GraphProto:
+        for name in sorted(piece.initializers):
+            array = onnx.numpy_helper.to_array(self._weights[name], str(self.folder))
+            self._graph.initializer.append(onnx.numpy_helper.from_array(array, prefix + name))
+        branch = onnx.GraphProto(name=f"{prefix}float", output=[onnx.ValueInfoProto(name=prefix + piece.result)])
+        for node in piece.nodes:
+            copy = branch.node.add()
+            copy.CopyFrom(node)
+            copy.name = prefix + node.name
+            copy.input[:] = [self._readable[n] if n in piece.reads else prefix + n if n else "" for n in node.input]
+            copy.output[:] = [prefix + n if n else "" for n in node.output]
+        return branch
+
+    def _choose(self, value: str, switch: str, switched: onnx.GraphProto) -> str:
+        """`value` becomes what an If gives; returns the name that its own maker writes from now on."""
+        own, maker = f"{value}@own", self._producers[value]
+        maker.output[:] = [own if name == value else name for name in maker.output]
+        choice = onnx.helper.make_node(
+            "If", [switch], [value], name=f"{value}@choice", then_branch=switched, else_branch=_hand_on(own)
+        )
+        self._graph.node.append(choice)
+        self._producers |= {own: maker, value: choice}
+        return own
+
+    def _unrounded(self, unit: Unit, switch: str, value: str) -> None:
+        """Float readers of a unit that is switched to float read its result as it is, not rounded to codes."""
+        decoded = self._behind(self._codes(unit), "DequantizeLinear")
+        if decoded is None:
+            return
+        name = decoded.output[0]
+        own = self._choose(name, switch, _hand_on(value))
+        for reader in self._readers[name]:
+            reading = self.units.get(reader.name.removesuffix("_int8"))
+            if reading is not None and unit.output in reading.inputs:
+                reader.input[:] = [own if n == name else n for n in reader.input]
+
+
+def _writes_codes(unit: Unit) -> bool:
+    return unit.form in (Form.FULL, Form.PASS)
+
+
+def _hand_on(value: str) -> onnx.GraphProto:
+    """A branch that gives `value`."""
+    result = f"{value}@on"
+    return onnx.GraphProto(
+        name=f"{value}@branch",
+        node=[onnx.helper.make_node("Identity", [value], [result])],
+        output=[onnx.ValueInfoProto(name=result)],
+    )

@@ -1,0 +1,148 @@
+"""What float layers would buy: the switched model against one that really leaves the layer in float."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
+from onnx import numpy_helper
+
+import qcompile
+from qcompile.compiler.context import SilentProgress
+from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.report import FloatGains
+from qcompile.compiler.verification.gains import measure_gains
+from qcompile.compiler.verification.noise import runner
+from qcompile.runtime.providers import CPU
+from tests.verification.qdq_models import Builder
+
+Sample = dict[str, np.ndarray[Any, Any]]
+
+
+def convolutions(folder: Path) -> tuple[Path, list[Sample]]:
+    """Four convolutions with BatchNorm and Relu in a row; the second has one channel of large weights."""
+    random = np.random.default_rng(1)
+    nodes, weights, before = [], [], "x"
+    for i in range(4):
+        weight = random.standard_normal((16, 16, 3, 3)).astype(np.float32) / 12
+        weight[:, 0] *= 40 if i == 1 else 1
+        norm = [np.abs(random.standard_normal(16)) + 0.5 for _ in range(4)]
+        names = [f"{n}{i}" for n in ("gamma", "beta", "mean", "variance")]
+        weights += [numpy_helper.from_array(a.astype(np.float32), n) for n, a in zip(names, norm, strict=True)]
+        weights.append(numpy_helper.from_array(weight, f"w{i}"))
+        nodes += [
+            h.make_node("Conv", [before, f"w{i}"], [f"c{i}"], name=f"conv{i}", pads=[1, 1, 1, 1]),
+            h.make_node("BatchNormalization", [f"c{i}", *names], [f"n{i}"], name=f"norm{i}"),
+            h.make_node("Relu", [f"n{i}"], [f"r{i}"], name=f"relu{i}"),
+        ]
+        before = f"r{i}"
+    nodes.append(h.make_node("GlobalAveragePool", [before], ["y"], name="pool"))
+    shape = [1, 16, 24, 24]
+    graph = h.make_graph(
+        nodes, "convs", [h.make_tensor_value_info("x", T.FLOAT, shape)],
+        [h.make_tensor_value_info("y", T.FLOAT, [1, 16, 1, 1])], weights,
+    )  # fmt: skip
+    path = folder / "convs.onnx"
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 21)], ir_version=10), path)
+    return path, [{"x": random.standard_normal(shape).astype(np.float32)} for _ in range(8)]
+
+
+def sqnr(exact: Path, compiled: Path, samples: list[Sample]) -> float:
+    expected, given = (np.stack([runner(p, CPU)(s)["y"] for s in samples]) for p in (exact, compiled))
+    return float(10 * np.log10((expected**2).sum() / ((expected - given) ** 2).sum()))
+
+
+def found_gains(artifact: qcompile.Artifact) -> FloatGains:
+    assert artifact.report.float_gains is not None
+    return artifact.report.float_gains
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[qcompile.Artifact, list[Sample]]:
+    model, samples = convolutions(tmp_path_factory.mktemp("convs"))
+    return qcompile.compile(model, calibration=samples), samples
+
+
+class TestConvolutions:
+    def test_the_gain_is_that_of_a_model_which_keeps_the_layer_in_float(
+        self, compiled: tuple[qcompile.Artifact, list[Sample]], tmp_path: Path
+    ) -> None:
+        artifact, samples = compiled
+        model, gains = Path(artifact.report.model), found_gains(artifact)
+        few = samples[: gains.samples]
+        before = sqnr(model, artifact.path, few)
+        assert gains.sqnr == pytest.approx(before, abs=0.2)
+        assert {g.node for g in gains.gains} >= {f"conv{i}" for i in range(4)}
+        for record in gains.gains[:2]:
+            kept = qcompile.compile(
+                model, calibration=samples, output=tmp_path / f"{record.node}.onnx", prove=False,
+                overrides=[f"place-int8.keep-float=[{record.node}]"],
+            )  # fmt: skip
+            assert record.gain == pytest.approx(sqnr(model, kept.path, few) - before, abs=0.3)
+
+    def test_gains_are_sorted_and_know_what_float_costs(self, compiled: tuple[qcompile.Artifact, list[Sample]]) -> None:
+        gains = found_gains(compiled[0])
+        assert [g.gain for g in gains.gains] == sorted((g.gain for g in gains.gains), reverse=True)
+        assert all(g.float_ms is not None for g in gains.gains)
+        assert next(g for g in gains.gains if g.node == "conv0").float_ms > 0  # type: ignore[operator]
+
+    def test_the_setting_can_be_pasted(self, compiled: tuple[qcompile.Artifact, list[Sample]], tmp_path: Path) -> None:
+        artifact, samples = compiled
+        gains = found_gains(artifact)
+        assert gains.proposed
+        option, quoted = gains.setting.split(" ", 1)
+        assert option == "--set"
+        assert json.loads(quoted.strip("'").partition("=")[2]) == gains.proposed
+        again = qcompile.compile(
+            artifact.report.model, calibration=samples, output=tmp_path / "again.onnx", overrides=[quoted.strip("'")]
+        )
+        assert set(gains.proposed) <= {record.node for record in again.report.kept_float}
+        assert found_gains(again).sqnr >= gains.sqnr + gains.together - 0.3
+        assert all(f'"{node}"' in found_gains(again).setting for node in gains.proposed if found_gains(again).proposed)
+
+
+def test_a_float_layer_gives_the_noise_of_the_others(tmp_path: Path) -> None:
+    """y = x w1 w2, both weights rounded coarsely: with both in float nothing is left but what x loses."""
+    random = np.random.default_rng(0)
+    w1, w2 = (random.standard_normal((8, 8)).astype(np.float32) for _ in range(2))
+    exact, rounded = Builder(), Builder()
+    for builder, step in ((exact, 0.0), (rounded, 0.5)):
+        for name, w in (("w1", w1), ("w2", w2)):
+            builder.constant(name, (np.rint(w / step) * step).astype(np.float32) if step else w)
+        builder.node("MatMul", ["x", "w1"], "a")
+        builder.node("MatMul", ["a", "w2"], "y")
+    for builder, name in ((exact, "float.onnx"), (rounded, "rounded.onnx")):
+        onnx.save(builder.model({"x": [4, 8]}, ["y"]), tmp_path / name)
+    units = {f"n_{v}": Unit(f"n_{v}", "MatMul", Form.INPUTS, (None, None), v) for v in ("a", "y")}
+    samples = [{"x": random.standard_normal((4, 8)).astype(np.float32)} for _ in range(3)]
+    models = tmp_path / "float.onnx", tmp_path / "rounded.onnx"
+    found = measure_gains(models, units, [], runner(models[0], CPU), samples, None, SilentProgress())
+    assert found is not None
+    x = np.concatenate([s["x"] for s in samples]).astype(np.float64)
+    r1, r2 = (np.rint(w / 0.5) * 0.5 for w in (w1, w2))
+
+    def noise(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+        y = x @ w1 @ w2
+        return 10 * math.log10((y**2).sum() / ((y - x @ a @ b) ** 2).sum())
+
+    assert found.sqnr == pytest.approx(noise(r1, r2), abs=1e-3)
+    gains = {g.node: g.gain for g in found.gains}
+    assert gains["n_a"] == pytest.approx(noise(w1, r2) - noise(r1, r2), abs=1e-3)
+    assert gains["n_y"] == pytest.approx(noise(r1, w2) - noise(r1, r2), abs=1e-3)
+    assert found.proposed == [g.node for g in found.gains if g.gain >= 0.5]
+    assert all(g.float_ms is None for g in found.gains)
+
+
+def test_nothing_to_measure_is_no_finding(tmp_path: Path) -> None:
+    builder = Builder()
+    builder.node("Neg", ["x"], "y")
+    onnx.save(builder.model({"x": [2]}, ["y"]), tmp_path / "m.onnx")
+    models = tmp_path / "m.onnx", tmp_path / "m.onnx"
+    assert measure_gains(models, {}, [], runner(models[0], CPU), [], None, SilentProgress()) is None
