@@ -2,7 +2,7 @@
 # make test   the whole suite
 # make lint   formatting, lint, types
 # make docs   the documentation site, in site/
-# make bench  the benchmarks (an hour on two cores), into benchmarks/results/
+# make bench  the benchmarks (an hour or two on two cores), into benchmarks/results/ and docs/benchmarks.md
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,9 +27,9 @@ docs: .venv/installed-dev
 
 bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.kernels
-	$(BIN)/python -m benchmarks.accuracy
-	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.recipes
 	$(BIN)/python -m benchmarks.compile
+	$(BIN)/python -m benchmarks.tables
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,1 +1,1 @@
-"""Benchmarks: qcompile beside onnxruntime.quantization, on the zoo of the tests. They are not tests."""
+"""Benchmarks: qcompile beside other quantizers, on the zoo of the tests. They are not tests."""

@@ -13,16 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.record import save, table
-from benchmarks.variants import preprocess, quantize_static
+from benchmarks.record import save
+from benchmarks.tables import compiling
+from benchmarks.variants import preprocess, quantize_static, read
 from tests.zoo import MODELS
-from tests.zoo.model import Sample
 
 _COUNTS = (64, 256, 1024)
 _MODELS = ("efficientnet-lite0", "all-minilm-l6-v2")
@@ -43,7 +42,7 @@ def once(tool: str, model: Path, samples: Path, out: Path) -> dict[str, float]:
     find_recipe("int8-static").passes()
     start = time.perf_counter()
     if tool == "ORT static":
-        quantize_static(model, out, _read(samples))
+        quantize_static(model, out, read(samples))
     else:
         prove = tool == "qcompile with proofs"
         qcompile.compile(model, "int8-static", calibration=samples, output=out, overwrite=True, prove=prove)
@@ -81,23 +80,7 @@ def main(names: list[str]) -> None:
         print(MODELS[name].title, flush=True)
         rows += measure(name, _COUNTS)
     print(save("compile", rows, {"repeats": _REPEATS}))
-    cells = []
-    for row in rows:
-        [ort] = [
-            r for r in rows if (r["model"], r["samples"], r["tool"]) == (row["model"], row["samples"], "ORT static")
-        ]
-        cells.append(
-            [
-                MODELS[row["model"]].title,
-                str(row["samples"]),
-                row["tool"],
-                f"{row['seconds']:.1f}",
-                f"{row['seconds'] / ort['seconds']:.2f}",
-                f"{row['peak_mib']:.0f}",
-                f"{row['peak_mib'] / ort['peak_mib']:.2f}",
-            ]
-        )
-    print(table(["Model", "samples", "", "s", "of ORT's time", "peak MiB", "of ORT's memory"], cells))
+    print(compiling())
 
 
 def _peak_mib() -> float:
@@ -113,12 +96,6 @@ def _in_process(tool: str, model: Path, samples: Path, out: Path) -> dict[str, f
         raise RuntimeError(f"{tool} failed: {done.stderr[-2000:]}")
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
-
-
-def _read(folder: Path) -> Iterator[Sample]:
-    for file in sorted(folder.glob("*.npz")):
-        with np.load(file) as arrays:
-            yield {name: arrays[name] for name in arrays.files}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def save(name: str, rows: Sequence[dict[str, Any]], notes: dict[str, Any]) -> Path:
-    """Write benchmarks/results/`name`.json."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def save(name: str, rows: Sequence[dict[str, Any]], notes: dict[str, Any], file: str = "") -> Path:
+    """Write what benchmarks/`name`.py found to benchmarks/results/`file or name`.json."""
+    path = RESULTS / f"{file or name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": machine(),
         "versions": {p: version(p) for p in ("qcompile", "onnx", _runtime(), "numpy")},
         **notes,
@@ -62,6 +63,8 @@ def _runtime() -> str:
     return "onnxruntime-gpu"
 
 
-def _commit() -> str:
+@cache
+def commit() -> str:
+    """The commit that is measured."""
     done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"

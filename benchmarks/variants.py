@@ -1,52 +1,80 @@
-"""The same model four ways: float, what ONNX Runtime's own tool makes of it, and what qcompile makes of it.
+"""Every form in which a model of the zoo is measured, and how its file is made.
 
+- `float`: the model as it is.
 - `ORT static`: quantize_static as its documentation advises: preprocessed, Q/DQ, uint8 activations, int8 weights per
-  channel, min-max.
-- `ORT tuned`: the same, restricted to Conv, MatMul and Gemm, as an engineer does when the default loses accuracy.
-- `ORT dynamic`: quantize_dynamic with int8 weights.
-- `qcompile`: the recipe int8-static, same samples.
+  channel, min-max. `ORT tuned`: the same, restricted to Conv, MatMul and Gemm, as an engineer does when the default
+  loses accuracy. `ORT dynamic`: quantize_dynamic with int8 weights.
+- The peers of benchmarks/peers, each as its documentation says.
+- qcompile's recipes under their own names, with their defaults.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import inspect
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.zoo.model import Sample, ZooModel
+import numpy as np
 
-FLOAT, STATIC, TUNED, DYNAMIC, OURS = "float", "ORT static", "ORT tuned", "ORT dynamic", "qcompile"
-VARIANTS = (FLOAT, STATIC, TUNED, DYNAMIC, OURS)
+from benchmarks.peers import PEERS
+from tests.zoo.model import Sample
 
-
-def build(model: ZooModel, folder: Path) -> dict[str, Path | str]:
-    """Every variant of `model` as a file in `folder`, or why it could not be made."""
-    samples = model.calibration(model.calibration_count)
-    prepared = preprocess(model.path(), folder / "preprocessed.onnx")
-    makers: dict[str, Callable[[Path], object]] = {
-        STATIC: lambda out: quantize_static(prepared, out, samples),
-        TUNED: lambda out: quantize_static(prepared, out, samples, only=("Conv", "MatMul", "Gemm")),
-        DYNAMIC: lambda out: quantize_dynamic(prepared, out),
-        OURS: lambda out: compile_ours(model.path(), out, samples),
-    }
-    files: dict[str, Path | str] = {FLOAT: model.path()}
-    for name, make in makers.items():
-        out = folder / f"{name.replace(' ', '-')}.onnx"
-        try:
-            make(out)
-            files[name] = out
-        except Exception as error:
-            files[name] = f"{type(error).__name__}: {error}"
-    return files
+FLOAT = "float"
+TARGETS = {"fp8-static": "tensorrt"}
+"""Recipes that are not for the target `cpu`; their files run on the CPU provider all the same, only not faster."""
 
 
-def compile_ours(source: Path, out: Path, samples: list[Sample]) -> None:
-    """qcompile without its proofs: the file is the same."""
-    import qcompile
+@dataclass(frozen=True)
+class Variant:
+    """One form of a model.
 
-    qcompile.compile(source, "int8-static", calibration=samples, output=out, overwrite=True, prove=False)
+    Attributes:
+        kind: "float", "ORT", "peer" or "recipe".
+        make: writes the file from the float file and a folder of samples; seconds, without imports where that matters.
+        stamp: what decides the bytes of the file besides model and samples, as text.
+        entries: session options without which the file loses its meaning.
+        timed: whether its speed on the CPU provider says something.
+    """
+
+    name: str
+    kind: str
+    make: Callable[[Path, Path, Path], float]
+    stamp: Callable[[], str]
+    entries: dict[str, str] = field(default_factory=dict)
+    timed: bool = True
+
+
+@cache
+def variants() -> dict[str, Variant]:
+    """All of them, in the order of the tables."""
+    from qcompile.frontends.builtin_recipes import recipe_names
+
+    found = [Variant(FLOAT, "float", _linked, str)]
+    for name, make in (("ORT static", _ort_static), ("ORT tuned", _ort_tuned), ("ORT dynamic", _ort_dynamic)):
+        found.append(Variant(name, "ORT", make, partial(_ort_stamp, make)))
+    for peer in PEERS.values():
+        stamp = f"{peer.requirements} {peer.alone} {peer.script.read_text(encoding='utf-8')}"
+        found += [
+            Variant(title, "peer", partial(peer.quantize, preset), partial(str, stamp + preset))
+            for title, preset in peer.presets.items()
+        ]
+    found += [_recipe(name) for name in recipe_names()]
+    return {variant.name: variant for variant in found}
+
+
+def read(folder: Path) -> Iterator[Sample]:
+    """The samples in a folder of .npz files, one at a time."""
+    for file in sorted(folder.glob("*.npz")):
+        with np.load(file) as arrays:
+            yield {name: arrays[name] for name in arrays.files}
 
 
 def preprocess(source: Path, out: Path) -> Path:
@@ -88,10 +116,72 @@ def quantize_static(source: Path, out: Path, samples: Iterable[Sample], only: tu
     )
 
 
-def quantize_dynamic(source: Path, out: Path) -> None:
+def _linked(model: Path, samples: Path, out: Path) -> float:
+    out.symlink_to(model)
+    return 0.0
+
+
+def _ort_static(model: Path, samples: Path, out: Path, only: tuple[str, ...] = ()) -> float:
+    prepared = preprocess(model, out.with_name("preprocessed.onnx"))
+    start = time.perf_counter()
+    quantize_static(prepared, out, read(samples), only)
+    return time.perf_counter() - start
+
+
+def _ort_tuned(model: Path, samples: Path, out: Path) -> float:
+    return _ort_static(model, samples, out, ("Conv", "MatMul", "Gemm"))
+
+
+def _ort_dynamic(model: Path, samples: Path, out: Path) -> float:
     from onnxruntime import quantization
 
-    quantization.quantize_dynamic(source, out, weight_type=quantization.QuantType.QInt8)
+    prepared = preprocess(model, out.with_name("preprocessed.onnx"))
+    start = time.perf_counter()
+    quantization.quantize_dynamic(prepared, out, weight_type=quantization.QuantType.QInt8)
+    return time.perf_counter() - start
+
+
+def _ort_stamp(make: Callable[..., float]) -> str:
+    sources = (make, _ort_static, quantize_static, preprocess)
+    return version("onnx") + _runtime_version() + "".join(inspect.getsource(s) for s in sources)
+
+
+def _recipe(name: str) -> Variant:
+    from qcompile.compiler.targets import target_named
+    from qcompile.runtime.providers import session_entries
+
+    target = TARGETS.get(name, "cpu")
+
+    def make(model: Path, samples: Path, out: Path) -> float:
+        import qcompile
+        from qcompile.frontends.builtin_recipes import find_recipe
+
+        find_recipe(name).passes()  # imports
+        start = time.perf_counter()
+        qcompile.compile(model, name, calibration=samples, target=target, output=out, overwrite=True, prove=False)
+        return time.perf_counter() - start
+
+    entries = session_entries(target_named(target).providers[0])
+    return Variant(name, "recipe", make, lambda: name + target + _sources(), entries, timed=target == "cpu")
+
+
+@cache
+def _sources() -> str:
+    """A digest of qcompile's own code and recipes, and of what it stands on."""
+    import qcompile
+
+    root = Path(qcompile.__file__).parent
+    digest = hashlib.sha256("".join(version(p) for p in ("onnx", "onnx-ir", "numpy")).encode())
+    digest.update(_runtime_version().encode())
+    for file in sorted(f for f in root.rglob("*") if f.suffix in (".py", ".yaml")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _runtime_version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
 
 
 def _with_per_channel_opset(source: Path, out: Path) -> Path:

@@ -7,7 +7,14 @@ from tests.zoo.minilm import MiniLM
 from tests.zoo.model import ZooModel
 from tests.zoo.ppocr import PPOCRDetection, PPOCRRecognition
 from tests.zoo.silero import SileroSequence, SileroStep
+from tests.zoo.smollm2 import SmolLM2, SmolLM2Permuted
 
 MODELS: dict[str, type[ZooModel]] = {
     m.name: m for m in (EfficientNetLite0, MiniLM, PPOCRRecognition, PPOCRDetection, SileroSequence, SileroStep)
 }
+"""Small enough for every test."""
+
+LARGE_MODELS: dict[str, type[ZooModel]] = {m.name: m for m in (SmolLM2, SmolLM2Permuted)}
+"""Hundreds of megabytes each: for benchmarks, and for tests that ask for one of them."""
+
+ALL_MODELS = MODELS | LARGE_MODELS

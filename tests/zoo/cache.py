@@ -90,11 +90,11 @@ def unpack(archive: Path, folder: Path) -> None:
             t.extractall(folder)
 
 
-def exported(name: str, module: str) -> Path:
-    """The ONNX file that `python -m module PATH` writes; torch stays out of the calling process."""
+def exported(name: str, module: str, *arguments: str) -> Path:
+    """The ONNX file that `python -m module PATH arguments` writes; torch stays out of the calling process."""
 
     def export(path: Path) -> None:
-        _run([sys.executable, "-m", module, str(path)], f"the export of {name}")
+        _run([sys.executable, "-m", module, str(path), *arguments], f"the export of {name}")
 
     return made(f"models/{name}.onnx", export)
 

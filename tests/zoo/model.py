@@ -22,7 +22,8 @@ class ZooModel(ABC):
     Attributes:
         name: short name, also the file name in the cache.
         title: for tables.
-        metric_name: what `metric` measures; higher is better.
+        metric_name: what `metric` measures.
+        lower_is_better: of the metric, such as a perplexity.
         allowed_drop: how much of the metric the int8 model may lose on the packaged data.
         allowed_size: how large the int8 file may be, of the float one.
         least_units: how many operations must run in int8 at least.
@@ -32,6 +33,7 @@ class ZooModel(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     metric_name: ClassVar[str]
+    lower_is_better: ClassVar[bool] = False
     allowed_drop: ClassVar[float]
     allowed_size: ClassVar[float] = 0.33
     least_units: ClassVar[int]
@@ -47,7 +49,11 @@ class ZooModel(ABC):
 
     @abstractmethod
     def metric(self, run: Run) -> float:
-        """The task metric of a model, higher is better."""
+        """The task metric of a model."""
+
+    def loss(self, before: float, after: float) -> float:
+        """How much worse the metric got; below zero it is a gain."""
+        return after - before if self.lower_is_better else before - after
 
     @property
     @abstractmethod
@@ -62,14 +68,20 @@ class ZooModel(ABC):
     def timing_sample(self) -> Sample:
         """One sample at batch 1, on which latency is measured."""
 
+    def timing_samples(self) -> dict[str, Sample]:
+        """All samples on which latency is measured, by what they are; more than one where the use has phases."""
+        return {"": self.timing_sample()}
 
-def runner(path: Path, threads: int = 2) -> Run:
-    """`path` on the CPU provider of stock ONNX Runtime."""
+
+def runner(path: Path, threads: int = 2, entries: Mapping[str, str] | None = None) -> Run:
+    """`path` on the CPU provider of stock ONNX Runtime; `entries` are more session options."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    for entry, value in (entries or {}).items():
+        options.add_session_config_entry(entry, value)
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
 

@@ -55,7 +55,7 @@ class SileroSequence(ZooModel):
 
 class SileroStep(ZooModel):
     name = "silero-vad-step"
-    title = "Silero VAD, one frame, weights inside an If"
+    title = "Silero VAD, one frame"
     metric_name = "area under the ROC curve"
     allowed_drop = 0.01
     allowed_size = 1.01
