@@ -27,6 +27,7 @@ class Form(StrEnum):
     ROWS = "int8 rows, looked up"
     DYNAMIC = "int8 weights, inputs quantized as it runs"
     BLOCKS = "int8 blocks, inputs quantized by row"
+    WEIGHTS = "int8 weights, float arithmetic"
 
     @property
     def low_precision(self) -> bool:
@@ -46,6 +47,7 @@ class Unit:
         activation: name of the Relu or Clip node that the output's range expresses, or None.
         output: name of the value that leaves the unit, after bias and activation.
         weight_spec: what the codes of its weight shall be, or None without one.
+        state_weight, state_spec: the same for the second weight of a recurrent operator, which its state meets.
     """
 
     node: str
@@ -57,6 +59,8 @@ class Unit:
     bias: str | None = None
     activation: str | None = None
     weight_spec: QuantSpec | None = field(default=None, repr=False)
+    state_weight: str | None = field(default=None, repr=False)
+    state_spec: QuantSpec | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

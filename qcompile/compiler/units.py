@@ -38,7 +38,7 @@ class Candidate:
 
     @property
     def output(self) -> ir.Value:
-        return (self.activation or self.bias or self.node).outputs[0]
+        return result(self.activation or self.bias or self.node)
 
     @property
     def nodes(self) -> list[ir.Node]:
@@ -50,13 +50,20 @@ class Candidate:
         return list(dict.fromkeys(v for v in values if v is not None and not is_constant(v)))
 
 
+def result(node: ir.Node) -> ir.Value:
+    """The first output that `node` really has; a recurrent operator may leave out its sequence."""
+    return next((v for v in node.outputs if v.name), node.outputs[0])
+
+
 def weight_spec(node: ir.Node, row: Row, form: Form, target: Target, block: int | None = None) -> QuantSpec | None:
-    """What the codes of a node's weight shall be in `form`: blocks along what is summed over, or one scale for
-    each output channel. None without a weight.
+    """What the codes of a node's weight shall be in `form`: blocks along what is summed over, one scale for each
+    row of a recurrent operator, or one for each output channel. None without a weight.
 
     Args:
         block: weights that share a scale in the form BLOCKS; left out, the target's.
     """
+    if row.state_weight is not None:
+        return recurrent_spec(node, row.weight, target)
     if row.weight is None or row.weight_axis is None:
         return None
     axis = row.weight_axis(node)
@@ -64,29 +71,42 @@ def weight_spec(node: ir.Node, row: Row, form: Form, target: Target, block: int 
     return replace(target.weight, granularity=grain)
 
 
+def recurrent_spec(node: ir.Node, position: int | None, target: Target) -> QuantSpec | None:
+    """One scale for each direction and row of a recurrent weight [directions, rows, columns]."""
+    weight = node.inputs[position] if position is not None else None
+    columns = weight.shape[2] if weight is not None and weight.shape is not None else None
+    return replace(target.weight, granularity=PerBlock(2, columns)) if isinstance(columns, int) else None
+
+
 def unit_reading_float(candidate: Candidate, form: Form, target: Target, block: int | None = None) -> Unit:
-    """The unit of a candidate in a form that reads and writes float: DYNAMIC, BLOCKS or ROWS.
+    """The unit of a candidate in a form that reads and writes float: DYNAMIC, BLOCKS, ROWS or WEIGHTS.
 
     Args:
         block: weights that share a scale in the form BLOCKS; left out, the target's.
     """
     node, row = candidate.node, candidate.row
-    weight = node.inputs[row.weight] if row.weight is not None else None
+    weight, state = (node.inputs[p] if p is not None else None for p in (row.weight, row.state_weight))
     return Unit(
         node=str(node.name),
         op_type=node.op_type,
         form=form,
         inputs=tuple(None for _ in node.inputs),
-        output=name_of((candidate.bias or node).outputs[0]),
+        output=name_of(result(candidate.bias or node)),
         weight=name_of(weight) if weight is not None else None,
         bias=str(candidate.bias.name) if candidate.bias else None,
         weight_spec=weight_spec(node, row, form, target, block),
+        state_weight=name_of(state) if state is not None else None,
+        state_spec=recurrent_spec(node, row.state_weight, target),
     )
 
 
 def work(candidate: Candidate, inputs: float, outputs: float) -> Work:
     """The work of one execution, from the elements that it reads and writes."""
     row, node = candidate.row, candidate.node
+    if row.weight is not None and row.state_weight is not None:
+        weights = [node.inputs[p] for p in (row.weight, row.state_weight)]
+        size, steps = sum(map(elements, weights)), inputs / _columns(weights[0])
+        return Work(steps * size, steps * size / sum(map(_columns, weights)), inputs, size)
     if row.weight is not None and node.op_type in ("Conv", "MatMul", "Gemm") and row.weight_axis is not None:
         weight = node.inputs[row.weight]
         assert weight is not None
@@ -100,6 +120,11 @@ def work(candidate: Candidate, inputs: float, outputs: float) -> Work:
         products = float(inner) if isinstance(inner, int) else inputs / outputs**0.5
         return Work(outputs * products, outputs, inputs)
     return Work(0.0, outputs, inputs)
+
+
+def _columns(weight: ir.Value | None) -> float:
+    last = weight.shape[-1] if weight is not None and weight.shape is not None else 1
+    return float(last) if isinstance(last, int) else 1.0
 
 
 def elements(value: ir.Value | None) -> float:
@@ -142,7 +167,7 @@ def candidates(graph: ir.Graph, target: Target) -> list[Candidate]:
 
 def _computes_integers(node: ir.Node) -> bool:
     """Whether it handles shapes, indices or flags, which are none of quantization's business."""
-    dtype = node.outputs[0].dtype
+    dtype = result(node).dtype
     return dtype is not None and not dtype.is_floating_point()
 
 
@@ -178,9 +203,9 @@ def _obstacle(node: ir.Node, row: Row, positions: tuple[int, ...]) -> str:
     failed = next((c.reason for c in row.conditions if not c.holds(node)), "")
     if failed:
         return failed
-    involved = [node.outputs[0], *(node.inputs[p] for p in positions)]
+    involved = [result(node), *(node.inputs[p] for p in positions)]
     if row.weight is not None:
-        involved.append(node.inputs[row.weight])
+        involved += [node.inputs[p] for p in (row.weight, row.state_weight) if p is not None]
     if not all(is_float32(v) for v in involved):
         return "it does not compute in float32"
     if row.weight is None and all(is_constant(node.inputs[p]) for p in positions):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext, Sample
@@ -85,25 +86,34 @@ def int8(
 ) -> Lowered:
     """Compile, by default for a CPU on which float is endlessly slow. `options`: pass.option=value; `passes` stand
     in the place of a recipe."""
-    model = model_of(text, dict(weights))
-    proto = ir.to_proto(model)
+    proto = ir.to_proto(model_of(text, dict(weights)))
+    return compiled(proto, samples, *options, target=target, recipe=recipe, passes=passes)
+
+
+def compiled(
+    proto: onnx.ModelProto,
+    samples: Sequence[Sample],
+    *options: str,
+    target: Target | None = None,
+    recipe: Recipe | None = None,
+    passes: Sequence[Pass] | None = None,
+) -> Lowered:
+    """As `int8`, for a model that was made otherwise."""
     steps = passes or (recipe or find_recipe("int8-static")).with_overrides(options).passes()
-    compiled = compile_in_memory(proto, samples, steps, target or eager_target())
+    done = compile_in_memory(proto, samples, steps, target or eager_target())
     runs = {}
     feeds: Arrays = dict(samples[0])
     for state, (data, optimized) in {
         "expected": (proto.SerializeToString(), False),
-        "plain": (compiled.data, False),
-        "optimized": (compiled.data, True),
+        "plain": (done.data, False),
+        "optimized": (done.data, True),
     }.items():
         opened = session(data, optimized=optimized)
         known = {i.name for i in opened.get_inputs()}
         names = [o.name for o in opened.get_outputs()]
         runs[state] = dict(zip(names, opened.run(names, {k: v for k, v in feeds.items() if k in known}), strict=True))
-    import onnx
-
-    lowered = ir.from_proto(onnx.load_from_string(compiled.data))
-    return Lowered(lowered, compiled.data, compiled.context, **runs, float_model=model)
+    lowered = ir.from_proto(onnx.load_from_string(done.data))
+    return Lowered(lowered, done.data, done.context, **runs, float_model=ir.from_proto(proto))
 
 
 def check(result: Lowered, least: float = 22.0) -> None:

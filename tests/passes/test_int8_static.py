@@ -48,6 +48,13 @@ g (int64[N,4] ids, float[N,4,6] mask, bool c) => (float[N,4,6] y) {
   >
 }"""
 
+SPEECH = """<ir_version: 8, opset_import: ["": 17]>
+g (float[T,N,3] x) => (float[1,N,2] y) {
+  s, h = LSTM <hidden_size = 2> (x, w, r, b)
+  q = Squeeze (s, one)
+  u, y = GRU <hidden_size = 2> (q, v, p)
+}"""
+
 State = tuple[str, str]
 """The graph, and the statistics with the plan."""
 
@@ -63,10 +70,14 @@ MODEL_OF_PASS = {
     "place-dynamic": TEXT,
     "lower-dynamic": TEXT,
     "lower-blocks": TEXT,
+    "lower-dynamic-lstm": SPEECH,
+    "lower-weights": SPEECH,
 }
 RECIPE_OF_PASS = {
     "place-dynamic": ("int8-dynamic",),
     "lower-dynamic": ("int8-dynamic",),
+    "lower-dynamic-lstm": ("int8-dynamic",),
+    "lower-weights": ("int8-dynamic",),
     "lower-blocks": ("int8-dynamic", "place-dynamic.per-token=true"),
 }
 """Where it is not int8-static: the recipe and what is changed of it."""
@@ -82,6 +93,15 @@ def inputs(text: str) -> tuple[Arrays, Samples]:
     if text is IMAGE:
         weights = {"w": whole(4, 3, 3, 3), "b": whole(4), "v": whole(4, 4, 1, 1), "g": whole(4, 5), "h": whole(5)}
         return weights, Samples([{"x": whole(n, 3, 8, 8)} for n in (1, 2)])
+    if text is SPEECH:
+        weights = {
+            "w": whole(1, 8, 3),
+            "r": whole(1, 8, 2),
+            "b": whole(1, 16),
+            "v": whole(1, 6, 2),
+            "p": whole(1, 6, 2),
+        }
+        return weights | {"one": np.array([1])}, Samples([{"x": whole(4, n, 3)} for n in (1, 2)])
     weights = {
         "table": whole(9, 6),
         "w": whole(6, 6),

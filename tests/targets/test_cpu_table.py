@@ -61,6 +61,10 @@ def _gather() -> onnx.ModelProto:
     return model
 
 
+def _recurrent(op_type: str, gates: int) -> onnx.ModelProto:
+    return _graph(op_type, [[5, 1, 6], _weight(1, gates * 8, 6) / 3, _weight(1, gates * 8, 8) / 3], hidden_size=8)
+
+
 CASES: dict[tuple[str, str], onnx.ModelProto] = {
     ("Conv", "depthwise"): _graph("Conv", [IMAGE, _weight(8, 1, 3, 3), _weight(8)], group=8, pads=[1, 1, 1, 1]),
     ("Conv", "image input"): _graph("Conv", [[1, 3, 8, 8], _weight(8, 3, 3, 3)]),
@@ -69,6 +73,8 @@ CASES: dict[tuple[str, str], onnx.ModelProto] = {
     ("MatMul", "constant weight"): _graph("MatMul", [[1, 6, 16], _weight(16, 8)]),
     ("MatMul", "two activations"): _graph("MatMul", [[2, 6, 16], [2, 16, 6]]),
     ("Gemm", ""): _graph("Gemm", [[4, 16], _weight(8, 16), _weight(8)], transB=1),
+    ("LSTM", ""): _recurrent("LSTM", 4),
+    ("GRU", ""): _recurrent("GRU", 3),
     ("Gather", "rows of a constant table"): _gather(),
     ("Add", ""): _graph("Add", [IMAGE, IMAGE]),
     ("Mul", ""): _graph("Mul", [IMAGE, [1, 8, 1, 1]]),
@@ -136,7 +142,7 @@ def test_every_row_has_a_graph() -> None:
 
 def _recipe(form: Form) -> Recipe:
     """The packaged recipe that places `form`."""
-    if form in (Form.DYNAMIC, Form.BLOCKS):
+    if form in (Form.DYNAMIC, Form.BLOCKS, Form.WEIGHTS):
         return find_recipe("int8-dynamic").with_overrides([f"place-dynamic.per-token={form is Form.BLOCKS}".lower()])
     return find_recipe("int8-static").with_overrides(["place-int8.activation-products=true"])
 

@@ -71,6 +71,10 @@ _PLAIN_GEMM = Condition(
         and not n.attributes.get_int("transA", 0)
     ),
 )
+_CONSTANT_WEIGHTS = Condition(
+    "its weights are not constants", lambda n: is_constant(n.inputs[1]) and is_constant(n.inputs[2])
+)
+_TIME_MAJOR = Condition("the runtime has no kernel for layout 1", lambda n: n.attributes.get_int("layout", 0) == 0)
 _ROW_BIAS = Condition("its bias is not one value for each output column", _is_row)
 _MATRIX_WEIGHT = Condition("its weight is not a matrix", lambda n: rank(n.inputs[1]) == 2)
 _FLOAT_DATA = Condition(
@@ -205,6 +209,32 @@ CPU = Target(
             bias=2,
             conditions=(_CONSTANT_WEIGHT, _CONSTANT_BIAS, _ROW_BIAS, _PLAIN_GEMM),
             lowering=_LOWERING,
+        ),
+        Row(
+            op_type="LSTM",
+            float_cost=Cost(0.031, 4.0, 12000),
+            forms={Form.DYNAMIC: Cost(0.0100, 4.0, 13000)},
+            kernels=("DynamicQuantizeLSTM",),
+            evidence=_MEASURED + "; the input is quantized as a whole, the state anew at every step",
+            activations=(0,),
+            weight=1,
+            state_weight=2,
+            conditions=(_CONSTANT_WEIGHTS, _TIME_MAJOR),
+            lowering={Form.DYNAMIC: Lowering.DYNAMIC_LSTM},
+        ),
+        Row(
+            op_type="GRU",
+            float_cost=Cost(0.031, 4.0, 12000),
+            forms={Form.WEIGHTS: Cost(0.031, 4.0, 12000)},
+            kernels=("GRU",),
+            evidence="run: there is no int8 kernel of it. The file shrinks, time and memory stay: the runtime "
+            "multiplies codes by scales when it loads the model. (Behind a DequantizeLinear it would do so in every "
+            "run: 3 times the time for one step of 512 cells)",
+            activations=(0,),
+            weight=1,
+            state_weight=2,
+            conditions=(_CONSTANT_WEIGHTS,),
+            lowering={Form.WEIGHTS: Lowering.WEIGHTS},
         ),
         Row(
             op_type="Gather",

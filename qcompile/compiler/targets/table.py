@@ -62,7 +62,9 @@ class Lowering(StrEnum):
     QDQ = "QuantizeLinear / DequantizeLinear around the float operator"
     INTEGER_MATMUL = "com.microsoft::MatMulIntegerToFloat with scales and bias"
     ROWS = "rows of a table of codes, looked up and then scaled"
-    DYNAMIC = "com.microsoft::DynamicQuantizeMatMul, DynamicQuantizeLSTM"
+    DYNAMIC = "com.microsoft::DynamicQuantizeMatMul"
+    DYNAMIC_LSTM = "com.microsoft::DynamicQuantizeLSTM"
+    WEIGHTS = "codes times scale, multiplied when the model loads"
     BLOCKS = "com.microsoft::MatMulNBits of 8 bits"
 
 
@@ -83,6 +85,8 @@ class Row:
         activations: positions of the inputs that become codes; empty means every input.
         weight: position of the input that must be a constant and becomes int8 per channel, or None.
         weight_axis: the output-channel axis of the weight, given the node.
+        state_weight: position of the second weight of a recurrent operator; both then have one scale for each
+            direction and row.
         bias: position of the optional bias input, or None.
         same_params: inputs and output must share one scale and zero point (codes are moved, not computed).
         on_request: costs accuracy, so it is quantized only when the recipe asks for it.
@@ -103,6 +107,7 @@ class Row:
     activations: tuple[int, ...] = ()
     weight: int | None = None
     weight_axis: Callable[[ir.Node], int] | None = None
+    state_weight: int | None = None
     bias: int | None = None
     same_params: bool = False
     on_request: bool = False

@@ -109,6 +109,9 @@ def _lookup(
     if unit.form is Form.PASS:  # the runtime may move codes by another operator: two Slices as one Split
         kernels |= MOVES
     seen = list(_suspects(unit, graph, by_name))
+    if unit.form is Form.WEIGHTS:
+        node = next((n for n in seen if n.op_type in kernels), None)
+        return _record(unit, node.op_type if node else None, node is not None, "computes in float, as planned")
     for node in seen:
         if graph.computes_on_codes(node) and (node.op_type in kernels or not planned):
             return _record(unit, node.op_type, True)

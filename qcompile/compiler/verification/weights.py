@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.compiler.graph import graphs, rank
+from qcompile.compiler.graph import graphs, is_constant, rank
 from qcompile.compiler.params import dequantize
 from qcompile.compiler.plan import QuantPlan
 from qcompile.compiler.report import Histogram, LayerNoise, TensorBytes
@@ -21,7 +21,8 @@ _HOLDERS = {
     "Conv": "Conv weights", "ConvTranspose": "ConvTranspose weights", "Gather": "tables",
     "Gemm": "Gemm weights", "QGemm": "Gemm weights",
     "MatMul": "MatMul weights", "MatMulIntegerToFloat": "MatMul weights", "MatMulNBits": "MatMul weights",
-    "LSTM": "LSTM weights", "GRU": "GRU weights",
+    "DynamicQuantizeMatMul": "MatMul weights", "LSTM": "LSTM weights", "DynamicQuantizeLSTM": "LSTM weights",
+    "GRU": "GRU weights",
 }  # fmt: skip
 _THROUGH = ("DequantizeLinear", "Transpose", "Reshape", "Identity", "Cast", "Unsqueeze")
 
@@ -75,12 +76,18 @@ def _bytes_by_group(model: ir.Model) -> dict[str, int]:
     return dict(total)
 
 
+def _is_cast(value: ir.Value | None) -> bool:
+    node = value.producer() if value is not None else None
+    return node is not None and node.op_type == "Cast"
+
+
 def _group(value: ir.Value) -> str:
     """What a constant is for: the operator that reads it, also behind its DequantizeLinear or a reshaping."""
     for use in value.uses():
         node = use.node
         for _ in range(4):
-            if node.op_type not in _THROUGH or not node.outputs[0].uses():
+            restored = node.op_type == "Mul" and all(is_constant(v) or _is_cast(v) for v in node.inputs)
+            if not (restored or node.op_type in _THROUGH) or not node.outputs[0].uses():
                 break
             node = next(iter(node.outputs[0].uses())).node
         if node.op_type in _HOLDERS and (node.op_type != "Gather" or (rank(value) or 0) > 1):

@@ -2,6 +2,7 @@
 
     DYNAMIC   one scale for the whole input, from its own minimum and maximum; fastest
     BLOCKS    one scale for each row of the input and block of weights; outliers of one row hurt no other
+    WEIGHTS   where neither exists: int8 weights in the file, float arithmetic
 
 No statistics are needed, so no calibration data either. An operation that the target's table says would be
 slower than float stays float; work is counted from the shapes, an unknown dimension as 1.
@@ -58,7 +59,7 @@ class PlaceDynamic(Pass):
 
     def _preferred(self) -> tuple[Form, ...]:
         linear = (Form.BLOCKS, Form.DYNAMIC) if self.per_token else (Form.DYNAMIC, Form.BLOCKS)
-        return (*linear, Form.ROWS)
+        return (*linear, Form.ROWS, Form.WEIGHTS)
 
     def _refusal(self, candidate: Candidate, form: Form | None) -> str:
         name, row = str(candidate.node.name), candidate.row
@@ -72,7 +73,7 @@ class PlaceDynamic(Pass):
 
 def _slower(candidate: Candidate, form: Form) -> str:
     node, row = candidate.node, candidate.row
-    if form is Form.ROWS:
+    if form in (Form.ROWS, Form.WEIGHTS):
         return ""
     done = work(candidate, elements(node.inputs[0]), elements(candidate.output))
     if row.forms[form].time(done) <= row.float_cost.time(done):

@@ -30,6 +30,8 @@ from qcompile.compiler.units import Candidate, candidates, weight_spec, within_r
 from qcompile.errors import TargetError
 from qcompile.passes.quantize.activation_scales import ActivationScales
 
+_STATIC = {Form.FULL, Form.INPUTS, Form.PASS, Form.ROWS}
+
 
 class PlaceInt8(Pass):
     """Choose the operations that run in int8, and the scales of their activations."""
@@ -68,6 +70,8 @@ class PlaceInt8(Pass):
         pattern = next((p for p in self.keep_float if fnmatch.fnmatchcase(name, p)), None)
         if pattern is not None:
             return f"kept float by the option keep-float ('{pattern}')"
+        if _STATIC.isdisjoint(candidate.row.forms):
+            return "it has no form whose scales are fixed by calibration"
         if candidate.row.on_request and not self.activation_products:
             return "a product of two activations (option activation-products)"
         return candidate.obstacle

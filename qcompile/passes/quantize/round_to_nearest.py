@@ -23,6 +23,7 @@ from qcompile.compiler.graph import constant
 from qcompile.compiler.params import params_from_range, quantize, weight_range
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import QuantizedWeight, QuantPlan, Unit
+from qcompile.compiler.specs import QuantSpec
 from qcompile.compiler.targets.table import Row
 from qcompile.compiler.units import planned
 
@@ -38,23 +39,31 @@ class RoundToNearest(Pass):
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
+        weights = context.plan.weights
         for node, unit, row in planned(model, context):
             if unit.weight is not None and unit.weight_spec is not None:
-                context.plan.weights[unit.weight, unit.node] = quantized_weight(node, unit, row, context.plan)
+                weights[unit.weight, unit.node] = quantized_weight(node, unit, row, context.plan)
+            if unit.state_weight is not None and unit.state_spec is not None and row.state_weight is not None:
+                weights[unit.state_weight, unit.node] = _codes(node.inputs[row.state_weight], unit.state_spec)
         return False
 
 
 def quantized_weight(node: ir.Node, unit: Unit, row: Row, plan: QuantPlan) -> QuantizedWeight:
     """The codes of the weight of `unit`, which has one and a spec for it, on the grid of its range."""
-    spec = unit.weight_spec
-    weight = constant(node.inputs[row.weight]) if row.weight is not None else None
+    assert unit.weight_spec is not None
+    assert row.weight is not None
+    return _codes(node.inputs[row.weight], unit.weight_spec, _least_scale(unit, node, row, plan))
+
+
+def _codes(value: ir.Value | None, spec: QuantSpec, least: npt.NDArray[np.float32] | None = None) -> QuantizedWeight:
+    """Codes on the grid of the range, with scales of `least` and more."""
+    weight = constant(value)
     assert weight is not None
-    assert spec is not None
     low, high = weight_range(weight, spec)
     params = params_from_range(spec, low, high)
-    least = _least_scale(unit, node, row, plan)
-    silent = (low == 0) & (high == 0) & (least > 0)
-    params = replace(params, scale=np.where(silent, least, np.maximum(params.scale, least)))
+    if least is not None:
+        silent = (low == 0) & (high == 0) & (least > 0)
+        params = replace(params, scale=np.where(silent, least, np.maximum(params.scale, least)))
     return QuantizedWeight(params, quantize(weight, params).astype(spec.format.dtype.numpy()))
 
 
