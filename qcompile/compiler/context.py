@@ -14,6 +14,7 @@ from qcompile.compiler.plan import QuantPlan
 from qcompile.compiler.statistics import StatisticsTable
 
 if TYPE_CHECKING:
+    from qcompile.compiler.calibration_table import CalibrationTable
     from qcompile.compiler.codes import Codes
     from qcompile.compiler.passes import Pass, StatisticRequest
     from qcompile.compiler.report import Report
@@ -79,6 +80,7 @@ class CompileContext:
         held_out: samples kept away from calibration for the numeric proofs.
         moments: mean and deviation of values for each channel, as the BatchNormalization that wrote them knew
             (fold-batch-norm records them), by value name.
+        calibrated: the runs of calibration so far, as they go into a checkpoint or a table.
         following: the passes of the recipe behind the one that runs.
         checkpoint: where statistics are saved while calibration runs; None switches that off.
     """
@@ -90,6 +92,7 @@ class CompileContext:
     seed: int = 0
     progress: Progress = field(default_factory=SilentProgress)
     statistics: StatisticsTable = field(default_factory=StatisticsTable)
+    calibrated: CalibrationTable | None = None
     requests: list[StatisticRequest] = field(default_factory=list)
     moments: dict[str, Moments] = field(default_factory=dict)
     following: Sequence[Pass] = ()

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from qcompile.compiler.specs import QuantSpec
 
 Vector = npt.NDArray[np.float64]
 
@@ -51,6 +54,15 @@ class Statistic:
     components: tuple[Component, ...]
     axis: int | None = None
 
+    def channels(self, length: int) -> int:
+        """How many channels a vector of `length` numbers is of."""
+        scalars = sum(c.observe == "Size" for c in self.components)
+        return (length - scalars) // (len(self.components) - scalars)
+
+    def lift(self, observed: Vector) -> Vector:
+        """The vectors of what the components said of one sample, [tensors, numbers]."""
+        return observed
+
     def identity(self, channels: int = 1) -> Vector:
         return np.concatenate([np.full(c.width(channels), c.identity) for c in self.components])
 
@@ -65,8 +77,7 @@ class Statistic:
 
     def split(self, vectors: Vector) -> list[Vector]:
         """The components of an array of vectors, shape [..., 1] or [..., channels] each."""
-        scalars = sum(c.observe == "Size" for c in self.components)
-        channels = (vectors.shape[-1] - scalars) // (len(self.components) - scalars)
+        channels = self.channels(vectors.shape[-1])
         ends = np.cumsum([c.width(channels) for c in self.components])
         return np.split(vectors, ends[:-1], axis=-1)
 
@@ -125,6 +136,34 @@ class ChannelRanges:
     count: float
 
 
+@dataclass(frozen=True)
+class Clip:
+    """The part of a tensor's range that its codes shall cover, and the method that chose it."""
+
+    low: float
+    high: float
+    method: str
+
+
+class Calibrator(Protocol):
+    """A way to choose clips.
+
+    Attributes:
+        name: of the method.
+        statistics: what it needs to know of a tensor besides its RANGE.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]: ...
+
+    def clip(self, table: StatisticsTable, tensor: str, spec: QuantSpec) -> Clip:
+        """The clip of a tensor whose range is known and finite."""
+        ...
+
+
 @dataclass
 class StatisticsTable:
     """All statistics of one calibration run: tensor name -> vector, for each kind.
@@ -132,23 +171,47 @@ class StatisticsTable:
     Attributes:
         samples: how many samples were merged.
         vectors: {kind: {tensor: vector}}.
+        calibrator: chooses the clips; None takes the range as it is.
     """
 
     samples: int = 0
     vectors: dict[str, dict[str, Vector]] = field(default_factory=dict)
+    calibrator: Calibrator | None = None
+    _clips: dict[tuple[str, QuantSpec], Clip] = field(default_factory=dict, repr=False, compare=False)
+
+    def vector_of(self, statistic: Statistic, name: str) -> Vector | None:
+        """One vector of one tensor, None where it was not observed."""
+        return self.vectors.get(statistic.kind, {}).get(name)
 
     def range_of(self, name: str) -> TensorRange | None:
         """The range of tensor `name`, or None where it was not observed (a branch never taken)."""
-        vector = self.vectors.get(RANGE.kind, {}).get(name)
+        vector = self.vector_of(RANGE, name)
         if vector is None or vector[3] == 0:
             return None
         low, high, magnitude, count = (float(v) for v in vector)
         return TensorRange(low, high, magnitude / count, count / max(self.samples, 1))
 
+    def clip_of(self, name: str, spec: QuantSpec) -> Clip | None:
+        """What the codes of tensor `name` shall cover, never more than its range; None where it was not observed."""
+        seen = self.range_of(name)
+        if seen is None:
+            return None
+        if self.calibrator is None or not np.isfinite([seen.low, seen.high]).all():
+            return Clip(seen.low, seen.high, "min-max")
+        if (name, spec) not in self._clips:
+            self._clips[name, spec] = self.clip_by(self.calibrator, name, spec)
+        return self._clips[name, spec]
+
+    def clip_by(self, calibrator: Calibrator, name: str, spec: QuantSpec) -> Clip:
+        """The clip of a tensor whose range is known and finite, by `calibrator`, never more than the range."""
+        seen, chosen = self.range_of(name), calibrator.clip(self, name, spec)
+        assert seen is not None
+        return Clip(max(chosen.low, seen.low), min(chosen.high, seen.high), chosen.method)
+
     def channels_of(self, name: str, axis: int) -> ChannelRanges | None:
         """What Channels(axis) saw of tensor `name`, or None where it was not observed."""
         statistic = Channels(axis)
-        vector = self.vectors.get(statistic.kind, {}).get(name)
+        vector = self.vector_of(statistic, name)
         if vector is None or vector[-1] == 0:
             return None
         low, high, total, magnitude, elements = statistic.split(vector)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from qcompile.compiler.artifact import Artifact, check_output, model_bytes, write_model, write_text
+from qcompile.compiler.calibration_table import remove_checkpoint
 from qcompile.compiler.context import CompileContext, Metric, Progress, SilentProgress
 from qcompile.compiler.inputs import model_inputs, table_rows
 from qcompile.compiler.passes import Pass, Phase
@@ -94,6 +95,7 @@ def compile(
     manifest = _manifest(chosen, passes, context)
     records = _run(passes, graph, context)
     bytes_after = write_model(graph, destination, manifest, overwrite)
+    remove_checkpoint(checkpoint_of(destination))
     remove_walk_checkpoints(checkpoint_of(destination))
     found = Report(
         model=str(source),

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from qcompile.compiler.observation import observed_copy
+from qcompile.compiler.observation import observe as observed
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.statistics import RANGE, Channels, Statistic, Vector
 from qcompile.passes.prepare.infer_shapes import infer_shapes
@@ -31,14 +31,17 @@ def observe(model: ir.Model, feeds: Arrays, *names: str) -> Seen:
 def vectors(model: ir.Model, feeds: Arrays, statistic: Statistic, *names: str) -> dict[str, Vector]:
     infer_shapes(model)
     before = print_model(model)
-    copy, places = observed_copy(model, {name: [statistic] for name in names})
+    found = observed(model, {name: [statistic] for name in names})
     assert print_model(model) == before, "the model itself is left alone"
-    if not places:
+    if not found.blocks:
         return {}
-    [said] = outputs(copy, feeds)
-    assert said.dtype == np.float32
-    assert said.shape == (places[-1].stop,)
-    return {place.tensor: said[place.indices] for place in places}
+    said = outputs(found.model, feeds)
+    assert said[0].dtype == np.float32
+    return {
+        tensor: vector
+        for block, seen in zip(found.blocks, found.read(said), strict=True)
+        for tensor, vector in zip(block.tensors, seen, strict=True)
+    }
 
 
 def facts(*tensors: npt.NDArray[Any]) -> Any:

@@ -1,6 +1,6 @@
 """Which activations an 8-bit grid can serve, and with which scale.
 
-    served:  mean |x| >= resolution * s      s, z from the observed [min, max]
+    served:  mean |x| >= resolution * s      s, z from the clip that calibration chose
 
 A grid over a range that a few giants span rounds everything else to zero; the mean magnitude in steps
 tells. Constants that stand in an activation's place are judged by their own values.
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from qcompile.compiler.graph import constant, is_constant, is_float32, name_of
 from qcompile.compiler.params import QuantParams, params_from_range
 from qcompile.compiler.specs import QuantSpec
-from qcompile.compiler.statistics import StatisticsTable
+from qcompile.compiler.statistics import Clip, StatisticsTable
 from qcompile.compiler.units import Candidate
 
 
@@ -71,7 +71,7 @@ class ActivationScales:
             elif (seen := self.statistics.range_of(name)) is None:
                 self.unresolved[name] = "was observed on no sample (a branch never taken, or the body of a Scan)"
             else:
-                self._judge(name, seen.low, seen.high, seen.mean_magnitude)
+                self._judge(name, seen.low, seen.high, seen.mean_magnitude, self.statistics.clip_of(name, self.spec))
         return name in self.params
 
     def _judge_constant(self, name: str, value: ir.Value) -> None:
@@ -83,13 +83,15 @@ class ActivationScales:
         else:
             self._judge(name, float(array.min()), float(array.max()), float(np.abs(array).mean()))
 
-    def _judge(self, name: str, low: float, high: float, mean: float) -> None:
+    def _judge(self, name: str, low: float, high: float, mean: float, clip: Clip | None = None) -> None:
         if not np.isfinite([low, high]).all():
             self.unresolved[name] = "holds infinity"
             return
         if not np.isfinite(mean):
             self.unresolved[name] = f"has magnitudes up to {max(-low, high):.4g}, whose sum is beyond float32"
             return
+        if clip is not None:
+            low, high = clip.low, clip.high
         params = params_from_range(self.spec, low, high)
         steps = mean / float(params.scale)
         if steps < self.resolution and mean > 0:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.compiler.context import CompileContext, Sample
+from qcompile.compiler.histogram import HELD_OUT, HISTOGRAM
 from qcompile.compiler.passes import StatisticRequest
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.statistics import RANGE, StatisticsTable
@@ -45,11 +47,12 @@ def run(
     model: ir.Model | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
+    **options: Any,
 ) -> StatisticsTable:
     source = samples if isinstance(samples, Samples) else Samples(samples)
     context = CompileContext(target_named("cpu"), Path("unused"), source, checkpoint=checkpoint, resume=resume)
     context.requests = [StatisticRequest(name, RANGE) for name in names]
-    Calibrate().run(model or model_of(CHAIN, {"w": W}), context)
+    Calibrate(**options).run(model or model_of(CHAIN, {"w": W}), context)
     return context.statistics
 
 
@@ -176,13 +179,17 @@ def test_samples_are_not_kept() -> None:
     assert most <= 8, "a few in flight, however many there are"
 
 
-class Mortal(Samples):
-    """Samples whose process is killed when one of them is asked for."""
+def vectors(table: StatisticsTable) -> dict[tuple[str, str], bytes]:
+    """Every number of every statistic, bit by bit."""
+    return {(kind, t): v.tobytes() for kind, of in table.vectors.items() for t, v in of.items()}
+
+
+class Slow(Samples):
+    """Samples that take a while, so that a process can be killed among them."""
 
     def __iter__(self) -> Iterator[Sample]:
-        for i, sample in enumerate(super().__iter__()):
-            if i == 7:
-                os.kill(os.getpid(), signal.SIGKILL)
+        for sample in super().__iter__():
+            time.sleep(0.02)
             yield sample
 
 
@@ -190,46 +197,62 @@ KILLED = """
 import sys
 from pathlib import Path
 from qcompile.passes.analyze import calibrate
-from tests.passes.analyze.test_calibrate import Mortal, positive, run
+from tests.passes.analyze.test_calibrate import Slow, positive, run
 calibrate.CHECKPOINT_SECONDS = 0.0
-run(Mortal(positive()), checkpoint=Path(sys.argv[1]))
+print("started", flush=True)
+run(Slow(positive(40)), method="auto", checkpoint=Path(sys.argv[1]), resume="resume" in sys.argv)
 """
 
 
-def kill_one(checkpoint: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, str(checkpoint)], cwd=Path(__file__).parents[3], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert checkpoint.exists()
+def kill_after(seconds: float, checkpoint: Path, *arguments: str) -> None:
+    """Calibrate in a process of its own and kill it in the middle, wherever that is."""
+    command = [sys.executable, "-c", KILLED, str(checkpoint), *arguments]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
 
-def same(a: StatisticsTable, b: StatisticsTable) -> bool:
-    left, right = a.vectors["range"], b.vectors["range"]
-    return a.samples == b.samples and left.keys() == right.keys() and all((left[k] == right[k]).all() for k in left)
-
-
-def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_twice_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tmp_path / "out.onnx.checkpoint"
-    kill_one(checkpoint)
+    moments = np.random.default_rng().uniform(0.1, 0.4, 2)
+    kill_after(moments[0], checkpoint)
+    kill_after(moments[1], checkpoint, "resume")
     walked: list[int] = []
-    saved = calibrate.run_samples
+    read_samples = calibrate.read_samples
 
     def counting(*arguments: Any) -> Iterator[Any]:
-        for outputs in saved(*arguments):
+        for outputs in read_samples(*arguments):
             walked.append(1)
             yield outputs
 
-    monkeypatch.setattr(calibrate, "run_samples", counting)
-    resumed = run(positive(), checkpoint=checkpoint, resume=True)
-    assert 12 - 7 <= len(walked) < 12, "only what was in flight is run again"
-    assert same(resumed, run(positive()))
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(calibrate, "read_samples", counting)
+    resumed = run(positive(40), method="auto", checkpoint=checkpoint, resume=True)
+    assert len(walked) < 40 or moments.max() < 0.2, "samples that were merged are not run again"
+    assert resumed.samples == 40
+    assert set(resumed.vectors) == {"range", "moving average", HISTOGRAM.kind, HELD_OUT.kind}
+    assert vectors(resumed) == vectors(run(positive(40), method="auto"))
 
 
-def test_without_resume_it_starts_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["min-max", "auto"])
+@pytest.mark.parametrize("at", [1, 5, 11])
+def test_stopped_at_any_sample_it_goes_on_to_the_same_bits(
+    at: int, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = tmp_path / "c"
-    kill_one(checkpoint)
-    assert same(run(positive(), checkpoint=checkpoint), run(positive()))
-    assert list(tmp_path.iterdir()) == []
+    kill_here(checkpoint, monkeypatch, at, method=method)
+    resumed = run(positive(), checkpoint=checkpoint, resume=True, method=method)
+    assert vectors(resumed) == vectors(run(positive(), method=method))
+
+
+def test_without_resume_it_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tmp_path / "c"
+    kill_here(checkpoint, monkeypatch)
+    assert vectors(run(positive(), checkpoint=checkpoint)) == vectors(run(positive()))
 
 
 def _npy(path: Path) -> None:
@@ -258,18 +281,18 @@ def test_a_damaged_checkpoint(damage: Any, tmp_path: Path, monkeypatch: pytest.M
         run(positive(), checkpoint=checkpoint, resume=True)
 
 
-def kill_here(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def kill_here(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, at: int = 5, **options: Any) -> None:
     """Leave a checkpoint as a killed process does, without a process."""
 
     class Stops(Samples):
         def __iter__(self) -> Iterator[Sample]:
-            yield from list(super().__iter__())[:5]
+            yield from list(super().__iter__())[:at]
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(calibrate, "CHECKPOINT_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
-            run(Stops(positive()), checkpoint=checkpoint)
+            run(Stops(positive()), checkpoint=checkpoint, **options)
 
 
 class Others(Samples):
