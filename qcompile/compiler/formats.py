@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import onnx_ir as ir
 
 
@@ -34,6 +35,16 @@ class NumericFormat:
     @property
     def is_signed(self) -> bool:
         return self.low < 0
+
+    @property
+    def mantissa_bits(self) -> int:
+        """Bits of the fraction of a floating-point format."""
+        return int(ml_dtypes.finfo(self.dtype.numpy()).nmant)
+
+    @property
+    def lowest_exponent(self) -> int:
+        """Exponent of the smallest normal number of a floating-point format; below it the step stays the same."""
+        return int(ml_dtypes.finfo(self.dtype.numpy()).minexp)
 
     @property
     def bits(self) -> int:

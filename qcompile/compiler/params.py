@@ -3,6 +3,8 @@
     s = (max - min) / (qmax - qmin) with 0 in the range,   z = round(qmin - min / s),
     q = clip(round(x / s) + z, qmin, qmax),   x~ = (q - z) * s,   ties to even.
 
+FP8: s = max |x| / qmax, z = 0, q the number of the format next to clip(x / s, -qmax, qmax).
+
 Source: ONNX QuantizeLinear / DequantizeLinear. Written against the array API, so the same lines
 run on numpy and on torch tensors.
 """
@@ -97,16 +99,28 @@ def weight_range(weight: Array, spec: QuantSpec) -> tuple[Array, Array]:
 
 
 def quantize(values: Array, params: QuantParams) -> Array:
-    """Codes of `values` as ONNX QuantizeLinear gives them (integer formats), in int32."""
+    """Codes of `values` as ONNX QuantizeLinear gives them: int32, or for FP8 the numbers they stand for in float32."""
     from array_api_compat import array_namespace
 
     xp = array_namespace(values)
     fmt = params.spec.format
     scale, zero = _broadcast(params, values, xp)
+    if not fmt.is_integer:
+        return _nearest_float(xp.clip(values / scale, fmt.low, fmt.high), fmt, xp)
     codes = xp.round(values / scale)
     if params.zero_point.any():
         codes = codes + zero
     return xp.astype(xp.clip(codes, fmt.low, fmt.high), xp.int32)
+
+
+def _nearest_float(values: Array, fmt: NumericFormat, xp: Any) -> Array:
+    """The numbers of a floating-point format next to `values`, which lie in its range; ties to even.
+
+    The step is 2^(e - mantissa bits) for values of exponent e. `xp` is numpy or torch, which both have frexp.
+    """
+    _, exponent = xp.frexp(values)
+    step = xp.clip(exponent - 1, fmt.lowest_exponent, None) - fmt.mantissa_bits
+    return xp.ldexp(xp.round(xp.ldexp(values, -step)), step)
 
 
 def dequantize(codes: Array, params: QuantParams) -> Array:
