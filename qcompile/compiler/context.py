@@ -82,6 +82,7 @@ class CompileContext:
             (fold-batch-norm records them), by value name.
         calibrated: the runs of calibration so far, as they go into a checkpoint or a table.
         following: the passes of the recipe behind the one that runs.
+        metric_float: what `metric` gives for the float model, once it was measured.
         checkpoint: where statistics are saved while calibration runs; None switches that off.
     """
 
@@ -102,6 +103,7 @@ class CompileContext:
     checkpoint: Path | None = None
     resume: bool = False
     metric: Metric | None = None
+    metric_float: float | None = None
     report: Report | None = None
 
     def notice(self, text: str) -> None:

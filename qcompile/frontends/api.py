@@ -24,9 +24,11 @@ from qcompile.compiler.walk_checkpoint import remove_walk_checkpoints, walk_chec
 from qcompile.errors import OutputError, ProofError, UsageError
 from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.frontends.calibration_data import Calibration, open_calibration, split_held_out
+from qcompile.frontends.model_checks import check_runs
 from qcompile.frontends.model_file import load_float_model
 from qcompile.frontends.samples.function import import_function
 from qcompile.frontends.versions import versions
+from qcompile.runtime.calibration import calibration_provider
 
 if TYPE_CHECKING:
     from qcompile.runtime.session import Session
@@ -91,7 +93,11 @@ def compile(
     graph = load_float_model(source)
     bytes_before = model_bytes(source)
     _check_destination(source, destination, overwrite, bytes_before)
+    provider = calibration_provider(context.target.providers)
+    check_runs(graph, source, provider)
     _open_data(context, calibration, graph, passes, chosen.name)
+    if context.metric and prove:
+        context.metric_float = _try_metric(context.metric, source, provider)
     manifest = _manifest(chosen, passes, context)
     records = _run(passes, graph, context)
     bytes_after = write_model(graph, destination, manifest, overwrite)
@@ -126,6 +132,14 @@ def compile(
             hint="the artifact was written; the report says more",
         )
     return Artifact(destination, found)
+
+
+def _try_metric(metric: Metric, model: Path, provider: str) -> float:
+    """The metric of the float model: measured before the work begins, so that one that fails costs no time."""
+    from qcompile.compiler.verification.metric import measure
+    from qcompile.compiler.verification.noise import runner
+
+    return measure(metric, runner(model, provider), "float")
 
 
 def _run(passes: Sequence[Pass], graph: ir.Model, context: CompileContext) -> list[PassRecord]:

@@ -194,4 +194,7 @@ def _hash(sample: Sample, digest: Any) -> None:
     for name in sorted(sample):
         array = np.ascontiguousarray(sample[name])
         digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
+        if array.dtype == object:  # strings
+            digest.update("\0".join(map(str, array.ravel())).encode())
+        else:
+            digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())

@@ -26,6 +26,7 @@ _QUANTIZED = frozenset(
         "MatMulBlockQuantizedFp8Weight", "MatMulBlockQuantizedFp4Weight",
     }
 )  # fmt: skip
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 _QUANTIZED_FAMILIES = ("QLinear", "QOrdered")
 _OPTIMIZED_DOMAINS = ("com.microsoft.nchwc", "com.ms.internal.nhwc")
 
@@ -167,6 +168,58 @@ def check_not_quantized(model: ir.Model, path: Path) -> None:
                 where=f"{path}, node '{node.name or _output(node)}'",
                 hint="compile the float model it was made of",
             )
+
+
+def check_weights(model: ir.Model, path: Path) -> None:
+    """Refuse NaN and infinity in what a weighted operator reads; elsewhere an infinity may be a mask."""
+    import numpy as np
+
+    from qcompile.compiler.graph import constant
+
+    for node, _ in _nodes(model):
+        if node.op_type not in _WEIGHTED:
+            continue
+        for value in node.inputs:
+            array = constant(value)
+            if array is None or array.dtype.kind not in "fV":
+                continue
+            with np.errstate(all="ignore"):
+                finite = bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+            if not finite:
+                kind = "NaN" if np.isnan(array).any() else "infinity"
+                raise ModelError(
+                    f"weight '{value.name if value else ''}' holds {kind}",
+                    where=f"{path}, node '{node.name or _output(node)}'",
+                    hint="the model was damaged, or its training diverged",
+                )
+
+
+def check_runs(model: ir.Model, path: Path, provider: str) -> None:
+    """Refuse a model that ONNX Runtime has no kernels for: there would be nothing to compare with.
+
+    Weights are left out at first, since opening a session is then quick.
+    """
+    import onnxruntime
+
+    from qcompile.compiler.description import describe
+    from qcompile.runtime.providers import open_session, provider_options
+
+    for source in (None, path):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            proto = describe(model)[0].SerializeToString() if source is None else source
+            open_session(proto, options, provider, provider_options(provider, 0, None))
+        except ModelError as error:
+            if source is not None:
+                raise ModelError(
+                    error.what,
+                    where=str(path),
+                    hint=f"the model must run on {provider} as it is; exported in float32 it most likely does",
+                ) from None
+        else:
+            return
 
 
 def _nodes(model: ir.Model) -> Iterator[tuple[ir.Node, dict[str, int]]]:

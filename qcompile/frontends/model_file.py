@@ -31,12 +31,13 @@ def load_float_model(path: Path) -> ir.Model:
     """Load a model that can be compiled.
 
     Raises:
-        ModelError: as `load_model`, and when the model is already quantized.
+        ModelError: as `load_model`, and when the model is already quantized or its weights are not finite.
     """
-    from qcompile.frontends.model_checks import check_not_quantized
+    from qcompile.frontends.model_checks import check_not_quantized, check_weights
 
     model = load_model(path)
     check_not_quantized(model, path)
+    check_weights(model, path)
     return model
 
 
@@ -55,6 +56,8 @@ def load_model(path: Path) -> ir.Model:
     proto = _parse(path)
     if not proto.graph.node:
         raise ModelError("the model has no nodes", where=str(path), hint="there is nothing to compile")
+    if not proto.graph.output:
+        raise ModelError("the model has no outputs", where=str(path), hint="there is nothing to compute")
     check_versions(proto, path)
     check_external_data(proto, path)
     resolve_external_data(proto, path)

@@ -108,6 +108,26 @@ def test_errors_are_lines_without_traceback(model: Path, recipe: Path) -> None:
     assert result.stderr.splitlines()[:2] == ["error: no such file", "  where: gone.onnx"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["m.onnx", "--nonsense"], "--nonsense"),
+        (["m.onnx", "--target", "abacus"], "abacus"),
+        (["m.onnx", "--seed", "x"], "--seed"),
+        ([], "MODEL"),
+        (["inspect"], "MODEL"),
+    ],
+)
+def test_wrong_usage_is_json_too(arguments: list[str], words: str) -> None:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)
+    assert words in error["error"]
+    assert error["hint"].endswith("--help'")
+    assert error["exit_code"] == 2
+    assert run(*arguments, "--seed", "x").stdout == ""
+
+
 def test_json_is_clean(model: Path, recipe: Path) -> None:
     result = run(model, "--recipe", recipe, "--json")
     assert result.exit_code == 0

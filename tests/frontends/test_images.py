@@ -79,11 +79,14 @@ def test_without_declaration_the_hint_shows_one(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{resise: 3}", "resise"),
-        ("{resize: -1}", "resize"),
+        ("{resise: 3}", "'resise' is not an option of the preprocessing; did you mean 'resize'?"),
+        ("{resize: -1}", "'resize' must be a whole number of pixels above 0, or [height, width], not -1"),
+        ("{resize: [3, large]}", 'not [3, "large"]'),
+        ("{divide: 0, layout: hwc}", "'divide' must be a number above 0, not 0; 'layout' must be nchw or nhwc"),
+        ("[resize, 3]", "a mapping of options"),
         ("{mean: [1, 2]}", "2 numbers"),
-        ("{std: [0, 1, 1]}", "std"),
-        ("{color: cmyk}", "color"),
+        ("{std: [0, 1, 1]}", "'std' must be a list of numbers above 0"),
+        ("{color: cmyk}", "'color' must be rgb, bgr or gray, not \"cmyk\""),
         ("[1, 2", "cannot be read"),
         ("{input: picture}", "no input 'picture'"),
     ],

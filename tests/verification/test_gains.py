@@ -70,6 +70,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[qcompile.Artifac
     return qcompile.compile(model, calibration=samples), samples
 
 
+def test_weights_into_which_a_norm_was_folded_are_drawn(compiled: tuple[qcompile.Artifact, list[Sample]]) -> None:
+    drawn = compiled[0].report.weights
+    assert len(drawn) == 4
+    assert all(35 < w.sqnr < 60 for w in drawn), "8 bits per channel"
+
+
 class TestConvolutions:
     def test_the_gain_is_that_of_a_model_which_keeps_the_layer_in_float(
         self, compiled: tuple[qcompile.Artifact, list[Sample]], tmp_path: Path

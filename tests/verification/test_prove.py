@@ -13,7 +13,7 @@ from qcompile.compiler.report import Report
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification import prove as proving
 from qcompile.compiler.verification import speed as speed_module
-from qcompile.compiler.verification.metric import prove_metric
+from qcompile.compiler.verification.metric import measure, prove_metric
 from qcompile.compiler.verification.prove import prove, verify
 from qcompile.errors import DataError
 from qcompile.runtime.benchmark import Timing
@@ -113,15 +113,13 @@ def test_a_difference_that_comes_and_goes_is_no_failed_proof(
 
 class TestMetric:
     def test_both_models_are_measured(self) -> None:
-        before, after, proof = prove_metric(
-            lambda run: float(run({})["y"][0]), lambda _: {"y": np.array([0.80])}, lambda _: {"y": np.array([0.79])}
-        )
+        first = lambda run: float(run({})["y"][0])  # noqa: E731
+        before = measure(first, lambda _: {"y": np.array([0.80])}, "float")
+        after, proof = prove_metric(first, before, lambda _: {"y": np.array([0.79])})
         assert (before, after, proof.passed) == (0.80, 0.79, True)
 
     def test_a_large_loss_fails(self) -> None:
-        _, _, proof = prove_metric(
-            lambda run: float(run({})["y"][0]), lambda _: {"y": np.array([0.8])}, lambda _: {"y": np.array([0.5])}
-        )
+        _, proof = prove_metric(lambda run: float(run({})["y"][0]), 0.8, lambda _: {"y": np.array([0.5])})
         assert proof.passed is False
 
     def test_a_metric_that_raises_is_named(self) -> None:
@@ -129,8 +127,8 @@ class TestMetric:
             raise KeyError("label")
 
         with pytest.raises(DataError, match="float model: KeyError"):
-            prove_metric(metric, lambda _: {}, lambda _: {})
+            measure(metric, lambda _: {}, "float")
 
     def test_nan_is_no_measure(self) -> None:
         with pytest.raises(DataError, match="nan"):
-            prove_metric(lambda _: float("nan"), lambda _: {}, lambda _: {})
+            measure(lambda _: float("nan"), lambda _: {}, "float")

@@ -23,7 +23,7 @@ from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.report import NOISELESS, FloatGain, FloatGains, LayerNoise
 from qcompile.compiler.verification.noise import Noise, Runner
 from qcompile.compiler.verification.switches import Switcher
-from qcompile.runtime.taps import Probe
+from qcompile.runtime.taps import Probe, outer_values
 
 Array = np.ndarray[Any, Any]
 
@@ -65,12 +65,14 @@ def measure_gains(
     """
     suspects = _suspects(units, layers)
     switcher = _with_switches(models, units, suspects)
-    if not switcher.switches:
+    if not switcher.switches or not samples:
         return None
     bench = _Bench(switcher, models[1].parent, exact, samples[:_SAMPLES], entries)
+    if not bench.outputs:
+        return None
     progress.start("measuring what float layers would buy", len(switcher.switches))
     start, base = time.monotonic(), bench.sqnr(())
-    if not bench.outputs or base in (NOISELESS, -NOISELESS):
+    if base in (NOISELESS, -NOISELESS):
         return None
     costs = plan.float_ms if plan is not None else {}
     gains: list[FloatGain] = []
@@ -127,8 +129,9 @@ class _Bench:
     ) -> None:
         self.switches, self.samples = switcher.switches, samples
         self.expected = [exact(sample) for sample in samples]
-        first = self.expected[0]
-        self.outputs = [name for name, y in first.items() if np.asarray(y).dtype.kind == "f"]
+        computed = outer_values(switcher.model)
+        floats = (name for name, y in self.expected[0].items() if isinstance(y, np.ndarray) and y.dtype.kind == "f")
+        self.outputs = [name for name in floats if name in computed]
         self.probe = Probe(switcher.model, self.outputs, folder, entries)
 
     def sqnr(self, in_float: Collection[str]) -> float:

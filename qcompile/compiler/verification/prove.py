@@ -19,7 +19,7 @@ from qcompile.compiler.verification.expectations import expected_units
 from qcompile.compiler.verification.gains import measure_gains
 from qcompile.compiler.verification.layers import measure_layers
 from qcompile.compiler.verification.legality import prove_legality
-from qcompile.compiler.verification.metric import prove_metric
+from qcompile.compiler.verification.metric import measure, prove_metric
 from qcompile.compiler.verification.noise import Runner, compare_outputs, runner
 from qcompile.compiler.verification.placed import placed_nodes
 from qcompile.compiler.verification.speed import prove_speed
@@ -34,6 +34,7 @@ def prove(report: Report, context: CompileContext, artifact: Path) -> None:
     """Prove what `context` planned and `artifact` holds; fills the report's proofs and findings."""
     prover = _Prover(report, artifact, context.target, context.progress)
     prover.graph(context.plan)
+    prover.report.metric_float = context.metric_float
     prover.against(context.float_model, context.held_out, context.plan, context.metric)
 
 
@@ -172,12 +173,14 @@ class _Prover:
                 self.progress,
                 session_entries(self.provider),
             )
-        except QCompileError as error:
-            self.report.notices.append(f"what float layers would buy was not measured: {error.what}")
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.report.notices.append(f"what float layers would buy was not measured: {first}")
 
     def metric(self, metric: Metric, float_model: Path) -> Proof:
-        before, after, proof = prove_metric(metric, self.runner(float_model), self.runner(self.artifact))
-        self.report.metric_float, self.report.metric_compiled = before, after
+        if self.report.metric_float is None:
+            self.report.metric_float = measure(metric, self.runner(float_model), "float")
+        self.report.metric_compiled, proof = prove_metric(metric, self.report.metric_float, self.runner(self.artifact))
         return proof
 
     def speed(self, float_model: Path, sample: Sample) -> Proof:

@@ -7,6 +7,7 @@ Inside the group that job has the empty name, which nobody can type.
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 from typer.core import TyperGroup
@@ -27,6 +28,27 @@ class MainJobGroup(TyperGroup):
         if args and first not in self.commands and args[0].partition("=")[0] not in own:
             args = ["", *args]
         return super().parse_args(ctx, args)
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """With --json, wrong usage ends as every other error does: with an object on stdout."""
+        given = args[0] if args else settings.get("args")
+        words = sys.argv[1:] if given is None else given
+        if not settings.get("standalone_mode", True) or "--json" not in words:
+            return super().main(*args, **settings)
+        try:
+            status = super().main(*args, **settings | {"standalone_mode": False})
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # not of click, of which typer may bring its own
+                raise
+            from qcompile.errors import UsageError
+            from qcompile.frontends.cli.outcome import show_error
+
+            context = getattr(error, "ctx", None)
+            hint = f"try '{' '.join(context.command_path.split())} --help'" if context else ""
+            usage = UsageError(error.format_message(), hint=hint)
+            show_error(usage, machine=True)
+            status = usage.exit_code
+        sys.exit(status if isinstance(status, int) else 0)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return self.main_job if cmd_name == "" else super().get_command(ctx, cmd_name)

@@ -82,7 +82,7 @@ def _check_array(sample: Sample, expected: ModelInput, symbols: dict[str, tuple[
                         f"dimension '{dim}' is {first} in input '{other}' but {size} in input '{name}'", where=where
                     )
     if array.size == 0 and (shape[0] == 0 or all(a.size == 0 for a in sample.values())):
-        raise DataError(f"input '{name}' is empty: shape {shape}", where=where)
+        raise DataError(f"input '{name}' is empty: shape {shape}", where=where, hint="leave this sample out")
     if array.dtype.kind in "fcV" and not np.isfinite(array).all():
         kind = "NaN" if np.isnan(array).any() else "infinity"
         raise DataError(f"input '{name}' holds {kind}", where=where, hint="leave this sample out or repair it")

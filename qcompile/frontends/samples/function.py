@@ -45,6 +45,8 @@ def import_function(spec: str) -> Callable[..., Any]:
         UsageError: the module or the function does not exist, or the module fails to import.
     """
     module_name, _, name = spec.rpartition(":")
+    if not module_name:
+        raise UsageError(f"'{spec}' names no function", hint="write module:function, or path/to/file.py:function")
     module = _import(module_name, spec)
     function = getattr(module, name, None)
     if not callable(function):

@@ -17,6 +17,8 @@ Each image becomes one sample with a batch of one, in the input's element type.
 
 from __future__ import annotations
 
+import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +48,20 @@ class Preprocessing(BaseModel):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[PositiveFloat, ...] = (1.0,)
     layout: Literal["nchw", "nhwc"] = "nchw"
+
+
+_EXPECTED = {
+    "images": "the path of a folder",
+    "input": "the name of an input",
+    "resize": "a whole number of pixels above 0, or [height, width]",
+    "crop": "a whole number of pixels above 0, or [height, width]",
+    "interpolation": "nearest, bilinear, bicubic or lanczos",
+    "color": "rgb, bgr or gray",
+    "divide": "a number above 0",
+    "mean": "a list of numbers, one for each channel",
+    "std": "a list of numbers above 0, one for each channel",
+    "layout": "nchw or nhwc",
+}
 
 
 def open_images(path: Path, inputs: Sequence[ModelInput]) -> FileSamples:
@@ -117,6 +133,16 @@ def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int,
     return round(width * resize / height), resize
 
 
+def _fault(name: str, data: Any) -> str:
+    """What is wrong with one option, or with the whole file."""
+    if not name:
+        return "the preprocessing is a mapping of options"
+    if name not in _EXPECTED:
+        close = difflib.get_close_matches(name, _EXPECTED, n=1)
+        return f"'{name}' is not an option of the preprocessing" + (f"; did you mean '{close[0]}'?" if close else "")
+    return f"'{name}' must be {_EXPECTED[name]}, not {json.dumps(data[name], default=str)}"
+
+
 def _read(declaration: Path) -> Preprocessing:
     import yaml
 
@@ -132,11 +158,14 @@ def _read(declaration: Path) -> Preprocessing:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"the preprocessing cannot be read: {error}", where=str(declaration)) from None
     try:
-        rules = Preprocessing.model_validate(data or {})
+        rules = Preprocessing.model_validate({} if data is None else data)
     except ValidationError as error:
-        faults = "; ".join(f"'{'.'.join(map(str, e['loc']))}': {e['msg']}" for e in error.errors())
-        hint = "options: " + ", ".join(Preprocessing.model_fields)
-        raise UsageError(f"wrong preprocessing: {faults}", where=str(declaration), hint=hint) from None
+        faults = dict.fromkeys(str(e["loc"][0]) if e["loc"] else "" for e in error.errors())
+        raise UsageError(
+            "; ".join(_fault(name, data) for name in faults),
+            where=str(declaration),
+            hint="options: " + ", ".join(Preprocessing.model_fields),
+        ) from None
     channels = 1 if rules.color == "gray" else 3
     for option, values in (("mean", rules.mean), ("std", rules.std)):
         if len(values) not in (1, channels):

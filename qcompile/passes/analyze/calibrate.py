@@ -193,7 +193,7 @@ class _Tally:
             for tensor, vector in zip(block.tensors, vectors, strict=True):
                 if np.isnan(block.statistic.component("magnitude", vector)).any():
                     raise DataError(
-                        f"tensor '{tensor}' holds NaN for calibration sample {self.samples}",
+                        f"tensor '{tensor}' holds NaN for calibration sample {self.samples + 1}",
                         where=tensor,
                         hint="run the float model on that sample; a model that computes NaN in float32 cannot be "
                         "calibrated",

@@ -94,7 +94,7 @@ def test_the_model_is_left_alone_and_constants_are_not_observed() -> None:
 def test_a_tensor_with_nan_and_its_sample_are_named(value: float, tensors: str) -> None:
     samples = positive(6)
     samples[4] = {"x": np.full((2, 4), value, np.float32)}
-    with pytest.raises(DataError, match=rf"tensor '[{tensors}]' holds NaN for calibration sample 4"):
+    with pytest.raises(DataError, match=rf"tensor '[{tensors}]' holds NaN for calibration sample 5"):
         run(samples)
 
 
