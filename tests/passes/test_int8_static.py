@@ -72,6 +72,7 @@ MODEL_OF_PASS = {
     "lower-blocks": TEXT,
     "lower-dynamic-lstm": SPEECH,
     "lower-weights": SPEECH,
+    "choose-forms": TEXT,
 }
 RECIPE_OF_PASS = {
     "place-dynamic": ("int8-dynamic",),
@@ -79,6 +80,7 @@ RECIPE_OF_PASS = {
     "lower-dynamic-lstm": ("int8-dynamic",),
     "lower-weights": ("int8-dynamic",),
     "lower-blocks": ("int8-dynamic", "place-dynamic.per-token=true"),
+    "choose-forms": ("int8-accurate", "choose-forms.output-sqnr=60"),
 }
 """Where it is not int8-static: the recipe and what is changed of it."""
 
