@@ -80,7 +80,7 @@ RECIPE_OF_PASS = {
     "lower-dynamic-lstm": ("int8-dynamic",),
     "lower-weights": ("int8-dynamic",),
     "lower-blocks": ("int8-dynamic", "place-dynamic.per-token=true"),
-    "choose-forms": ("int8-accurate", "choose-forms.output-sqnr=60"),
+    "choose-forms": ("int8-accurate", "place-int8.resolution=100"),
 }
 """Where it is not int8-static: the recipe and what is changed of it."""
 

@@ -30,7 +30,7 @@ from pydantic import Field
 from qcompile.compiler.activation_store import ActivationStore
 from qcompile.compiler.block_walker import MEMORY, BlockWalker, Visit
 from qcompile.compiler.context import CompileContext, Sample
-from qcompile.compiler.graph import name_of
+from qcompile.compiler.graph import name_of, nodes
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, QuantizedWeight, QuantPlan, Unit
 from qcompile.compiler.relative_error import relative_error
@@ -124,8 +124,8 @@ class _Choice:
             plan.weights |= switch.weights
             del plan.kept_float[name]
             found += 1
-        position = {name: i for i, name in enumerate(self.candidates)}
-        plan.units = dict(sorted(plan.units.items(), key=lambda item: position.get(item[0], -1)))
+        position = {node.name: i for i, node in enumerate(nodes(self.model))}
+        plan.units = dict(sorted(plan.units.items(), key=lambda item: position[item[0]]))
         return found
 
     def ranking(self) -> list[_Switch]:
