@@ -8,13 +8,16 @@ from tests.zoo.model import ZooModel
 from tests.zoo.ppocr import PPOCRDetection, PPOCRRecognition
 from tests.zoo.silero import SileroSequence, SileroStep
 from tests.zoo.smollm2 import SmolLM2, SmolLM2Permuted
+from tests.zoo.whisper import WhisperDecoder, WhisperEncoder
 
 MODELS: dict[str, type[ZooModel]] = {
     m.name: m for m in (EfficientNetLite0, MiniLM, PPOCRRecognition, PPOCRDetection, SileroSequence, SileroStep)
 }
 """Small enough for every test."""
 
-LARGE_MODELS: dict[str, type[ZooModel]] = {m.name: m for m in (SmolLM2, SmolLM2Permuted)}
-"""Hundreds of megabytes each: for benchmarks, and for tests that ask for one of them."""
+LARGE_MODELS: dict[str, type[ZooModel]] = {
+    m.name: m for m in (WhisperEncoder, WhisperDecoder, SmolLM2, SmolLM2Permuted)
+}
+"""For benchmarks, and for tests that ask for one of them: their metrics take long."""
 
 ALL_MODELS = MODELS | LARGE_MODELS

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import re
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from tests.zoo.model import Array, stream
 
 RATE = 16_000
 FRAME = 512
+_AMBIGUOUS = re.compile(r"\d|[\[\]()#*]|\b(zero|one|two|three|four|five|six|seven|eight|nine|ten|pound|star)\b")
 
 
 def noisy_speech(seed: int, seconds: int) -> tuple[Array, Array]:
@@ -59,3 +63,41 @@ def _prompt(number: int) -> Array:
     samples, rate = soundfile.read(_prompts()[number], dtype="float32")
     resampled: Array = resample_poly(samples, RATE, rate).astype(np.float32)
     return resampled
+
+
+def spoken_sentences(seed: int, count: int) -> list[tuple[str, Array]]:
+    """`count` recordings of about 20 s with their text: prompts of 4 to 25 words, half a second between them.
+
+    Recordings of even and of odd seeds share no prompt.
+    """
+    texts, pause = _prompt_texts(), np.zeros(RATE // 2, np.float32)
+    names = cycle(stream(6, seed).permutation(sorted(texts)[seed % 2 :: 2]).tolist())
+    recordings = []
+    for _ in range(count):
+        said: list[str] = []
+        parts: list[Array] = [pause]
+        while sum(map(len, parts)) < 18 * RATE:
+            name = next(names)
+            said.append(texts[name])
+            parts += [_prompt(_prompt_numbers()[name]), pause]
+        recordings.append((" ".join(said), np.concatenate(parts)))
+    return recordings
+
+
+@cache
+def _prompt_numbers() -> dict[str, int]:
+    return {file.stem: number for number, file in enumerate(_prompts())}
+
+
+@cache
+def _prompt_texts() -> dict[str, str]:
+    """What the prompts of 4 to 25 words say, those with numbers apart: they can be written in two ways."""
+    package = debian_package("asterisk-core-sounds-en")
+    [file] = package.rglob("core-sounds-en.txt.gz")
+    lines = gzip.decompress(file.read_bytes()).decode("utf-8").splitlines()
+    pairs = (line.split(": ", 1) for line in lines if ": " in line and not line.startswith(";"))
+    return {
+        name: text
+        for name, text in pairs
+        if name in _prompt_numbers() and 4 <= len(text.split()) <= 25 and not _AMBIGUOUS.search(text.lower())
+    }

@@ -13,6 +13,8 @@ from tests.zoo.model import runner
 from tests.zoo.ppocr import matches, overlap
 from tests.zoo.silero import frames
 from tests.zoo.smollm2 import SmolLM2, SmolLM2Permuted, prompt
+from tests.zoo.speech import RATE
+from tests.zoo.whisper import WhisperEncoder, features, plain_words, word_errors
 
 _LEVELS = {
     "efficientnet-lite0": 0.85,
@@ -98,3 +100,28 @@ def test_a_package_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     with pytest.raises(ZooError, match=r"package gensim 4\.4\.0 could not be had"):
         python_package("gensim", "4.4.0")
+
+
+@pytest.mark.models
+def test_the_speech_models_understand_prompts() -> None:
+    encoder = WhisperEncoder()
+    encoder.recordings = 3
+    assert encoder.metric(runner(encoder.path())) >= 0.95
+
+
+def test_word_errors_by_hand() -> None:
+    truth = plain_words("Press the pound key, it's #1.")
+    assert truth == ["press", "the", "pound", "key", "its"]
+    assert word_errors(truth, truth) == 0
+    assert word_errors(["press", "a", "pound", "key"], truth) == 2
+    assert word_errors([], truth) == 5
+    assert word_errors(["well", *truth], truth) == 1
+
+
+def test_mel_spectrogram_of_a_tone() -> None:
+    """A tone of 1 kHz is loudest in the band around mel 15 all the time; nothing is more than 8 decades below it."""
+    tone = np.sin(2 * np.pi * 1000 * np.arange(30 * RATE) / RATE).astype(np.float32)
+    spectrogram = features(tone)
+    assert spectrogram.shape == (1, 80, 3000)
+    assert set(spectrogram[0, :, 10:-10].argmax(0)) == {26}
+    assert spectrogram.max() - spectrogram.min() == pytest.approx(2, abs=1e-4)
