@@ -19,11 +19,11 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.activation_store import ActivationStore
-from qcompile.compiler.blocks import Block, cut, extract
+from qcompile.compiler.blocks import Block, cut, extract, reads
 from qcompile.compiler.context import CompileContext, Sample
 from qcompile.compiler.graph import name_of, nodes
 from qcompile.compiler.passes import Pass
-from qcompile.compiler.plan import Form, QuantPlan, Unit
+from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.serialization import runnable
 from qcompile.compiler.simulation import lowered_copy
 from qcompile.compiler.walk_checkpoint import WalkCheckpoint
@@ -131,6 +131,8 @@ class _Walk:
 _QUANTIZED = "quantized "
 """Begins the keys of activations of the quantized prefix that differ from the float ones."""
 
+_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -174,6 +176,21 @@ class Visit:
         part = self._walk.extract(self.block.inputs, self.block.outputs)
         return lowered_copy(part, self._walk.context)
 
+    def waves(self) -> list[list[Unit]]:
+        """The block's convolutions and linear layers in low precision, in the order in which they can be treated:
+        no unit of a wave reads what another of the same wave computes. Bodies of control flow are left out."""
+        units = self._walk.context.plan.units
+        depth: dict[ir.Value, int] = {}
+        found: dict[int, list[Unit]] = {}
+        for node in self.model.graph:
+            level = max((depth.get(v, 0) for v in reads(node)), default=0)
+            unit = units.get(str(node.name))
+            if unit is not None and unit.op_type in _LAYERS and unit.weight is not None:
+                level += 1
+                found.setdefault(level, []).append(unit)
+            depth.update(dict.fromkeys(node.outputs, level))
+        return [found[level] for level in sorted(found)]
+
     def float_values(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
         """Values inside the float block, or at its entrance, for each sample."""
         return self._inner(names, self.model, self.float_inputs, lambda part: part)
@@ -188,7 +205,7 @@ class Visit:
         plan = self._walk.context.plan
         model = self._walk.model
         raw = {u.node: replace(u, form=_open(u), activation=None, output=product_of(u, model)) for u in units}
-        opened = QuantPlan(plan.units | raw, plan.tensors, plan.weights, plan.kept_float)
+        opened = replace(plan, units=plan.units | raw)
         names = [unit.output for unit in raw.values()]
         return self._inner(names, model, self.inputs, lambda part: lowered_copy(part, self._walk.context, opened))
 
