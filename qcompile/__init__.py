@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qcompile.compiler.artifact import Artifact as Artifact
     from qcompile.errors import QCompileError as QCompileError
+    from qcompile.frontends.api import calibrate as calibrate
     from qcompile.frontends.api import compile as compile
     from qcompile.frontends.api import load as load
     from qcompile.runtime.session import Session as Session
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "calibrate": "qcompile.frontends.api",
     "compile": "qcompile.frontends.api",
     "load": "qcompile.frontends.api",
     "Artifact": "qcompile.compiler.artifact",
     "Session": "qcompile.runtime.session",
     "QCompileError": "qcompile.errors",
 }
-__all__ = ["Artifact", "QCompileError", "Session", "__version__", "compile", "load"]
+__all__ = ["Artifact", "QCompileError", "Session", "__version__", "calibrate", "compile", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -128,20 +128,13 @@ class CalibrationTable:
         return table
 
 
-@dataclass(frozen=True)
 class TableSamples:
     """In place of samples where statistics come from a table: what is known of them, but not themselves."""
 
-    table: CalibrationTable
-    path: Path
-
-    @property
-    def description(self) -> str:
-        return f"calibration table {self.path.name} ({self.table.description})"
-
-    @property
-    def synthetic(self) -> bool:
-        return self.table.synthetic
+    def __init__(self, table: CalibrationTable, path: Path) -> None:
+        self.table, self.path = table, path
+        self.description = f"calibration table {path.name} ({table.description})"
+        self.synthetic = table.synthetic
 
     def __len__(self) -> int:
         return self.table.samples

@@ -21,9 +21,16 @@ Observer = Callable[[Pass, ir.Model], None]
 
 
 def run_pipeline(
-    passes: Sequence[Pass], model: ir.Model, context: CompileContext, observe: Observer | None = None
+    passes: Sequence[Pass],
+    model: ir.Model,
+    context: CompileContext,
+    observe: Observer | None = None,
+    last: Pass | None = None,
 ) -> list[PassRecord]:
     """Run `passes` over `model` in place.
+
+    Args:
+        last: where to stop; the passes behind it are there to ask for statistics only.
 
     Returns:
         One record for each pass.
@@ -52,6 +59,8 @@ def run_pipeline(
             facts = (facts - current.invalidates) | current.provides
             if observe:
                 observe(current, model)
+            if current is last:
+                return records
         if start is not None and any(r.modified for r in records[first:]):
             check_float_function(start, model, together, context)
     return records

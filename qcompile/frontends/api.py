@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from qcompile.compiler.artifact import Artifact, check_output, model_bytes, write_model, write_text
-from qcompile.compiler.calibration_table import remove_checkpoint
+from qcompile.compiler.calibration_table import SUFFIX, CalibrationTable, TableSamples, remove_checkpoint
 from qcompile.compiler.context import CompileContext, Metric, Progress, SilentProgress
 from qcompile.compiler.inputs import model_inputs, table_rows
 from qcompile.compiler.passes import Pass, Phase
@@ -23,7 +23,7 @@ from qcompile.compiler.targets import target_named
 from qcompile.compiler.walk_checkpoint import remove_walk_checkpoints, walk_checkpoints
 from qcompile.errors import OutputError, ProofError, UsageError
 from qcompile.frontends.builtin_recipes import find_recipe
-from qcompile.frontends.calibration_data import Calibration, open_calibration, split_held_out
+from qcompile.frontends.calibration_data import Calibration, open_calibration, open_table, split_held_out
 from qcompile.frontends.model_checks import check_runs
 from qcompile.frontends.model_file import load_float_model
 from qcompile.frontends.samples.function import import_function
@@ -134,6 +134,70 @@ def compile(
     return Artifact(destination, found)
 
 
+def calibrate(
+    model: str | Path,
+    recipe: str | Path | Recipe = "int8-static",
+    *,
+    calibration: Calibration,
+    target: str = "cpu",
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Keep what calibration observes in a file, which `compile` takes in place of the samples.
+
+    Args:
+        model, recipe, calibration, target, overrides, seed, overwrite, resume: as in `compile`.
+        output: where to write; left out, MODEL.RECIPE.qcal beside the model.
+
+    Returns:
+        Where the calibration table lies. It serves this model with this recipe, or with another one that
+        prepares the model in the same way and asks for no more.
+
+    Raises:
+        QCompileError: what is wrong, where, and what to do. Nothing is left half-written.
+    """
+    source, chosen = Path(model), find_recipe(recipe).with_overrides(overrides)
+    passes = chosen.passes()
+    last = next((p for p in reversed(passes) if p.phase is Phase.ANALYZE), None)
+    if last is None:
+        raise UsageError(f"recipe '{chosen.name}' does not calibrate", hint="it needs no calibration table")
+    destination = Path(output) if output is not None else source.with_name(f"{source.stem}.{chosen.name}{SUFFIX}")
+    if destination.suffix != SUFFIX:
+        raise UsageError(f"a calibration table is a {SUFFIX} file", where=str(destination))
+    check_output(destination, overwrite)
+    context = CompileContext(
+        target=target_named(target),
+        float_model=source,
+        seed=seed,
+        progress=progress or SilentProgress(),
+        checkpoint=checkpoint_of(destination),
+        resume=resume,
+    )
+    _meet_checkpoints(context)
+    graph = load_float_model(source)
+    _open_data(context, calibration, graph, passes, chosen.name)
+    data = context.calibration
+    if data is None or isinstance(data, TableSamples):
+        raise UsageError("a calibration table is made from samples", hint="give them with --calib DATA")
+    _run(passes, graph, context, last)
+    made = context.calibrated or CalibrationTable()
+    made.model, made.recipe, made.held_out = source.name, chosen.name, context.held_out
+    made.description, made.digest, made.samples, made.synthetic = (
+        data.description,
+        data.digest(),
+        len(data),
+        data.synthetic,
+    )
+    made.save(destination)
+    remove_checkpoint(checkpoint_of(destination))
+    remove_walk_checkpoints(checkpoint_of(destination))
+    return destination
+
+
 def _try_metric(metric: Metric, model: Path, provider: str) -> float:
     """The metric of the float model: measured before the work begins, so that one that fails costs no time."""
     from qcompile.compiler.verification.metric import measure
@@ -142,11 +206,13 @@ def _try_metric(metric: Metric, model: Path, provider: str) -> float:
     return measure(metric, runner(model, provider), "float")
 
 
-def _run(passes: Sequence[Pass], graph: ir.Model, context: CompileContext) -> list[PassRecord]:
+def _run(
+    passes: Sequence[Pass], graph: ir.Model, context: CompileContext, last: Pass | None = None
+) -> list[PassRecord]:
     progress = context.progress
-    progress.start("Compiling", len(passes))
+    progress.start("Compiling" if last is None else "Calibrating", len(passes))
     try:
-        return run_pipeline(passes, graph, context, lambda done, model: progress.advance())
+        return run_pipeline(passes, graph, context, lambda done, model: progress.advance(), last)
     except KeyboardInterrupt as stop:
         if context.checkpoint and (context.checkpoint.exists() or walk_checkpoints(context.checkpoint)):
             stop.add_note("nothing was written; the same command with --resume goes on where it stopped.")
@@ -229,6 +295,9 @@ def _open_data(
                 hint="give representative inputs with --calib DATA; "
                 "--calib synthetic makes some up, for a try whose accuracy means nothing",
             )
+        return
+    if isinstance(calibration, str | Path) and Path(calibration).suffix == SUFFIX:
+        context.calibration, context.held_out = open_table(Path(calibration), model_inputs(graph))
         return
     source = open_calibration(
         calibration, model_inputs(graph), seed=context.seed, rows=table_rows(graph), progress=context.progress

@@ -4,6 +4,7 @@
     folder of one kind of them                   one sample per file, in the order of the paths
     folder of images with preprocessing.yaml     one sample per image
     module:function, path/to/file.py:function    the dicts that it yields
+    a calibration table (.qcal)                  the held-out samples in it
     synthetic                                    made up from the model's inputs
     a list of dicts, or a function (Python)      as they are
 
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qcompile.compiler.calibration_table import SUFFIX, CalibrationTable, TableSamples
 from qcompile.compiler.context import Progress, Sample, SampleSource, SilentProgress
 from qcompile.compiler.inputs import ModelInput
 from qcompile.errors import DataError, UsageError
@@ -138,6 +140,27 @@ def open_calibration(
     return CheckedSamples(raw, inputs, progress or SilentProgress())
 
 
+def open_table(path: Path, inputs: Sequence[ModelInput]) -> tuple[TableSamples, list[Sample]]:
+    """A calibration table in place of samples, and the held-out samples in it.
+
+    Raises:
+        DataError: it cannot be read, or its samples are those of another model.
+    """
+    if not path.is_file():
+        raise UsageError("no such calibration table", where=str(path), hint="make one with `qcompile calibrate`")
+    table = CalibrationTable.load(path)
+    try:
+        for sample in table.held_out:
+            check_sample(sample, inputs, str(path))
+    except DataError as error:
+        raise DataError(
+            f"the calibration table belongs to another model: {error.what}",
+            where=str(path),
+            hint=f"it was made for {table.model} with the recipe {table.recipe}",
+        ) from None
+    return TableSamples(table, path), table.held_out
+
+
 def split_held_out(
     source: CheckedSamples, count: int = 8, keep_apart_from: int = 32
 ) -> tuple[SampleSource, list[Sample], bool]:
@@ -179,6 +202,8 @@ def _open_path(text: str, inputs: Sequence[ModelInput], seed: int, rows: dict[st
     if path.is_dir():
         images = (path / DECLARATION).exists() or (below(path, IMAGES) and not below(path, (".npz", ".npy")))
         return open_images(path, inputs) if images else open_files(path, inputs)
+    if path.suffix == SUFFIX and path.is_file():
+        return ListSamples(CalibrationTable.load(path).held_out, f"held-out samples of {path.name}")
     if path.is_file():
         return open_images(path, inputs) if path.suffix in (".yaml", ".yml") else open_files(path, inputs)
     if ":" in text:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import qcompile
-from qcompile.frontends.cli import bench, compile, diff, inspect, recipes, verify
+from qcompile.frontends.cli import bench, calibrate, compile, diff, inspect, recipes, verify
 from qcompile.frontends.cli.dispatch import MAIN_JOB, MainJobGroup
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(MAIN_JOB)(compile.compile_model)
+app.command("calibrate")(calibrate.calibrate_model)
 app.command("inspect")(inspect.inspect_model)
 app.command("diff")(diff.diff_models)
 app.command("verify")(verify.verify_model)

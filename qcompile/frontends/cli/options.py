@@ -22,6 +22,6 @@ Calib = Annotated[
     typer.Option(
         metavar="DATA",
         help="Samples: .npz, .npy or .safetensors (a file or a folder), a folder of images with preprocessing.yaml, "
-        "module:function, file.py:function, or the word synthetic.",
+        "module:function, file.py:function, a calibration table (.qcal), or the word synthetic.",
     ),
 ]

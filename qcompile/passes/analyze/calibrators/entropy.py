@@ -80,8 +80,7 @@ def divergences(spec: QuantSpec, width: float, counts: Vector, first: int, windo
         own += _x_log_x(counts[end] + outside) - _x_log_x(counts[end])
         shown = np.where(counts[end] > 0, level[rows, at], -np.inf)  # Q is zero where P is not: never the best
         cross += np.where(outside > 0, outside * np.where(outside > 0, shown, 0), 0)
-    with np.errstate(divide="ignore"):
-        return np.asarray((own - cross) / total + np.log(kept / total))
+    return np.asarray((own - cross) / total + np.log(np.maximum(kept, 1) / total))
 
 
 def _without_zeros(found: Histogram) -> tuple[Vector, int]:
