@@ -179,6 +179,7 @@ def calibrate(
     )
     _meet_checkpoints(context)
     graph = load_float_model(source)
+    check_runs(graph, source, calibration_provider(context.target.providers))
     _open_data(context, calibration, graph, passes, chosen.name)
     data = context.calibration
     if data is None or isinstance(data, TableSamples):

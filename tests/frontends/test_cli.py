@@ -115,7 +115,7 @@ def test_errors_are_lines_without_traceback(model: Path, recipe: Path) -> None:
         (["m.onnx", "--target", "abacus"], "abacus"),
         (["m.onnx", "--seed", "x"], "--seed"),
         ([], "MODEL"),
-        (["inspect"], "MODEL"),
+        (["inspect"], "FILE"),
     ],
 )
 def test_wrong_usage_is_json_too(arguments: list[str], words: str) -> None:
