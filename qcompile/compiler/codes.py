@@ -140,7 +140,9 @@ class Codes:
         assert array is not None
         activation = next(n for n in unit.inputs if n is not None)
         params = bias_params(plan.tensors[activation], plan.weights[str(unit.weight), unit.node].params)
-        flat = np.broadcast_to(array.reshape(-1), params.scale.shape).astype(np.float64)
+        flat = array.reshape(-1).astype(np.float64)
+        if params.scale.ndim:
+            flat = np.broadcast_to(flat, params.scale.shape)
         codes = self.constant(graph, f"{name}_quantized", quantize(flat, params).astype(np.int32))
         scale, zero = self.scale_and_zero(graph, name, params)
         return codes, scale, zero

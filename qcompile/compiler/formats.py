@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ml_dtypes
 import onnx_ir as ir
 
 
@@ -20,6 +19,8 @@ class NumericFormat:
         dtype: the ONNX element type of the codes.
         low, high: smallest and largest code (integers), or largest finite magnitude (floats).
         opset: the lowest opset whose QuantizeLinear accepts the type per tensor.
+        mantissa_bits: bits of the fraction of a floating-point format.
+        lowest_exponent: that of its smallest normal number; below it the step stays the same.
     """
 
     name: str
@@ -27,6 +28,8 @@ class NumericFormat:
     low: float
     high: float
     opset: int
+    mantissa_bits: int = 0
+    lowest_exponent: int = 0
 
     @property
     def is_integer(self) -> bool:
@@ -37,14 +40,9 @@ class NumericFormat:
         return self.low < 0
 
     @property
-    def mantissa_bits(self) -> int:
-        """Bits of the fraction of a floating-point format."""
-        return int(ml_dtypes.finfo(self.dtype.numpy()).nmant)
-
-    @property
-    def lowest_exponent(self) -> int:
-        """Exponent of the smallest normal number of a floating-point format; below it the step stays the same."""
-        return int(ml_dtypes.finfo(self.dtype.numpy()).minexp)
+    def step(self) -> float:
+        """The smallest difference between two numbers that have codes, at scale 1."""
+        return 1.0 if self.is_integer else 2.0 ** (self.lowest_exponent - self.mantissa_bits)
 
     @property
     def bits(self) -> int:
@@ -58,7 +56,7 @@ UINT16 = NumericFormat("uint16", ir.DataType.UINT16, 0, 65535, 21)
 INT4 = NumericFormat("int4", ir.DataType.INT4, -8, 7, 21)
 UINT4 = NumericFormat("uint4", ir.DataType.UINT4, 0, 15, 21)
 INT32 = NumericFormat("int32", ir.DataType.INT32, -(2**31), 2**31 - 1, 10)
-FP8_E4M3 = NumericFormat("fp8-e4m3", ir.DataType.FLOAT8E4M3FN, -448.0, 448.0, 19)
-FP8_E5M2 = NumericFormat("fp8-e5m2", ir.DataType.FLOAT8E5M2, -57344.0, 57344.0, 19)
+FP8_E4M3 = NumericFormat("fp8-e4m3", ir.DataType.FLOAT8E4M3FN, -448.0, 448.0, 19, 3, -6)
+FP8_E5M2 = NumericFormat("fp8-e5m2", ir.DataType.FLOAT8E5M2, -57344.0, 57344.0, 19, 2, -14)
 
 FORMATS = {f.name: f for f in (INT8, UINT8, INT16, UINT16, INT4, UINT4, INT32, FP8_E4M3, FP8_E5M2)}

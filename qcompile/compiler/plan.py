@@ -21,13 +21,14 @@ class Form(StrEnum):
     """How a node computes."""
 
     FLOAT = "float"
-    INPUTS = "int8 inputs, float output"
-    FULL = "int8 inputs and output"
-    PASS = "int8 codes pass through"
+    INPUTS = "quantized inputs, float output"
+    FULL = "quantized inputs and output"
+    PASS = "codes pass through"
     ROWS = "int8 rows, looked up"
     DYNAMIC = "int8 weights, inputs quantized as it runs"
     BLOCKS = "int8 blocks, inputs quantized by row"
     WEIGHTS = "int8 weights, float arithmetic"
+    ROUNDED = "rounded inputs, float arithmetic"
 
     @property
     def low_precision(self) -> bool:

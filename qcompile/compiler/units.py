@@ -14,8 +14,8 @@ import onnx_ir as ir
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, is_constant, is_float32, name_of, nodes
 from qcompile.compiler.plan import Form, Unit
-from qcompile.compiler.specs import PerBlock, PerChannel, QuantSpec
-from qcompile.compiler.targets.table import Row, Target, Work
+from qcompile.compiler.specs import PerBlock, PerChannel, PerTensor, QuantSpec
+from qcompile.compiler.targets.table import Lowering, Row, Target, Work
 
 _ABSORBING = {"Conv", "Gemm", "Add"}
 
@@ -55,27 +55,29 @@ def result(node: ir.Node) -> ir.Value:
     return next((v for v in node.outputs if v.name), node.outputs[0])
 
 
-def weight_spec(node: ir.Node, row: Row, form: Form, target: Target, block: int | None = None) -> QuantSpec | None:
+def weight_spec(node: ir.Node, row: Row, form: Form, base: QuantSpec, block: int) -> QuantSpec | None:
     """What the codes of a node's weight shall be in `form`: blocks along what is summed over, one scale for each
     row of a recurrent operator, or one for each output channel. None without a weight.
 
     Args:
-        block: weights that share a scale in the form BLOCKS; left out, the target's.
+        base: the format; a granularity per tensor is kept.
+        block: weights that share a scale in a lowering by blocks.
     """
     if row.state_weight is not None:
-        return recurrent_spec(node, row.weight, target)
+        return recurrent_spec(node, row.weight, base)
     if row.weight is None or row.weight_axis is None:
         return None
     axis = row.weight_axis(node)
-    grain = PerBlock(1 - axis, block or target.block) if form is Form.BLOCKS else PerChannel(axis)
-    return replace(target.weight, granularity=grain)
+    if row.how(form) is Lowering.BLOCKS:
+        return replace(base, granularity=PerBlock(1 - axis, block))
+    return base if base.granularity == PerTensor() else replace(base, granularity=PerChannel(axis))
 
 
-def recurrent_spec(node: ir.Node, position: int | None, target: Target) -> QuantSpec | None:
+def recurrent_spec(node: ir.Node, position: int | None, base: QuantSpec) -> QuantSpec | None:
     """One scale for each direction and row of a recurrent weight [directions, rows, columns]."""
     weight = node.inputs[position] if position is not None else None
     columns = weight.shape[2] if weight is not None and weight.shape is not None else None
-    return replace(target.weight, granularity=PerBlock(2, columns)) if isinstance(columns, int) else None
+    return replace(base, granularity=PerBlock(2, columns)) if isinstance(columns, int) else None
 
 
 def unit_reading_float(candidate: Candidate, form: Form, target: Target, block: int | None = None) -> Unit:
@@ -94,9 +96,9 @@ def unit_reading_float(candidate: Candidate, form: Form, target: Target, block: 
         output=name_of(result(candidate.bias or node)),
         weight=name_of(weight) if weight is not None else None,
         bias=str(candidate.bias.name) if candidate.bias else None,
-        weight_spec=weight_spec(node, row, form, target, block),
+        weight_spec=weight_spec(node, row, form, target.weight, block or target.block),
         state_weight=name_of(state) if state is not None else None,
-        state_spec=recurrent_spec(node, row.state_weight, target),
+        state_spec=recurrent_spec(node, row.state_weight, target.weight),
     )
 
 

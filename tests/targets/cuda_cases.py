@@ -47,6 +47,9 @@ def _dequantize(kind: str, scale: list[int], data: list[int] | None = None, of: 
     return _one_node("DequantizeLinear", inputs, [of], **options)
 
 
+_ABSENT = [("", T.FLOAT, [])] * 2
+
+
 def _cases() -> dict[tuple[str, str], Callable[[], Model]]:
     found: dict[tuple[str, str], Callable[[], Model]] = {}
     for kind in ("int8", "uint8", "int4", "uint4", "fp8-e4m3", "fp8-e5m2", "int16"):
@@ -106,6 +109,24 @@ def _cases() -> dict[tuple[str, str], Callable[[], Model]]:
         bits=4,
         block_size=32,
     )
+    found["MatMulNBits", "int8 block 32, bias"] = lambda: _one_node(
+        "MatMulNBits",
+        [
+            ("a", T.FLOAT, [4, 100]),
+            ("=b", T.UINT8, [64, 4, 32]),
+            ("=s", T.FLOAT, [256]),
+            *_ABSENT,
+            ("=c", T.FLOAT, [64]),
+        ],
+        [T.FLOAT],
+        "com.microsoft",
+        K=100,
+        N=64,
+        bits=8,
+        block_size=32,
+    )
+    found["Gather", "int8 rows"] = lambda: _one_node("Gather", [("=t", T.INT8, [9, 8]), ("i", T.INT64, [3])], [T.INT8])
+    found["Cast", "int8 to float"] = lambda: _one_node("Cast", [("x", T.INT8, [4, 8])], [T.FLOAT], to=T.FLOAT)
     return found
 
 
@@ -151,6 +172,24 @@ def _run(session: Any) -> None:
         session.run(None, {i.name: np.zeros(i.shape, kinds[i.type]) for i in inputs})
 
 
+def dynamic() -> dict[str, str]:
+    """What int8-dynamic for CUDA makes of an embedding and two linear layers: the provider of each node."""
+    import onnxruntime as ort
+
+    from qcompile.frontends.builtin_recipes import find_recipe
+    from tests.passes.int8 import compiled
+    from tests.targets.linear_layers import MODEL, SAMPLES, TARGET
+
+    data = compiled(MODEL, SAMPLES, recipe=find_recipe("int8-dynamic"), target=TARGET).data
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    session = ort.InferenceSession(data, options, providers=providers)
+    assigned = session.get_provider_graph_assignment_info()
+    return {n.name: part.ep_name for part in assigned for n in part.get_nodes()}
+
+
 def executed(model: Model) -> list[str]:
     """Operators of the optimized graph on the CUDA provider."""
     from pathlib import Path
@@ -167,5 +206,6 @@ if __name__ == "__main__":
     from tests.verification.qdq_models import convolutions
 
     found: dict[str, Any] = {f"{op_type}|{case}": landing(make()) for (op_type, case), make in CASES.items()}
+    found["dynamic"] = dynamic()
     found["convolutions"] = executed(convolutions(signed=True))
     json.dump(found, sys.stdout)

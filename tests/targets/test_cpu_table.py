@@ -24,9 +24,11 @@ from qcompile.compiler.targets.table import Cost, Row, Target
 from qcompile.compiler.verification.dispatch import prove_dispatch
 from qcompile.compiler.verification.legality import find_faults
 from qcompile.compiler.verification.noise import compare_outputs, runner
+from qcompile.errors import TargetError
 from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.passes.quantize import place_int8
 
+Patch = pytest.MonkeyPatch
 RANDOM = np.random.default_rng(0)
 IMAGE = [1, 8, 8, 8]
 
@@ -102,7 +104,8 @@ CASES: dict[tuple[str, str], onnx.ModelProto] = {
 
 def _eager(row: Row, form: Form) -> Target:
     """The CPU with this row alone and conversions for nothing, so that placement cannot prefer float."""
-    only = replace(row, float_cost=Cost(fixed=1e12), forms={form: Cost()})
+    forms = row.forms if form is Form.ROUNDED else {form: Cost()}
+    only = replace(row, float_cost=Cost(fixed=1e12), forms=forms)
     return replace(CPU, rows=(only,), quantize=Cost(), dequantize=Cost())
 
 
@@ -144,29 +147,91 @@ def _recipe(form: Form) -> Recipe:
     """The packaged recipe that places `form`."""
     if form in (Form.DYNAMIC, Form.BLOCKS, Form.WEIGHTS):
         return find_recipe("int8-dynamic").with_overrides([f"place-dynamic.per-token={form is Form.BLOCKS}".lower()])
+    if form is Form.ROUNDED:
+        return find_recipe("int16-activations")
     return find_recipe("int8-static").with_overrides(["place-int8.activation-products=true"])
 
 
 @pytest.mark.parametrize(("row", "form"), ROWS)
-def test_the_named_kernel_runs(row: Row, form: Form, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_named_kernel_runs(row: Row, form: Form, tmp_path: Path, monkeypatch: Patch) -> None:
+    _prove(row, form, [], tmp_path, monkeypatch)
+
+
+STATIC = [p for p in ROWS if p.values[1] in (Form.FULL, Form.INPUTS, Form.PASS)]  # type: ignore[comparison-overlap]
+WEIGHTED = [p for p in STATIC if p.values[0].weight is not None]  # type: ignore[union-attr]
+_OPTION = "place-int8.{}={}".format
+
+
+@pytest.mark.parametrize(("row", "form"), STATIC)
+@pytest.mark.parametrize(("activation", "symmetric"), [("int8", "true"), ("int8", "false"), ("uint8", "true")])
+def test_other_formats_of_activations_run_too(
+    row: Row, form: Form, activation: str, symmetric: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    options = [_OPTION("activation", activation), _OPTION("symmetric", symmetric)]
+    _prove(row, form, options, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("row", "form"), WEIGHTED)
+@pytest.mark.parametrize(
+    ("activation", "weight", "per_channel"),
+    [("uint8", "int8", "false"), ("uint8", "uint8", "true"), ("int8", "int8", "false")],
+)
+def test_other_formats_of_weights_run_too(
+    row: Row,
+    form: Form,
+    activation: str,
+    weight: str,
+    per_channel: str,
+    tmp_path: Path,
+    monkeypatch: Patch,
+) -> None:
+    options = [_OPTION("activation", activation), _OPTION("weight", weight), _OPTION("per-channel", per_channel)]
+    _prove(row, form, options, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("op_type", ["Conv", "MatMul", "Gemm"])
+@pytest.mark.parametrize("activation", ["int16", "uint16"])
+def test_16_bit_activations_are_rounded_and_computed_in_float(
+    op_type: str, activation: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    row = next(r for r in CPU.rows if r.op_type == op_type and r.variant in ("", "constant weight"))
+    context = _prove(row, Form.ROUNDED, [_OPTION("activation", activation)], tmp_path, monkeypatch, least=35)
+    assert any("smaller, not faster" in notice for notice in context.notices)
+
+
+def test_fp8_is_refused_with_what_to_do_instead() -> None:
+    with pytest.raises(TargetError, match=r"does not load at default options.*use int8"):
+        CPU.pair("fp8-e4m3", None, None)
+
+
+def test_a_pair_that_no_kernel_takes_is_refused_with_those_there_are() -> None:
+    with pytest.raises(TargetError, match=r"it takes no int16 with uint8 weights.*uint8 with int8 weights"):
+        CPU.pair("int16", "uint8", None)
+
+
+def _prove(
+    row: Row, form: Form, options: list[str], folder: Path, monkeypatch: Patch, least: float = 20
+) -> CompileContext:
+    """Lower a graph of the row's operator and check what the runtime executes against the table."""
     monkeypatch.setattr(place_int8, "within_reach", lambda found: found)  # whether it pays is not the question here
     import_passes("qcompile.passes")
     proto = CASES[row.op_type, row.variant]
-    onnx.save(proto, tmp_path / "float.onnx")
-    context = CompileContext(target=_eager(row, form), float_model=tmp_path / "float.onnx")
+    onnx.save(proto, folder / "float.onnx")
+    context = CompileContext(target=_eager(row, form), float_model=folder / "float.onnx")
     samples = _Samples(proto)
     context.calibration = samples
-    model = ir.load(tmp_path / "float.onnx")
-    run_pipeline(_recipe(form).passes(), model, context)
+    model = ir.load(folder / "float.onnx")
+    run_pipeline(_recipe(form).with_overrides(options).passes(), model, context)
     assert context.plan.units["it"].form is form, context.plan.kept_float
 
-    artifact = tmp_path / "int8.onnx"
+    artifact = folder / "int8.onnx"
     write_model(model, artifact, {})
     found = prove_dispatch(artifact, CPU, context.plan)
     assert found.proof.passed, found.proof.detail
     unit = next(u for u in found.units if u.node == "it")
-    assert unit.kernel in row.kernels
+    assert unit.kernel in (*row.kernels, *([row.op_type] if form is Form.ROUNDED else []))
     assert find_faults(ir.load(artifact), CPU) == []
     cpu = "CPUExecutionProvider"
-    outputs, _ = compare_outputs(runner(tmp_path / "float.onnx", cpu), runner(artifact, cpu), samples.samples)
-    assert outputs[0].sqnr > 20
+    outputs, _ = compare_outputs(runner(folder / "float.onnx", cpu), runner(artifact, cpu), samples.samples)
+    assert outputs[0].sqnr > least
+    return context

@@ -59,3 +59,10 @@ def test_quantized_convolutions_compute_in_float(placed: dict[str, Any]) -> None
     assert executed.count("Conv") == 2
     assert executed.count("QuantizeLinear") == 3
     assert not any(op_type.startswith("Q") and op_type != "QuantizeLinear" for op_type in executed)
+
+
+def test_int8_dynamic_stays_on_the_device(placed: dict[str, Any]) -> None:
+    """Embedding rows and blocks of weights, nothing that quantizes as it runs: those operators live on the CPU."""
+    names = [name for name in placed["dynamic"] if name.endswith("_int8")]
+    assert sorted(names) == ["Gather_0_int8", "Gemm_3_int8", "MatMul_1_int8"]
+    assert set(placed["dynamic"].values()) == {"CUDAExecutionProvider"}

@@ -30,7 +30,7 @@ def page() -> str:
 def _target(target: Target) -> str:
     facts = [
         f"- Providers: {', '.join(f'`{p}`' for p in target.providers)}",
-        f"- Activations: {target.activation}; weights: {target.weight}",
+        f"- Unless asked otherwise: activations {target.activation}; weights {target.weight}",
         f"- Bias: {'float' if target.float_bias else 'int32'}",
         f"- Placement: {target.placement}",
         f"- Evidence: {target.evidence}",

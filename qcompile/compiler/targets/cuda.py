@@ -9,10 +9,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from qcompile.compiler.formats import INT8
-from qcompile.compiler.specs import PerChannel, PerTensor, QuantSpec
-from qcompile.compiler.targets.table import Cost, PlacementRule, Target
+from qcompile.compiler.graph import is_constant
+from qcompile.compiler.plan import Form
+from qcompile.compiler.targets.conditions import (
+    CONSTANT_BIAS,
+    CONSTANT_WEIGHT,
+    LOOKS_UP_ROWS,
+    MATRIX_WEIGHT,
+    PLAIN_GEMM,
+    ROW_BIAS,
+    gemm_axis,
+    last_axis,
+    weight_is_second,
+)
+from qcompile.compiler.targets.table import Cost, Formats, Lowering, PlacementRule, Row, Target
 
 _PLACED = "placement by the CUDA provider of ONNX Runtime 1.31.1"
 
@@ -64,21 +77,63 @@ LANDINGS = (
     Landing("DynamicQuantizeMatMul", "int8", Lands.CPU, _MS),
     Landing("MatMulIntegerToFloat", "uint8 x int8", Lands.CPU, _MS),
     Landing("MatMulNBits", "int4 block 32", Lands.CUDA, _MS),
+    Landing("MatMulNBits", "int8 block 32, bias", Lands.CUDA, _MS),
+    Landing("Gather", "int8 rows", Lands.CUDA),
+    Landing("Cast", "int8 to float", Lands.CUDA),
 )
+
+_LINEAR: dict[str, Any] = {
+    "float_cost": Cost(),
+    "forms": {Form.WEIGHTS: Cost()},
+    "kernels": ("MatMulNBits",),
+    "evidence": _PLACED + "; weights are read as int8, products are float, and nothing goes to the host",
+    "activations": (0,),
+    "weight": 1,
+    "lowering": {Form.WEIGHTS: Lowering.BLOCKS},
+}
+"""What the rows of linear layers have in common."""
 
 CUDA = Target(
     name="cuda",
     providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
-    activation=QuantSpec(INT8, PerTensor(), symmetric=True),
-    weight=QuantSpec(INT8, PerChannel(0), symmetric=True),
-    activation_weight=QuantSpec(INT8, PerTensor(), symmetric=True),
+    formats=(Formats(INT8, INT8, symmetric=(True,), evidence=_PLACED),),
     quantize=Cost(),
     dequantize=Cost(),
     placement=PlacementRule.WEIGHTED_INPUTS,
-    rows=(),
+    rows=(
+        Row(
+            op_type="MatMul",
+            variant="constant weight",
+            selects=weight_is_second,
+            weight_axis=last_axis,
+            conditions=(MATRIX_WEIGHT,),
+            **_LINEAR,
+        ),
+        Row(
+            op_type="Gemm",
+            bias=2,
+            weight_axis=gemm_axis,
+            conditions=(CONSTANT_WEIGHT, CONSTANT_BIAS, ROW_BIAS, PLAIN_GEMM),
+            **_LINEAR,
+        ),
+        Row(
+            op_type="Gather",
+            variant="rows of a constant table",
+            selects=lambda n: is_constant(n.inputs[0]),
+            float_cost=Cost(),
+            forms={Form.ROWS: Cost()},
+            kernels=("Gather",),
+            evidence=_PLACED,
+            weight=0,
+            weight_axis=lambda _: 0,
+            lowering={Form.ROWS: Lowering.ROWS},
+            conditions=LOOKS_UP_ROWS,
+        ),
+    ),
     evidence=_PLACED,
     refusal=(
         "ONNX Runtime's CUDA provider has no int8 kernel for Q/DQ graphs: it computes in float and converts "
-        "before and after, which is slower than the float model. For int8 on NVIDIA use --target tensorrt"
+        "before and after, which is slower than the float model. For int8 on NVIDIA use --target tensorrt, or the "
+        "recipe int8-dynamic, which stores the weights of linear layers as int8"
     ),
 )

@@ -8,13 +8,15 @@ their ratios matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import onnx_ir as ir
 
+from qcompile.compiler.formats import NumericFormat
 from qcompile.compiler.plan import Form
-from qcompile.compiler.specs import QuantSpec
+from qcompile.compiler.specs import PerChannel, QuantSpec
+from qcompile.errors import TargetError
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,27 @@ class Detour:
     evidence: str
 
 
+@dataclass(frozen=True)
+class Formats:
+    """A format of activations and one of weights that go together.
+
+    Attributes:
+        symmetric: symmetries of activations that the target takes, the usual one first.
+        computed: kernels compute on the codes; otherwise the target computes in float between conversions.
+        evidence: how we know.
+    """
+
+    activation: NumericFormat
+    weight: NumericFormat
+    symmetric: tuple[bool, ...] = (False, True)
+    computed: bool = True
+    evidence: str = ""
+
+    def __str__(self) -> str:
+        one = "" if len(self.symmetric) > 1 else "symmetric " if self.symmetric[0] else "asymmetric "
+        return f"{one}{self.activation.name} with {self.weight.name} weights"
+
+
 class PlacementRule(StrEnum):
     """How a target wants its Q/DQ placed."""
 
@@ -149,8 +172,8 @@ class Target:
     Attributes:
         name: as given to `--target`.
         providers: ONNX Runtime execution providers, best first.
-        activation, weight: the specs that its kernels want (the weight's axis is set per node).
-        activation_weight: spec of an activation that stands in a weight's place (MatMul of two activations).
+        formats: what may be asked for, the usual pair first.
+        refused: formats that exist and are not offered, by name, with the reason a user reads.
         block: weights of a matrix in the form BLOCKS that share a scale, unless a recipe says otherwise.
         quantize, dequantize: cost of a conversion.
         relayout: what a conversion costs besides on an image (rank 4), when float and int8 convolutions
@@ -168,14 +191,13 @@ class Target:
 
     name: str
     providers: tuple[str, ...]
-    activation: QuantSpec
-    weight: QuantSpec
-    activation_weight: QuantSpec
+    formats: tuple[Formats, ...]
     quantize: Cost
     dequantize: Cost
     placement: PlacementRule
     rows: tuple[Row, ...]
     evidence: str
+    refused: Mapping[str, str] = field(default_factory=dict)
     relayout: Cost = Cost()
     swallows: frozenset[str] = frozenset()
     detours: tuple[Detour, ...] = ()
@@ -183,6 +205,40 @@ class Target:
     unify_concat: bool = False
     refusal: str = ""
     block: int = 32
+
+    @property
+    def activation(self) -> QuantSpec:
+        """What activations become unless a recipe says otherwise."""
+        return QuantSpec(self.formats[0].activation, symmetric=self.formats[0].symmetric[0])
+
+    @property
+    def weight(self) -> QuantSpec:
+        """What weights become unless a recipe says otherwise; the axis is set per node."""
+        return QuantSpec(self.formats[0].weight, PerChannel(0), symmetric=True)
+
+    def pair(self, activation: str | None, weight: str | None, symmetric: bool | None) -> Formats:
+        """The first pair of formats that fits what is asked for; None leaves a choice open.
+
+        Raises:
+            TargetError: there is none; it lists what there is.
+        """
+        for formats in self.formats:
+            if (
+                activation in (None, formats.activation.name)
+                and weight in (None, formats.weight.name)
+                and (symmetric is None or symmetric in formats.symmetric)
+            ):
+                return formats
+        where = f"target '{self.name}'"
+        for name in (activation, weight):
+            if name is not None and name in self.refused:
+                raise TargetError(self.refused[name], where=where)
+        zero = {None: "", True: "symmetric ", False: "asymmetric "}[symmetric]
+        raise TargetError(
+            f"it takes no {zero}{activation or 'activations'} with {weight or 'any'} weights",
+            where=where,
+            hint="there are " + "; ".join(map(str, self.formats)),
+        )
 
     def row(self, node: ir.Node) -> Row | None:
         """The first row that selects `node`, or None."""

@@ -9,27 +9,15 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qcompile.compiler.formats import INT8
+from qcompile.compiler.formats import FP8_E4M3, INT8
 from qcompile.compiler.graph import is_constant, rank
 from qcompile.compiler.plan import Form
-from qcompile.compiler.specs import PerChannel, PerTensor, QuantSpec
-from qcompile.compiler.targets.table import Condition, Cost, PlacementRule, Row, Target
+from qcompile.compiler.targets.conditions import CONSTANT_WEIGHT, PLAIN_GEMM, gemm_axis, last_axis, weight_is_second
+from qcompile.compiler.targets.table import Condition, Cost, Formats, PlacementRule, Row, Target
 
 _RULES = "documentation: TensorRT 10.14, 'Working with Quantized Types', explicit quantization"
 _UNWEIGHED = Cost()
 _INT8_INPUTS = {Form.INPUTS: _UNWEIGHED}
-
-
-def _weight_is_second(node: ir.Node) -> bool:
-    return len(node.inputs) > 1 and is_constant(node.inputs[1])
-
-
-def _gemm_axis(node: ir.Node) -> int:
-    return 0 if node.attributes.get_int("transB", 0) else 1
-
-
-def _last_axis(node: ir.Node) -> int:
-    return (rank(node.inputs[1]) or 2) - 1
 
 
 def _leaves_weighted_operator(value: ir.Value | None) -> bool:
@@ -46,20 +34,11 @@ def _shortcut_is_first(node: ir.Node) -> bool:
     return _leaves_weighted_operator(node.inputs[1]) and not is_constant(node.inputs[0])
 
 
-_CONSTANT_WEIGHT = Condition("its weight is not a constant", _weight_is_second)
 _MATRIX = Condition("its weight is a vector", lambda n: (rank(n.inputs[1]) or 0) >= 2)
 _ONE_GROUP = Condition(
     "TensorRT quantizes transposed convolutions of one group only", lambda n: n.attributes.get_int("group", 1) == 1
 )
 _SPATIAL = Condition("TensorRT takes 2-D and 3-D convolutions in int8", lambda n: rank(n.inputs[1]) in (4, 5))
-_PLAIN_GEMM = Condition(
-    "an int8 Gemm needs alpha = beta = 1 and transA = 0",
-    lambda n: (
-        n.attributes.get_float("alpha", 1.0) == 1.0
-        and n.attributes.get_float("beta", 1.0) == 1.0
-        and not n.attributes.get_int("transA", 0)
-    ),
-)
 
 
 def _residual(shortcut: int) -> Row:
@@ -78,9 +57,15 @@ def _residual(shortcut: int) -> Row:
 TENSORRT = Target(
     name="tensorrt",
     providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
-    activation=QuantSpec(INT8, PerTensor(), symmetric=True),
-    weight=QuantSpec(INT8, PerChannel(0), symmetric=True),
-    activation_weight=QuantSpec(INT8, PerTensor(), symmetric=True),
+    formats=(
+        Formats(INT8, INT8, symmetric=(True,), evidence=_RULES),
+        Formats(
+            FP8_E4M3,
+            FP8_E4M3,
+            symmetric=(True,),
+            evidence=_RULES + ": FP8 is E4M3",
+        ),
+    ),
     quantize=_UNWEIGHED,
     dequantize=_UNWEIGHED,
     placement=PlacementRule.WEIGHTED_INPUTS,
@@ -98,7 +83,7 @@ TENSORRT = Target(
             weight=1,
             weight_axis=lambda _: 0,
             bias=2,
-            conditions=(_CONSTANT_WEIGHT, _SPATIAL),
+            conditions=(CONSTANT_WEIGHT, _SPATIAL),
         ),
         Row(
             op_type="ConvTranspose",
@@ -110,7 +95,7 @@ TENSORRT = Target(
             weight=1,
             weight_axis=lambda _: 1,
             bias=2,
-            conditions=(_CONSTANT_WEIGHT, _SPATIAL, _ONE_GROUP),
+            conditions=(CONSTANT_WEIGHT, _SPATIAL, _ONE_GROUP),
         ),
         Row(
             op_type="Gemm",
@@ -120,21 +105,21 @@ TENSORRT = Target(
             evidence=_RULES,
             activations=(0,),
             weight=1,
-            weight_axis=_gemm_axis,
+            weight_axis=gemm_axis,
             bias=2,
-            conditions=(_CONSTANT_WEIGHT, _PLAIN_GEMM),
+            conditions=(CONSTANT_WEIGHT, PLAIN_GEMM),
         ),
         Row(
             op_type="MatMul",
             variant="constant weight",
-            selects=_weight_is_second,
+            selects=weight_is_second,
             float_cost=_UNWEIGHED,
             forms=_INT8_INPUTS,
             kernels=("MatMul",),
             evidence=_RULES,
             activations=(0,),
             weight=1,
-            weight_axis=_last_axis,
+            weight_axis=last_axis,
             conditions=(_MATRIX,),
         ),
         Row(

@@ -30,6 +30,9 @@ _HEAVY = {
 }  # fmt: skip
 
 
+FLOAT_ARITHMETIC = (Form.WEIGHTS, Form.ROUNDED)
+
+
 @dataclass
 class Dispatch:
     """What the runtime made of the plan."""
@@ -109,8 +112,8 @@ def _lookup(
     if unit.form is Form.PASS:  # the runtime may move codes by another operator: two Slices as one Split
         kernels |= MOVES
     seen = list(_suspects(unit, graph, by_name))
-    if unit.form is Form.WEIGHTS:
-        node = next((n for n in seen if n.op_type in kernels), None)
+    if unit.form in FLOAT_ARITHMETIC:
+        node = next((n for n in seen if n.op_type in kernels | _HEAVY), None)
         return _record(unit, node.op_type if node else None, node is not None, "computes in float, as planned")
     for node in seen:
         if graph.computes_on_codes(node) and (node.op_type in kernels or not planned):
@@ -174,14 +177,22 @@ def _heavy_behind(node: ir.Node | None) -> ir.Node | None:
     return node
 
 
+def _listed(records: list[UnitRecord]) -> str:
+    kernels = Counter(r.kernel or "removed" for r in records)
+    return ", ".join(f"{n} {kernel}" for kernel, n in kernels.most_common())
+
+
 def _summary(records: list[UnitRecord], provider: str) -> Proof:
     if not records:
         return Proof(name="dispatch", passed=None, detail="no operation is planned in low precision")
     failed = [r for r in records if not r.proved]
     if not failed:
-        kernels = Counter(r.kernel or "removed" for r in records)
-        listed = ", ".join(f"{n} {kernel}" for kernel, n in kernels.most_common())
-        return Proof(name="dispatch", passed=True, detail=f"all {len(records)} units run on {provider}: {listed}")
+        in_float = [r for r in records if r.form in FLOAT_ARITHMETIC]
+        on_codes = [r for r in records if r.form not in FLOAT_ARITHMETIC]
+        parts = [f"all {len(on_codes)} units run on {provider}: {_listed(on_codes)}"] if on_codes else []
+        if in_float:
+            parts.append(f"{len(in_float)} units compute in float, as planned: {_listed(in_float)}")
+        return Proof(name="dispatch", passed=True, detail="; ".join(parts))
     named = "; ".join(f"{r.node} ({r.reason})" for r in failed[:3]) + ("; ..." if len(failed) > 3 else "")
     detail = f"{len(failed)} of {len(records)} units do not run in low precision: {named}"
     return Proof(name="dispatch", passed=False, detail=detail)

@@ -101,7 +101,8 @@ def _between_conversions(node: ir.Node, target: Target) -> Unit | None:
         if any(i >= len(sources) or sources[i] is None for i in wanted):
             continue
         after = quantizer_after(node)
-        form = _form(row.forms, after is not None)
+        rounded = any(_is_rounded(s, target) for i, s in enumerate(sources) if i in wanted)
+        form = Form.ROUNDED if rounded else _form(row.forms, after is not None)
         if form is None or all(is_weight(s) for s in sources if s is not None):
             continue
         return Unit(
@@ -112,6 +113,14 @@ def _between_conversions(node: ir.Node, target: Target) -> Unit | None:
             output=name_of(after.inputs[0] if after and after.inputs[0] else node.outputs[0]),
         )
     return None
+
+
+def _is_rounded(conversion: ir.Node | None, target: Target) -> bool:
+    """Whether a DequantizeLinear reads codes on which the target computes nothing."""
+    codes = conversion.inputs[0] if conversion is not None else None
+    dtype = codes.dtype if codes is not None else None
+    computed = [f.computed for f in target.formats if f.activation.dtype == dtype]
+    return bool(computed) and not any(computed)
 
 
 def _body(node: ir.Node, model: ir.Model, target: Target) -> Unit | None:

@@ -88,13 +88,15 @@ def _conversion_faults(node: ir.Node, target: Target) -> Iterator[Fault]:
     if codes is not None and is_constant(codes) and dtype == INT32.dtype:
         return  # a bias; its rules belong to the unit
     weight = codes is not None and is_constant(codes)
-    specs = (target.activation, target.activation_weight, *((target.weight,) if weight else ()))
-    fitting = [s for s in specs if s.format.dtype == dtype]
+    allowed = {f.activation: f.symmetric == (True,) for f in target.formats}  # whether the zero point must be 0
+    if weight:
+        allowed |= {f.weight: f.weight.is_signed for f in target.formats if f.weight not in allowed}
+    fitting = [must_be_zero for fmt, must_be_zero in allowed.items() if fmt.dtype == dtype]
     if dtype is not None and not fitting:
-        allowed = " or ".join(dict.fromkeys(s.format.name for s in specs))
-        yield _fault(node, f"{dtype.name.lower()} codes; {target.name} takes {allowed}", "compile for this target")
-    elif fitting and all(s.symmetric for s in fitting) and not _is_zero(node):
-        yield _fault(node, "its zero point is not 0", f"{target.name} takes symmetric {fitting[0].format.name} only")
+        names = " or ".join(fmt.name for fmt in allowed)
+        yield _fault(node, f"{dtype.name.lower()} codes; {target.name} takes {names}", "compile for this target")
+    elif fitting and all(fitting) and not _is_zero(node):
+        yield _fault(node, "its zero point is not 0", f"{target.name} takes such codes only with zero point 0")
     if not weight and scale is not None and scale.size > 1:
         yield _fault(node, "an activation with more than one scale", "quantize activations per tensor")
 
@@ -147,6 +149,9 @@ def _weighted_faults(node: ir.Node, row: Row, target: Target) -> Iterator[Fault]
     scale = _scale(weight) if weight is not None else None
     if weight is None or scale is None:
         return
+    signed = _codes_type(weight) not in (ir.DataType.UINT8, ir.DataType.UINT4)
+    if signed and not _is_zero(weight):
+        yield _fault(node, "the zero point of its weight is not 0", "quantize weights symmetrically")
     if scale.size > 1 and row.weight_axis is not None:
         wanted, axis = row.weight_axis(node), weight.attributes.get_int("axis", 1)
         if axis != wanted:

@@ -4,8 +4,8 @@
 
 as com.microsoft::MatMulNBits of 8 bits. W_q: uint8 [N, K / B, B] with zero point 128, short last blocks
 filled with it; s_w: float32 [N, K / B]; X: float32 [..., K], made int8 per row and block by the kernel
-(accuracy level 4). Source: ONNX Runtime's contrib operators; blocks as in Dettmers et al., "8-bit
-Optimizers via Block-wise Quantization", 2022.
+(accuracy level 4), or left float where the unit's form is WEIGHTS. Source: ONNX Runtime's contrib
+operators; blocks as in Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import onnx_ir as ir
 from qcompile.compiler.codes import Codes
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.plan import QuantizedWeight, Unit
+from qcompile.compiler.plan import Form, QuantizedWeight, Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.specs import PerBlock
 from qcompile.compiler.targets.table import Lowering
@@ -80,7 +80,7 @@ def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
             ir.AttrInt64("N", columns),
             ir.AttrInt64("bits", 8),
             ir.AttrInt64("block_size", grain.size),
-            ir.AttrInt64("accuracy_level", _INTEGER_PRODUCTS),
+            *([ir.AttrInt64("accuracy_level", _INTEGER_PRODUCTS)] if unit.form is Form.BLOCKS else []),
         ],
         name=codes.unique(f"{unit.node}_int8"),
         outputs=[ir.Value(type=old.type, shape=old.shape)],

@@ -101,7 +101,7 @@ def _dequantize_inputs(node: ir.Node, unit: Unit, codes: Codes) -> None:
     stamp(dequantized, codes.made_by, [node])
     graph.insert_before(node, dequantized)
     node.replace_input_with(row.weight, dequantized.outputs[0])
-    if row.bias is not None and not codes.context.target.float_bias:
+    if row.bias is not None and unit.form is not Form.ROUNDED and not codes.context.target.float_bias:
         _integer_bias(node, unit, row.bias, codes)
 
 

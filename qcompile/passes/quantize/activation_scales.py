@@ -57,7 +57,7 @@ class ActivationScales:
         if seen is None:
             return f"its output '{result}' {self.unresolved[result]}"
         self._moved_scale[result] = self._moved_scale.get(source, float(self.params[source].scale))
-        steps = seen.mean_magnitude / self._moved_scale[result]
+        steps = seen.mean_magnitude / (self._moved_scale[result] * self.spec.format.step)
         if 0 < steps < self.resolution:
             return f"its output's mean magnitude is {steps:.2f} steps at the scale of '{source}'"
         return ""
@@ -93,10 +93,11 @@ class ActivationScales:
         if clip is not None:
             low, high = clip.low, clip.high
         params = params_from_range(self.spec, low, high)
-        steps = mean / float(params.scale)
+        steps = mean / (float(params.scale) * self.spec.format.step)
         if steps < self.resolution and mean > 0:
             self.unresolved[name] = (
-                f"has range [{low:.4g}, {high:.4g}] but mean magnitude {mean:.4g}: {steps:.2f} steps of an 8-bit grid"
+                f"has range [{low:.4g}, {high:.4g}] but mean magnitude {mean:.4g}: "
+                f"{steps:.2f} steps of {self.spec.format.name}"
             )
         else:
             self.params[name] = params

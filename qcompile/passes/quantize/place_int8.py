@@ -14,22 +14,25 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import graphs, name_of, nodes, rank
+from qcompile.compiler.graph import graphs, name_of, nodes, opset, rank
 from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
 from qcompile.compiler.placement import Conversion, Operation, place
 from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.specs import PerChannel, PerTensor, QuantSpec
 from qcompile.compiler.statistics import RANGE
-from qcompile.compiler.targets.table import Lowering, PlacementRule, Work
+from qcompile.compiler.targets.table import Formats, Lowering, PlacementRule, Work
 from qcompile.compiler.units import Candidate, candidates, weight_spec, within_reach, work
-from qcompile.errors import TargetError
+from qcompile.errors import RecipeError, TargetError
 from qcompile.passes.quantize.activation_scales import ActivationScales
 
+ActivationFormat = Literal["uint8", "int8", "uint16", "int16", "fp8-e4m3", "fp8-e5m2"]
+WeightFormat = Literal["int8", "uint8", "fp8-e4m3", "fp8-e5m2"]
 _STATIC = {Form.FULL, Form.INPUTS, Form.PASS, Form.ROWS}
 
 
@@ -49,10 +52,19 @@ class PlaceInt8(Pass):
         ge=0,
         description="smallest mean magnitude of a tensor, in quantization steps, that an 8-bit grid may serve",
     )
+    activation: ActivationFormat | None = Field(
+        default=None, description="format of activations; left out, what the target's kernels are made for"
+    )
+    weight: WeightFormat | None = Field(default=None, description="format of weights; left out, the target's")
+    symmetric: bool | None = Field(
+        default=None, description="zero points of activations in the middle of their range; left out, the target's way"
+    )
+    per_channel: bool = Field(default=True, description="a scale for each output channel of a weight")
     keep_float: tuple[str, ...] = Field(default=(), description="names (with * and ?) of nodes that stay float")
 
     def statistics(self, model: ir.Model, context: CompileContext) -> Sequence[StatisticRequest]:
         wanted: dict[str, None] = {}
+        self.formats(model, context)
         for graph in graphs(model):
             for candidate in self.reached(candidates(graph, context.target), context):
                 wanted.update((name_of(v), None) for v in (*candidate.reads(), candidate.output))
@@ -60,11 +72,35 @@ class PlaceInt8(Pass):
 
     def reached(self, found: list[Candidate], context: CompileContext) -> list[Candidate]:
         """The candidates that are worth observing."""
-        open_to_choice = [c for c in found if not self.refusal(c)]
-        weighed = context.target.placement is PlacementRule.MINIMUM_CUT
+        formats = self.pair(context)
+        open_to_choice = [c for c in found if not self.refusal(c, formats)]
+        weighed = context.target.placement is PlacementRule.MINIMUM_CUT and formats.computed
         return within_reach(open_to_choice) if weighed else open_to_choice
 
-    def refusal(self, candidate: Candidate) -> str:
+    def pair(self, context: CompileContext) -> Formats:
+        """The formats that the options name, as far as the target takes them."""
+        return context.target.pair(self.activation, self.weight, self.symmetric)
+
+    def formats(self, model: ir.Model, context: CompileContext) -> Formats:
+        """`pair`, where nothing speaks against placing it in `model`.
+
+        Raises:
+            TargetError: the target has no static path, or not for these formats.
+            RecipeError: the model's opset has no conversion to one of them.
+        """
+        if context.target.refusal:
+            raise TargetError(context.target.refusal, where=f"target '{context.target.name}'")
+        formats = self.pair(context)
+        for fmt in (formats.activation, formats.weight):
+            if opset(model) < fmt.opset:
+                raise RecipeError(
+                    f"{fmt.name} needs opset {fmt.opset}, and the model has {opset(model)}",
+                    where=self.name,
+                    hint=f"set upgrade-opset.minimum to {fmt.opset} or more",
+                )
+        return formats
+
+    def refusal(self, candidate: Candidate, formats: Formats) -> str:
         """What speaks against a candidate before any statistic is known."""
         name = str(candidate.node.name)
         pattern = next((p for p in self.keep_float if fnmatch.fnmatchcase(name, p)), None)
@@ -72,15 +108,21 @@ class PlaceInt8(Pass):
             return f"kept float by the option keep-float ('{pattern}')"
         if _STATIC.isdisjoint(candidate.row.forms):
             return "it has no form whose scales are fixed by calibration"
+        if not formats.computed and candidate.row.weight is None:
+            return f"it has no weight, and no kernel computes on {formats.activation.name} codes"
         if candidate.row.on_request and not self.activation_products:
             return "a product of two activations (option activation-products)"
         return candidate.obstacle
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
-        if context.target.refusal:
-            raise TargetError(context.target.refusal, where=f"target '{context.target.name}'")
+        formats = self.formats(model, context)
         for graph in graphs(model):
-            _GraphPlacement(self, graph, context).run()
+            _GraphPlacement(self, graph, context, formats).run()
+        if not formats.computed:
+            context.notice(
+                f"smaller, not faster: no kernel of {context.target.name} computes on {formats.activation.name} "
+                "activations; they are rounded to it, and the arithmetic stays float"
+            )
         names = [str(node.name) for node in nodes(model)]
         for pattern in self.keep_float:
             if not fnmatch.filter(names, pattern):
@@ -91,10 +133,13 @@ class PlaceInt8(Pass):
 class _GraphPlacement:
     """The placement of one graph; values of outer graphs are float inputs to it."""
 
-    def __init__(self, options: PlaceInt8, graph: ir.Graph, context: CompileContext) -> None:
-        self.options, self.graph, self.context = options, graph, context
+    def __init__(self, options: PlaceInt8, graph: ir.Graph, context: CompileContext, formats: Formats) -> None:
+        self.options, self.graph, self.context, self.formats = options, graph, context, formats
         self.plan, self.target = context.plan, context.target
-        self.scales = ActivationScales(context.statistics, self.target.activation, options.resolution)
+        symmetric = formats.symmetric[0] if options.symmetric is None else options.symmetric
+        self.activation = QuantSpec(formats.activation, symmetric=symmetric)
+        self.weight = QuantSpec(formats.weight, PerChannel(0) if options.per_channel else PerTensor(), symmetric=True)
+        self.scales = ActivationScales(context.statistics, self.activation, options.resolution)
 
     def run(self) -> None:
         open_to_choice: list[Candidate] = []
@@ -102,7 +147,7 @@ class _GraphPlacement:
         reached = {c.node for c in self.options.reached(found, self.context)}
         for candidate in found:
             alone = "" if candidate.node in reached else "no operation around it computes on codes"
-            obstacle = self.options.refusal(candidate) or alone or self.obstacle(candidate)
+            obstacle = self.options.refusal(candidate, self.formats) or alone or self.obstacle(candidate)
             if obstacle:
                 self.plan.kept_float[str(candidate.node.name)] = obstacle
             else:
@@ -139,6 +184,9 @@ class _GraphPlacement:
         """Forms by the target's placement rule."""
         if self.target.placement is PlacementRule.WEIGHTED_INPUTS:
             return {str(c.node.name): next(iter(c.row.forms)) for c in open_to_choice}
+        if not self.formats.computed:
+            kept = {Form.ROWS}
+            return {str(c.node.name): next(iter(kept & set(c.row.forms)), Form.ROUNDED) for c in open_to_choice}
         rows = {str(c.node.name): Form.ROWS for c in open_to_choice if Form.ROWS in c.row.forms}
         chosen = [c for c in open_to_choice if str(c.node.name) not in rows]
         values: dict[str, ir.Value] = {name_of(v): v for c in chosen for v in (*c.reads(), c.output)}
@@ -199,7 +247,8 @@ class _GraphPlacement:
     def add_unit(self, candidate: Candidate, form: Form) -> None:
         node, row = candidate.node, candidate.row
         operation = self.operation(candidate)
-        self.plan.float_ms[operation.name] = (operation.float_time - operation.times[form]) / 1e6
+        if form in operation.times:
+            self.plan.float_ms[operation.name] = (operation.float_time - operation.times[form]) / 1e6
         reads = [
             name_of(v) if i in candidate.activations and (v := node.inputs[i]) is not None else None
             for i in range(len(node.inputs))
@@ -215,7 +264,7 @@ class _GraphPlacement:
             weight=name_of(w) if row.weight is not None and (w := node.inputs[row.weight]) is not None else None,
             bias=str(candidate.bias.name) if candidate.bias else None,
             activation=str(candidate.activation.name) if candidate.activation and whole else None,
-            weight_spec=weight_spec(node, row, form, self.target),
+            weight_spec=weight_spec(node, row, form, self.weight, self.target.block),
         )
         self.plan.units[unit.node] = unit
         for name in reads:

@@ -61,6 +61,8 @@ def _codes(value: ir.Value | None, spec: QuantSpec, least: npt.NDArray[np.float3
     assert weight is not None
     low, high = weight_range(weight, spec)
     params = params_from_range(spec, low, high)
+    if least is not None and params.scale.ndim == 0:
+        least = least.max(initial=0)
     if least is not None:
         silent = (low == 0) & (high == 0) & (least > 0)
         params = replace(params, scale=np.where(silent, least, np.maximum(params.scale, least)))

@@ -39,7 +39,7 @@ def test_a_tensor_below_half_a_step_stays_float(size: int) -> None:
     assert ("x" in result.plan.tensors) == (steps >= 0.5) == (size == 500)
     if steps < 0.5:
         assert f"its input 'x' has range [-1, {size}] but mean magnitude" in result.plan.kept_float["Conv_0"]
-        assert f"{steps:.2f} steps of an 8-bit grid" in result.plan.kept_float["Conv_0"]
+        assert f"{steps:.2f} steps of uint8" in result.plan.kept_float["Conv_0"]
     for resolution, placed in ((0, True), (steps * 0.99, True), (steps * 1.01, False)):
         found = int8(text, weights, [{"x": x}], f"place-int8.resolution={resolution}")
         assert found.plan.kept_float.get("Conv_0", "").startswith("its input 'x'") != placed

@@ -13,7 +13,7 @@ from qcompile.compiler.reporting.wording import count, plain, shortened
 
 CLASSES = {
     Form.FLOAT: "float", Form.INPUTS: "inputs", Form.FULL: "full", Form.PASS: "pass", Form.ROWS: "weights",
-    Form.DYNAMIC: "dynamic", Form.BLOCKS: "blocks", Form.WEIGHTS: "stored",
+    Form.DYNAMIC: "dynamic", Form.BLOCKS: "blocks", Form.WEIGHTS: "stored", Form.ROUNDED: "stored",
 }  # fmt: skip
 FEWEST_ROWS, MOST_ROWS = 4, 40
 MOST_LABELLED = 260
