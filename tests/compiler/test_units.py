@@ -98,7 +98,7 @@ def test_products_of_activations_are_within_reach() -> None:
 OBSTACLES = {
     "its weight is not a constant": head() + "g (float[6,6] x, float[6,6] u) => (float[6,6] y) { y = Gemm (x, u) }",
     "its bias is not a constant": head() + "g (float[6,16] x, float[8] u) => (float[6,8] y) { y = Gemm (x, m, u) }",
-    "QGemm needs alpha = beta = 1 and transA = 0": head()
+    "an int8 Gemm needs alpha = beta = 1 and transA = 0": head()
     + "g (float[6,16] x) => (float[6,8] y) { y = Gemm <alpha = 2.0> (x, m) }",
     "QLinearConv takes 1-D and 2-D convolutions": head()
     + "g (float[1,8,6,6,6] x) => (float[1,4,6,6,6] y) { y = Conv (x, n) }",
