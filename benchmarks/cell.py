@@ -100,5 +100,14 @@ def _judge(name: str, variant: str, file: str) -> dict[str, Any]:
     return {"metric": model.metric(run), "details": model.details(run, reference)}
 
 
+def main(task: str, *arguments: str) -> None:
+    try:
+        found = _make(*arguments) if task == "make" else _judge(*arguments)
+    except Exception as error:
+        message = " ".join(str(error).split())
+        found = {"error": f"{type(error).__name__}: {message}"[:400]}
+    print(json.dumps(found))
+
+
 if __name__ == "__main__":
-    print(json.dumps(_make(*sys.argv[2:]) if sys.argv[1] == "make" else _judge(*sys.argv[2:])))
+    main(*sys.argv[1:])

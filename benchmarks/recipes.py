@@ -1,6 +1,6 @@
 """The big table: every model of the zoo in every form; task metric, size, speed and time to make it.
 
-    python -m benchmarks.recipes [--models A,B] [--variants X,Y] [--no-peers] [--no-timing] [--fresh]
+    python -m benchmarks.recipes [--models A,B] [--variants X,Y] [--peers] [--no-timing] [--fresh]
 
 Results lie in benchmarks/results/recipes/, a file for each model, a row for each variant. A row is measured again only
 when its file has other bytes than the one that was measured, or with --fresh; so the table can be made in parts. A
@@ -105,13 +105,15 @@ def _save(model: ZooModel, rows: dict[str, dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipes", description=__doc__.split("\n")[0])
     parser.add_argument("--models", help="names of the zoo, with commas; all but the permuted one if left out")
-    parser.add_argument("--variants", help="as in the tables, with commas; all if left out")
-    parser.add_argument("--no-peers", action="store_true", help="leave out what needs an environment of its own")
+    parser.add_argument("--variants", help="as in the tables, with commas; float, ONNX Runtime and recipes if left out")
+    parser.add_argument("--peers", action="store_true", help="also the tools that need an environment of their own")
     parser.add_argument("--no-timing", action="store_true", help="leave out latency, as on a busy machine")
     parser.add_argument("--fresh", action="store_true", help="make and measure all of it again")
     options = parser.parse_args()
-    names = options.variants.split(",") if options.variants else list(variants())
-    chosen = [variants()[n] for n in names if not (options.no_peers and variants()[n].kind == "peer")]
+    if options.variants:
+        chosen = [variants()[name] for name in options.variants.split(",")]
+    else:
+        chosen = [v for v in variants().values() if options.peers or v.kind != "peer"]
     models = options.models.split(",") if options.models else [m for m in ALL_MODELS if m not in _LEFT_OUT]
     for name in models:
         print(ALL_MODELS[name].title, flush=True)
