@@ -15,7 +15,8 @@ def main(model: str, samples: str, out: str, scheme: str) -> None:
     start = time.perf_counter()
     loaded = [dict(np.load(file)) for file in sorted(Path(samples).glob("*.npz"))]
     config = onnxsim.QuantizationConfig(scheme=scheme, calibration_data=loaded)
-    onnx.save(onnxsim.quantize(model, config), out)
+    simplified, _ = onnxsim.simplify(onnx.load(model))  # without shapes it would quantize nothing, and not say so
+    onnx.save(onnxsim.quantize(simplified, config), out)
     print(time.perf_counter() - start)
 
 
