@@ -131,13 +131,16 @@ class Reductions:
         if order != sorted(order):
             source = self.append(graph, "Transpose", [source], perm=order)
         rows = self.append(graph, "Flatten", [source], axis=len(masked))
-        kept = self.append(graph, "Compress", [rows, self.positions(graph, ways, masked)], axis=0)
+        kept = self.append(graph, "Compress", [rows, self.positions(graph, value, ways, masked)], axis=0)
         if channel is None:
             return kept
         return self.append(graph, "Reshape", [kept, _integers(graph, [-1, value.shape[channel]])])
 
-    def positions(self, graph: ir.Graph, ways: list[tuple[int, ...]], masked: list[int]) -> ir.Value:
-        """The mask over the axes `masked`, flat: a position counts when it does in each of the `ways`."""
+    def positions(self, graph: ir.Graph, value: ir.Value, ways: list[tuple[int, ...]], masked: list[int]) -> ir.Value:
+        """The mask over the axes `masked` of `value`, flat: a position counts when it does in each of the `ways`.
+
+        The first Reshape fails where an axis has the mask's name but not its size.
+        """
         assert self.mask is not None
         mask = self.append(graph, "Cast", [self.mask.value], to=int(ir.DataType.BOOL))
         ones = [i for i, name in enumerate(self.mask.dimensions) if name is None]
@@ -153,6 +156,8 @@ class Reductions:
                 one = self.append(graph, "Unsqueeze", [one, _integers(graph, missing)])
             together = one if together is None else self.append(graph, "And", [together, one])
         assert together is not None
+        sizes = self.append(graph, "Gather", [self.append(graph, "Shape", [value]), _integers(graph, masked)], axis=0)
+        together = self.append(graph, "Reshape", [together, sizes])
         return self.append(graph, "Reshape", [together, _integers(graph, [-1])])
 
     def reduced(self, graph: ir.Graph, op_type: str, value: ir.Value, axes: list[int] | None) -> ir.Value:

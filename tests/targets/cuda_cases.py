@@ -202,10 +202,46 @@ def executed(model: Model) -> list[str]:
         return [node.op_type for node in optimize(path, "CUDAExecutionProvider").nodes]
 
 
+def statistics() -> dict[str, list[str]]:
+    """Operators of the observed copy of a convolution, by the provider that took them."""
+    import onnx_ir as ir
+    import onnxruntime as ort
+
+    from qcompile.compiler.histogram import HISTOGRAM
+    from qcompile.compiler.observation import observe
+    from qcompile.compiler.reductions import Mask
+    from qcompile.compiler.statistics import RANGE, Channels
+
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="it", kernel_shape=[1])],
+        "g",
+        [value("x", T.FLOAT, ["batch", 4, "length"]), value("mask", T.INT64, ["batch", "length"])],
+        [value("y", T.FLOAT, ["batch", 4, "length"])],
+        [helper.make_tensor("w", T.FLOAT, [4, 4, 1], np.ones(16))],
+    )
+    model = ir.from_proto(helper.make_model(graph, opset_imports=_OPSETS, ir_version=10))
+    mask = Mask(model.graph.inputs[1], ("batch", "length"))
+    wanted = {"x": [RANGE, HISTOGRAM], "y": [RANGE, Channels(1), HISTOGRAM]}
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = ort.InferenceSession(
+        ir.to_proto(observe(model, wanted, mask=mask, on_device=True).model).SerializeToString(),
+        options,
+        providers=["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    found: dict[str, list[str]] = {}
+    for taken in session.get_provider_graph_assignment_info():
+        found.setdefault(taken.ep_name, []).extend(node.op_type for node in taken.get_nodes())
+    return found
+
+
 if __name__ == "__main__":
     from tests.verification.qdq_models import convolutions
 
     found: dict[str, Any] = {f"{op_type}|{case}": landing(make()) for (op_type, case), make in CASES.items()}
     found["dynamic"] = dynamic()
     found["convolutions"] = executed(convolutions(signed=True))
+    found["statistics"] = statistics()
     json.dump(found, sys.stdout)

@@ -66,3 +66,12 @@ def test_int8_dynamic_stays_on_the_device(placed: dict[str, Any]) -> None:
     names = [name for name in placed["dynamic"] if name.endswith("_int8")]
     assert sorted(names) == ["Gather_0_int8", "Gemm_3_int8", "MatMul_1_int8"]
     assert set(placed["dynamic"].values()) == {"CUDAExecutionProvider"}
+
+
+def test_statistics_are_computed_and_counted_on_the_device(placed: dict[str, Any]) -> None:
+    """No activation comes back: only what handles shapes and sizes runs on the CPU."""
+    taken = placed["statistics"]
+    assert set(taken.get("CPUExecutionProvider", ())) <= {"Shape", "Size", "Gather", "Cast", "Reshape", "Unsqueeze"}
+    on_device = taken["CUDAExecutionProvider"]
+    assert {"ReduceMin", "ReduceMax", "ReduceL1", "ReduceSum", "Floor", "Compress", "Concat"} <= set(on_device)
+    assert on_device.count("ScatterElements") == 2

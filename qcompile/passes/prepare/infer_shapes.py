@@ -22,6 +22,8 @@ _SHOWN = 5
 _INVENTED = "unk__"
 """How ONNX shape inference begins the names that it makes up."""
 
+_BROADCASTING = {"Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Where", "Equal", "Less", "Greater", "And", "Or"}
+
 
 class InferShapes(Pass):
     """Run ONNX shape inference, with data propagation, over the main graph and all bodies.
@@ -70,7 +72,8 @@ def infer_shapes(model: ir.Model) -> bool:
 def _name_dimensions(model: ir.Model) -> bool:
     """Give dimensions that ONNX calls `unk__0`, `unk__1`, ... the names they have elsewhere.
 
-    A Reshape of [N, 2, 3] to [?, 6] has [N, 6] elements: what is left when equal factors cancel.
+    A Reshape of [N, 2, 3] to [?, 6] has [N, 6] elements: what is left when equal factors cancel. Where [N, 4]
+    and [?, 4] broadcast, the result is [N, 4]: the unknown size is N or 1, else the model would not run.
     """
     modified = False
     known: dict[str, str | int] = {}
@@ -79,16 +82,38 @@ def _name_dimensions(model: ir.Model) -> bool:
             if value.shape is not None and any(_symbol(d) in known for d in value.shape):
                 value.shape = ir.Shape([known.get(_symbol(d), d) for d in value.shape])
                 modified = True
+        found: dict[str, str | int] = {}
         if node.op_type == "Reshape" and node.domain == "":
-            found = _remaining_factor(node)
-            if found is not None:
-                name, size = found
-                known[name] = size
-                [result] = node.outputs
-                assert result.shape is not None
-                result.shape = ir.Shape([known.get(_symbol(d), d) for d in result.shape])
-                modified = True
+            found = dict([factor] if (factor := _remaining_factor(node)) else [])
+        elif node.op_type in _BROADCASTING and node.domain == "":
+            found = _broadcast(node)
+        if found:
+            known |= found
+            [result] = node.outputs
+            assert result.shape is not None
+            result.shape = ir.Shape([known.get(_symbol(d), d) for d in result.shape])
+            modified = True
     return modified
+
+
+def _broadcast(node: ir.Node) -> dict[str, str | int]:
+    """The invented dimensions of a broadcast that meet one named dimension."""
+    [result] = node.outputs
+    shapes = [v.shape for v in node.inputs if v is not None]
+    found: dict[str, str | int] = {}
+    for axis in range(1, len(result.shape or ()) + 1):
+        assert result.shape is not None
+        name = _symbol(result.shape[-axis])
+        met = {
+            d if isinstance(d, int) else _symbol(d)
+            for s in shapes
+            if s is not None and len(s) >= axis
+            for d in [s[-axis]]
+        }
+        named = {d for d in met if isinstance(d, str) and d and not d.startswith(_INVENTED)}
+        if name.startswith(_INVENTED) and None not in shapes and len(named) == 1 and "" not in met:
+            found[name] = named.pop()
+    return found
 
 
 def _remaining_factor(node: ir.Node) -> tuple[str, str | int] | None:

@@ -18,16 +18,20 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.compiler.context import CompileContext, Sample
+from qcompile.compiler.formats import UINT8
 from qcompile.compiler.histogram import HELD_OUT, HISTOGRAM
 from qcompile.compiler.passes import StatisticRequest
 from qcompile.compiler.printer import print_model
-from qcompile.compiler.statistics import RANGE, StatisticsTable
+from qcompile.compiler.specs import QuantSpec
+from qcompile.compiler.statistics import RANGE, Channels, StatisticsTable
 from qcompile.compiler.targets import target_named
 from qcompile.errors import DataError
+from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.passes.analyze import calibrate
 from qcompile.passes.analyze.calibrate import Calibrate
+from qcompile.passes.prepare.infer_shapes import infer_shapes
 from tests.passes.harness import model_of
-from tests.sweep.harness import RECIPE, Samples, compile_in_memory
+from tests.sweep.harness import RECIPE, Samples, compile_in_memory, eager_target
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]> '
 CHAIN = HEAD + "g (float[N,4] x) => (float[N,4] y) { h = MatMul (x, w) l = Log (h) y = Tanh (l) }"
@@ -196,6 +200,7 @@ class Slow(Samples):
 KILLED = """
 import sys
 from pathlib import Path
+from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.passes.analyze import calibrate
 from tests.passes.analyze.test_calibrate import Slow, positive, run
 calibrate.CHECKPOINT_SECONDS = 0.0
@@ -317,3 +322,107 @@ def test_a_foreign_checkpoint(other: dict[str, Any], tmp_path: Path, monkeypatch
     with pytest.raises(DataError, match="belongs to another model, recipe or data set"):
         run(**arguments, checkpoint=checkpoint, resume=True)
     assert run(positive(), checkpoint=checkpoint, resume=True).samples == 12
+
+
+METHODS = ("min-max", "moving-average", "percentile", "entropy", "mse", "auto")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.full((2, 4), 3.0),
+        np.zeros((2, 4)),
+        np.array([[1e-40, -1e-41, 0, 1e-42]]),
+        np.array([[0, 1, 2, -3.4e38]]),
+        np.array([[0, 1, 2, -np.inf]]),
+        np.ones((1, 4)),
+    ],
+    ids=["constant", "zeros", "denormals", "a mask", "a mask of infinity", "one sample"],
+)
+def test_difficult_tensors_compile(x: npt.NDArray[Any], method: str) -> None:
+    text = HEAD + "g (float[N,4] x) => (float[N,4] y) { r = Relu (x) h = MatMul (r, w) t = Tanh (x) y = Add (h, t) }"
+    samples = [{"x": x.astype(np.float32)}]
+    recipe = find_recipe("int8-static").with_overrides([f"calibrate.method={method}"])
+    compiled = compile_in_memory(ir.to_proto(model_of(text, {"w": W})), samples, recipe.passes(), eager_target())
+    assert all(np.isfinite(params.scale).all() for params in compiled.context.plan.tensors.values())
+    if np.abs(x).max() > 1e30:
+        assert "x" not in compiled.context.plan.tensors
+
+
+@pytest.mark.parametrize("method", ["min-max", "auto"])
+def test_scalars_empty_tensors_and_six_axes(method: str) -> None:
+    text = """g (float[N,2,1,2,1,3] x, float[M,4] e, float s) => (float[A] y) {
+      p = Neg (x) f = Relu (e) t = Exp (s) q = Mul (p, t) y = Reshape (q, flat)
+    }"""
+    model = model_of(HEAD + text, {"flat": np.int64([-1])})
+    infer_shapes(model)
+    x = np.random.default_rng(0).standard_normal((2, 2, 1, 2, 1, 3)).astype(np.float32)
+    sample = {"x": x, "e": np.zeros((0, 4), np.float32), "s": np.array(1.5, np.float32)}
+    seen = run([sample] * 5, ["x", "p", "q", "e", "f", "s", "t", "y"], model=model, method=method)
+    spec = QuantSpec(UINT8)
+    clips = {name: seen.clip_of(name, spec) for name in ("x", "p", "q", "e", "f", "s", "t", "y")}
+    assert clips["e"] is None
+    assert clips["f"] is None
+    assert clips["s"] is not None
+    assert clips["s"].high == 1.5
+    for name, values in {"x": x, "p": -x}.items():
+        found = clips[name]
+        assert found is not None
+        assert values.min() <= found.low < 0 < found.high <= values.max()
+
+
+def test_a_channel_of_zeros() -> None:
+    x = np.float32([[1, 0, -2, 5], [3, 0, 4, -1]])
+    context = CompileContext(target_named("cpu"), Path("unused"), Samples([{"x": x}]))
+    context.requests = [StatisticRequest("x", Channels(-1))]
+    Calibrate().run(model_of(CHAIN, {"w": W}), context)
+    found = context.statistics.channels_of("x", -1)
+    assert found is not None
+    assert (found.low[1], found.high[1], found.mean_magnitude[1], found.count) == (0, 0, 0, 2)
+
+
+def test_nan_names_the_sample_that_holds_it_with_any_method() -> None:
+    samples = positive(6)
+    samples[3] = {"x": np.float32([[1, np.nan, 2, 3]])}
+    for method in METHODS:
+        with pytest.raises(DataError, match="tensor 'x' holds NaN for calibration sample 4"):
+            run(samples, method=method)
+
+
+def test_tensors_in_a_loop_are_calibrated_by_their_range() -> None:
+    text = """g (float[5] x, int64 n) => (float[5] y) {
+      y = Loop (n, , x) < body = b (int64 i, bool k, float[5] s) => (bool go, float[5] t) {
+        go = Identity (k) t = Tanh (s)
+      } >
+    }"""
+    context = CompileContext(
+        target_named("cpu"), Path("unused"), Samples([{"x": np.ones(5, np.float32), "n": np.array(2)}])
+    )
+    context.requests = [StatisticRequest(name, RANGE) for name in ("x", "t", "y")]
+    Calibrate(method="entropy").run(model_of(HEAD + text), context)
+    assert context.notices == ["1 tensors in the body of a Loop have no histogram, and their clip is the range: 't'"]
+    clip = context.statistics.clip_of("t", QuantSpec(UINT8))
+    assert clip is not None
+    assert (clip.high, clip.method) == (np.tanh(np.float32(1)), "min-max")
+
+
+def test_shards_of_histograms_merge_to_the_whole_bit_for_bit() -> None:
+    samples = positive(11)
+    samples[2] = {"x": samples[2]["x"] * np.float32(1000)}
+    whole = run(samples, method="mse").vectors[HISTOGRAM.kind]
+    parts = [run(part, method="mse").vectors[HISTOGRAM.kind] for part in (samples[5:], samples[:1], samples[1:5])]
+    for name, vector in whole.items():
+        merged = HISTOGRAM.identity()
+        for part in parts:
+            merged = HISTOGRAM.merge(merged, part[name])
+        assert merged.tobytes() == vector.tobytes()
+
+
+def test_auto_says_what_it_chose() -> None:
+    context = CompileContext(target_named("cpu"), Path("unused"), Samples(positive()))
+    context.requests = [StatisticRequest(name, RANGE) for name in ("x", "h", "l", "y")]
+    Calibrate(method="auto").run(model_of(CHAIN, {"w": W}), context)
+    [notice] = context.notices
+    assert notice.startswith("calibration auto: ")
+    assert sum(int(part.split()[0]) for part in notice.removeprefix("calibration auto: ").split(", ")) == 4

@@ -50,3 +50,25 @@ def test_known_dimensions_are_not_lost() -> None:
     model = model_of('<ir_version: 8, opset_import: ["": 17]> g (float[N] x) => (float[M] y) { y = Relu (x) }')
     run(model, *NAMED)
     assert "y: f32[M]" in print_model(model)
+
+
+def test_an_unknown_size_that_broadcasts_with_a_name_takes_the_name() -> None:
+    """As position embeddings, cut to the length of the input, in which inference has lost that length."""
+    model = model_of(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (int64[batch,length] ids, float[batch,length,4] x, float[batch,1,other] z) => (float[A,B,C] y) {
+          s = Shape (ids)
+          n = Slice (s, one, two, zero)
+          p = Slice (positions, zero, n, zero)
+          h = Add (x, p)
+          r = Mul (h, h)
+          k = Slice (r, zero, n, one)
+          y = Add (k, z)
+        }""",
+        {"positions": np.ones((9, 4), np.float32), **{n: np.int64([i]) for i, n in enumerate(("zero", "one", "two"))}},
+    )
+    run(model, *NAMED)
+    text = print_model(model)
+    assert "h: f32[batch,length,4]" in text
+    assert "r: f32[batch,length,4]" in text
+    assert "p: f32[batch" not in text, "one of two sizes that only broadcast stays unknown"
