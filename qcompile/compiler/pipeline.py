@@ -89,12 +89,19 @@ def _run_pass(current: Pass, model: ir.Model, context: CompileContext) -> PassRe
 
 
 def pooled_requests(following: Sequence[Pass], model: ir.Model, context: CompileContext) -> list[StatisticRequest]:
-    """What the passes up to the next one that invalidates statistics need, without repetition."""
+    """What the passes up to the next one that invalidates statistics need, without repetition.
+
+    Where that one measures, it runs quantized copies, and these need what the quantize phase needs.
+    """
     wanted: dict[StatisticRequest, None] = {}
+    stale = False
     for later in following:
-        wanted.update(dict.fromkeys(later.statistics(model, context)))
-        if Fact.STATISTICS in later.invalidates:
-            break
+        if not stale or later.phase is Phase.QUANTIZE:
+            wanted.update(dict.fromkeys(later.statistics(model, context)))
+        if Fact.STATISTICS in later.invalidates and not stale:
+            stale = True
+            if not later.measures:
+                break
     return list(wanted)
 
 

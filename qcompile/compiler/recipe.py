@@ -66,11 +66,12 @@ class Recipe(BaseModel):
         """
         made = [_make(i, step) for i, step in enumerate(self.steps, 1)]
         for i, (a, b) in enumerate(pairwise(made), 2):
-            if _ORDER.index(b.phase) < _ORDER.index(a.phase):
+            observes_again = (a.phase, b.phase) == (Phase.TRANSFORM, Phase.ANALYZE)
+            if _ORDER.index(b.phase) < _ORDER.index(a.phase) and not observes_again:
                 raise RecipeError(
                     f"step {i}, pass '{b.name}': a {b.phase} pass cannot follow the {a.phase} pass '{a.name}'",
                     where=f"recipe '{self.name}'",
-                    hint="phases run in the order " + ", ".join(_ORDER),
+                    hint="phases run in the order " + ", ".join(_ORDER) + "; analyze may come back after transform",
                 )
         return made
 

@@ -9,7 +9,7 @@ the one that merges it, so both can run inside the graph, on the device where th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -217,6 +217,12 @@ class StatisticsTable:
         low, high, total, magnitude, elements = statistic.split(vector)
         count = float(elements[0]) / low.size
         return ChannelRanges(low, high, total / count, magnitude / count, count)
+
+    def without(self, names: Collection[str]) -> StatisticsTable:
+        """A copy that knows nothing of the tensors `names`."""
+        vectors = {kind: {n: v for n, v in known.items() if n not in names} for kind, known in self.vectors.items()}
+        clips = {key: clip for key, clip in self._clips.items() if key[0] not in names}
+        return StatisticsTable(self.samples, vectors, self.calibrator, clips)
 
     def update(self, kind: str, vectors: Mapping[str, Vector]) -> None:
         self.vectors.setdefault(kind, {}).update(vectors)

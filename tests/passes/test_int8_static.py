@@ -73,8 +73,10 @@ MODEL_OF_PASS = {
     "lower-dynamic-lstm": SPEECH,
     "lower-weights": SPEECH,
     "choose-forms": TEXT,
+    "smooth-quant": IMAGE,
 }
 RECIPE_OF_PASS = {
+    "smooth-quant": ("int8-smoothquant", "smooth-quant.alpha=0.5"),
     "place-dynamic": ("int8-dynamic",),
     "lower-dynamic": ("int8-dynamic",),
     "lower-dynamic-lstm": ("int8-dynamic",),

@@ -94,6 +94,8 @@ def _first_guilty(
     sample: Mapping[str, Array],
 ) -> str:
     """Run the passes again, one by one, until the outputs differ."""
+    if len(passes) == 1:
+        return passes[0].name
     model, scratch = before.clone(), dataclasses.replace(context, notices=[])
     for current in passes:
         if current.run(model, scratch) and _difference(expected, model, sample) is not None:

@@ -122,6 +122,8 @@ class Calibrate(Pass):
         self.notices(observation, wanted, context)
         tally = _Tally(observation, judged=any(HELD_OUT in of_tensor for of_tensor in wanted.values()))
         checkpoint = _Checkpoint(context, _identity(model, self.mask))
+        if (seen_before := checkpoint.finished(tally)) is not None:
+            return seen_before
         checkpoint.restore(tally)
         total = len(context.calibration)
         context.progress.start("calibrating", total)
@@ -248,6 +250,17 @@ class _Checkpoint:
             return CalibrationTable.load(self.path)
         except DataError:
             raise DataError("the checkpoint is damaged", where=str(self.path), hint="start without --resume") from None
+
+    def finished(self, tally: _Tally) -> StatisticsTable | None:
+        """What a calibration step before this one saw, if the model is still the same and it saw all that is wanted."""
+        assert self.context.calibrated is not None
+        assert self.context.calibration is not None
+        run = None if self.first else self.context.calibrated.runs.get(self.identity)
+        if run is None or run.statistics.samples < len(self.context.calibration):
+            return None
+        known = run.statistics.vectors
+        missing = any(t not in known.get(b.statistic.kind, {}) for b, _ in tally.parts() for t in b.tensors)
+        return None if missing else StatisticsTable(run.statistics.samples, known)
 
     def restore(self, tally: _Tally) -> None:
         """Go on from the checkpoint, if there is one.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qcompile.passes.transform.folding.apply import apply
 from qcompile.passes.transform.folding.search import find_sites
-from tests.passes.harness import NAMED, assert_close, outputs, run
+from tests.passes.harness import NAMED, Arrays, assert_close, outputs, run
 from tests.passes.transform.graphs import GRAPHS, Graph
 
 
@@ -54,7 +54,7 @@ def test_values_are_divided_as_the_site_says(name: str) -> None:
             assert_close([before[value] / np.append(scales, 1.0)[groups].astype(np.float32)], [after[value]])
 
 
-def _observed(model: ir.Model, names: list[str], graph: Graph) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def _observed(model: ir.Model, names: list[str], graph: Graph) -> Arrays:
     copy = model.clone()
     wanted = [v for n in copy.graph for v in n.outputs if v.name in names and not v.is_graph_output()]
     shown = len(copy.graph.outputs)

@@ -7,22 +7,23 @@ Computed in float64, stored in the constants' own type.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from qcompile.compiler.graph import add_initializer, constant, nodes
+from qcompile.compiler.graph import add_initializer, constant, name_of, nodes
 from qcompile.compiler.provenance import stamp
 from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.prepare.untie import set_constant
-from qcompile.passes.transform.folding.site import Factor, Site, factors
-
-Vector = npt.NDArray[np.float64]
+from qcompile.passes.transform.folding.site import Factor, Groups, Site, Vector, factors
 
 
-def apply(model: ir.Model, site: Site, scales: Vector, made_by: str) -> None:
+def apply(model: ir.Model, site: Site, scales: Vector, made_by: str) -> dict[str, str]:
     """Fold `scales`, shape [site.scales], into `site` of `model`; every node it changes is stamped `made_by`.
 
-    Nodes of the site that `model` does not hold (a block of the whole) are left out.
+    `model` may be a block of the model in which the site was found: what the site divides is divided where it
+    enters the block, and multiplied where it leaves it.
+
+    Returns:
+        Values that stay as they were beside one that a Mul scales: {name: name of the scaled one}.
     """
     names, found = Names(model), {str(n.name): n for n in nodes(model)}
     for taken, vector in ((site.divided, 1 / scales), (site.multiplied, scales)):
@@ -30,8 +31,22 @@ def apply(model: ir.Model, site: Site, scales: Vector, made_by: str) -> None:
             if factor.node in found:
                 _scale(found[factor.node], factor, vector, names)
                 stamp(found[factor.node], made_by, [found[factor.node]])
+    made: dict[str, str] = {}
     if site.inserted:
-        _insert(site, [found[f.node] for f in site.multiplied if f.node in found], 1 / scales, names, made_by)
+        value = found[site.multiplied[0].node].inputs[0]
+        assert value is not None
+        readers = [found[f.node] for f in site.multiplied]
+        made[site.inserted] = _insert(value, _row(site, value), 1 / scales, readers, names, made_by)
+    for value in model.graph.inputs:
+        name = name_of(value)
+        if name in site.values and value.uses():
+            readers = [n for n in model.graph if value in n.inputs]
+            made[name] = _insert(value, site.values[name], 1 / scales, readers, names, made_by)
+    for value in list(model.graph.outputs):
+        name = name_of(value)
+        if name in site.values and value.producer() is not None:
+            made[name] = _leave(model.graph, value, site.values[name], scales, names)
+    return made
 
 
 def largest(model: ir.Model, taken: tuple[Factor, ...], scales: int) -> Vector:
@@ -52,21 +67,38 @@ def _scale(node: ir.Node, factor: Factor, vector: Vector, names: Names) -> None:
     set_constant(node, factor.index, scaled.astype(array.dtype), names)
 
 
-def _insert(site: Site, readers: list[ir.Node], vector: Vector, names: Names, made_by: str) -> None:
-    """A Mul before the first of `readers`, which all read the same value."""
-    first = readers[0]
-    assert isinstance(first.graph, ir.Graph)
-    value = first.inputs[0]
-    assert value is not None
+def _row(site: Site, value: ir.Value) -> Groups:
+    """The groups of the value behind which the site inserts its Mul."""
     assert value.shape is not None
     axis = site.axes[site.inserted] % len(value.shape)
-    shape = (-1, *(1,) * (len(value.shape) - 1 - axis))
-    constant_vector = vector[site.inputs[site.inserted]].astype(np.float32).reshape(shape)
-    scale = add_initializer(first.graph, names.fresh(f"{value.name}_smoothing"), constant_vector)
+    return site.inputs[site.inserted].reshape(-1, *(1,) * (len(value.shape) - 1 - axis))
+
+
+def _insert(value: ir.Value, groups: Groups, vector: Vector, readers: list[ir.Node], names: Names, made_by: str) -> str:
+    """A Mul between `value` and `readers`, which stand in one graph in this order; returns what it writes."""
+    graph = readers[0].graph
+    assert isinstance(graph, ir.Graph)
+    scale = add_initializer(graph, names.fresh(f"{value.name}_smoothing"), factors(groups, vector).astype(np.float32))
     product = ir.node("Mul", [value, scale], name=names.fresh(f"{value.name}_smooth"))
     result = product.outputs[0]
     result.name, result.type, result.shape = names.fresh(f"{value.name}_smoothed"), value.type, value.shape
     stamp(product, made_by, readers)
-    first.graph.insert_before(first, product)
+    graph.insert_before(readers[0], product)
     for node in readers:
-        node.replace_input_with(0, result)
+        for index, read in enumerate(node.inputs):
+            if read is value:
+                node.replace_input_with(index, result)
+    return name_of(result)
+
+
+def _leave(graph: ir.Graph, value: ir.Value, groups: Groups, scales: Vector, names: Names) -> str:
+    """Let the block return `value` as it was."""
+    scale = add_initializer(graph, names.fresh(f"{value.name}_leaving"), factors(groups, scales).astype(np.float32))
+    product = ir.node("Mul", [value, scale], name=names.fresh(f"{value.name}_leave"))
+    name, inner = name_of(value), names.fresh(f"{value.name}_smoothed")
+    result = product.outputs[0]
+    result.type, result.shape = value.type, value.shape
+    graph.outputs[graph.outputs.index(value)] = result
+    value.name, result.name = inner, name
+    graph.append(product)
+    return inner

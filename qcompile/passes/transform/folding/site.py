@@ -18,6 +18,8 @@ import numpy.typing as npt
 Groups = npt.NDArray[np.intp]
 """For each element along some axes, which entry of s belongs to it; -1 stands for the factor 1."""
 
+Vector = npt.NDArray[np.float64]
+
 
 class Family(StrEnum):
     """What lies between the two ends of a site."""
@@ -91,6 +93,6 @@ class Refusal:
     explicit: Site
 
 
-def factors(groups: Groups, scales: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def factors(groups: Groups, scales: Vector) -> Vector:
     """The factor of each element of `groups`."""
     return np.append(scales, 1.0)[groups]
