@@ -1,12 +1,15 @@
 """Look inside a running model: chosen inner values become its outputs.
 
-A value inside the body of an If, Loop or Scan cannot become an output of the whole model; `body_values`
-names those, so that a caller can say what was not looked at.
+A value of an If's branch is handed out through the If, level by level; the branch that was not taken hands
+out nothing in its place. Values inside a Loop or Scan exist once for each iteration: `body_values` names
+those, so that a caller can say what was not looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +22,28 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-CHUNK = 64
-"""Values tapped at once: memory is bounded by that many activations of one sample."""
+_LARGE = 1024
+"""Bytes, at four for an element; smaller initializers may be shapes, which ONNX Runtime wants to see at once."""
 
 
-def outer_values(model: onnx.ModelProto) -> set[str]:
-    """Names of the values that can be tapped: the inputs and every node output of the main graph."""
+def branches(model: onnx.ModelProto) -> list[onnx.GraphProto]:
+    """The main graph and every branch of an If that lies in it or in another branch; outer before inner."""
+    found = [model.graph]
+    for graph in found:
+        found.extend(body for node in graph.node if node.op_type == "If" for body in _bodies(node))
+    return found
+
+
+def tappable_values(model: onnx.ModelProto) -> set[str]:
+    """Names of the values that can be tapped: inputs, and node outputs of the main graph and of branches,
+    as far as a name stands for one value only."""
+    counts = Counter(name for graph in branches(model) for node in graph.node for name in node.output if name)
     inputs = {i.name for i in model.graph.input}
-    return inputs | {name for node in model.graph.node for name in node.output if name}
+    return inputs | {name for name, count in counts.items() if count == 1}
 
 
 def body_values(model: onnx.ModelProto) -> set[str]:
-    """Names of the values inside bodies of control flow, at any depth."""
+    """Names of all values inside bodies of control flow, at any depth."""
     found: set[str] = set()
     waiting = [body for node in model.graph.node for body in _bodies(node)]
     while waiting:
@@ -45,20 +58,16 @@ def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return [g for a in node.attribute for g in ([a.g] if a.HasField("g") else list(a.graphs))]
 
 
-def chunks(names: Sequence[str], size: int = CHUNK) -> Iterator[Sequence[str]]:
-    """`names` in runs of at most `size`, in order."""
-    for start in range(0, len(names), size):
-        yield names[start : start + size]
-
-
 class Probe:
     """A session on the CPU that answers with inner values.
 
     Args:
         model: the model; it is not changed.
-        names: values to read, out of `outer_values(model)`.
+        names: values to read, out of `tappable_values(model)`.
         folder: where the model's external data lies, if it has any.
         entries: session options by key.
+        weights: large initializers by name, taken out of the model by `without_weights`: they are fed with
+            each run, and opening the session is quick.
     """
 
     def __init__(
@@ -67,19 +76,22 @@ class Probe:
         names: Sequence[str],
         folder: Path | None = None,
         entries: Mapping[str, str] | None = None,
+        weights: Mapping[str, Array] | None = None,
     ) -> None:
         import onnx
         import onnxruntime as ort
 
         self.names = tuple(dict.fromkeys(names))
-        unknown = set(self.names) - outer_values(model)
+        unknown = set(self.names) - tappable_values(model)
         if unknown:
-            raise ValueError(f"not values of the main graph: {sorted(unknown)}")
+            raise ValueError(f"not values that can be tapped: {sorted(unknown)}")
         tapped = onnx.ModelProto()
         tapped.CopyFrom(model)
+        handed = _hand_out(tapped, set(self.names))
+        self._outputs = [handed.get(name, name) for name in self.names]
         typed = {o.name: o for o in model.graph.output}
         del tapped.graph.output[:]
-        tapped.graph.output.extend(typed.get(name) or onnx.ValueInfoProto(name=name) for name in self.names)
+        tapped.graph.output.extend(typed.get(name) or onnx.ValueInfoProto(name=name) for name in self._outputs)
         options = ort.SessionOptions()
         options.log_severity_level = 4
         for entry, value in (entries or {}).items():
@@ -88,8 +100,94 @@ class Probe:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         self._session = open_session(tapped.SerializeToString(), options, CPU, {})
         self._inputs = {i.name for i in self._session.get_inputs()}
+        self._weights = {name: array for name, array in (weights or {}).items() if name in self._inputs}
 
     def __call__(self, sample: Mapping[str, Array]) -> dict[str, Array]:
-        """The tapped values for one sample."""
-        outputs = self._session.run(list(self.names), {k: v for k, v in sample.items() if k in self._inputs})
-        return dict(zip(self.names, outputs, strict=True))
+        """The tapped values for one sample; empty, of shape [0], where the branch was not taken."""
+        feeds = self._weights | {k: v for k, v in sample.items() if k in self._inputs}
+        return dict(zip(self.names, self._session.run(self._outputs, feeds), strict=True))
+
+
+def without_weights(model: onnx.ModelProto, folder: Path) -> dict[str, Array]:
+    """Make the large initializers of the main graph its inputs; returns their arrays by name."""
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    large = _large(model.graph)
+    arrays = {t.name: _mapped(t, folder) if uses_external_data(t) else onnx.numpy_helper.to_array(t) for t in large}
+    _as_inputs(model.graph, large)
+    return arrays
+
+
+def _large(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    return [t for t in graph.initializer if math.prod(t.dims) * 4 > _LARGE and t.data_type != t.STRING]
+
+
+def _as_inputs(graph: onnx.GraphProto, tensors: Sequence[onnx.TensorProto]) -> None:
+    import onnx
+
+    inputs, names = {i.name for i in graph.input}, {t.name for t in tensors}
+    graph.input.extend(
+        onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors if t.name not in inputs
+    )
+    for i in reversed(range(len(graph.initializer))):
+        if graph.initializer[i].name in names:
+            del graph.initializer[i]
+
+
+def _mapped(tensor: onnx.TensorProto, folder: Path) -> Array:
+    """An external tensor as a view of its file."""
+    import onnx
+
+    found = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    file, offset = folder / found["location"], int(found.get("offset", 0))
+    return np.memmap(file, dtype, "r", offset, tuple(tensor.dims))
+
+
+def _hand_out(model: onnx.ModelProto, names: set[str]) -> dict[str, str]:
+    """Give the Ifs of `model` an output for each value of `names` that lies in a branch; returns their names."""
+    main = {name for node in model.graph.node for name in node.output}
+    inside = names - main - {i.name for i in model.graph.input}
+    return _through_ifs(model.graph, inside, _types(model)) if inside else {}
+
+
+def _through_ifs(graph: onnx.GraphProto, names: set[str], types: Mapping[str, int]) -> dict[str, str]:
+    """Values of branches below `graph`: their name -> the name under which a value of `graph` has them."""
+    import onnx
+
+    handed: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type != "If":
+            continue
+        bodies = _bodies(node)
+        found = []
+        for body in bodies:
+            own = {name: name for n in body.node for name in n.output if name in names}
+            found.append(own | _through_ifs(body, names, types))
+        for name in sorted({name for part in found for name in part}):
+            for body, part in zip(bodies, found, strict=True):
+                given = part.get(name)
+                if given is None:
+                    given = f"{name}@{body.name}@nothing"
+                    nothing = onnx.helper.make_tensor("nothing", types.get(name, onnx.TensorProto.FLOAT), [0], [])
+                    body.node.append(onnx.helper.make_node("Constant", [], [given], value=nothing))
+                elif given in {o.name for o in body.output}:  # ONNX Runtime fills one of two equal outputs only
+                    given = f"{name}@copy"
+                    body.node.append(onnx.helper.make_node("Identity", [name], [given]))
+                body.output.append(onnx.ValueInfoProto(name=given))
+            handed[name] = f"{name}@{node.output[0]}"
+            node.output.append(handed[name])
+    return handed
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """ONNX element types of the values of branches, as far as they can be inferred."""
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    _as_inputs(bare.graph, _large(bare.graph))
+    inferred = onnx.shape_inference.infer_shapes(bare)
+    known = (v for graph in branches(inferred) for v in (*graph.value_info, *graph.output))
+    return {v.name: v.type.tensor_type.elem_type for v in known if v.type.HasField("tensor_type")}

@@ -18,8 +18,10 @@ import qcompile
 from qcompile.compiler.context import SilentProgress
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.report import FloatGains
+from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification.gains import measure_gains
 from qcompile.compiler.verification.noise import runner
+from qcompile.compiler.verification.prove import verify
 from qcompile.runtime.providers import CPU
 from tests.verification.qdq_models import Builder
 
@@ -129,7 +131,8 @@ def test_a_float_layer_gives_the_noise_of_the_others(tmp_path: Path) -> None:
     units = {f"n_{v}": Unit(f"n_{v}", "MatMul", Form.INPUTS, (None, None), v) for v in ("a", "y")}
     samples = [{"x": random.standard_normal((4, 8)).astype(np.float32)} for _ in range(3)]
     models = tmp_path / "float.onnx", tmp_path / "rounded.onnx"
-    found = measure_gains(models, units, [], runner(models[0], CPU), samples, None, SilentProgress())
+    run = runner(models[0], CPU)
+    found = measure_gains(models, units, [], samples, [run(s) for s in samples], None, SilentProgress())
     assert found is not None
     x = np.concatenate([s["x"] for s in samples]).astype(np.float64)
     r1, r2 = (np.rint(w / 0.5) * 0.5 for w in (w1, w2))
@@ -151,4 +154,53 @@ def test_nothing_to_measure_is_no_finding(tmp_path: Path) -> None:
     builder.node("Neg", ["x"], "y")
     onnx.save(builder.model({"x": [2]}, ["y"]), tmp_path / "m.onnx")
     models = tmp_path / "m.onnx", tmp_path / "m.onnx"
-    assert measure_gains(models, {}, [], runner(models[0], CPU), [], None, SilentProgress()) is None
+    assert measure_gains(models, {}, [], [], [], None, SilentProgress()) is None
+
+
+def in_branches(folder: Path) -> tuple[Path, list[Sample]]:
+    """The convolutions in a branch of an If, with a weight of the main graph; the other branch halves x."""
+    whole, samples = convolutions(folder)
+    inner = onnx.load(whole).graph
+    outer = [i for i in inner.initializer if i.name == "w3"]
+    inside = [i for i in inner.initializer if i.name != "w3"]
+    untyped = onnx.ValueInfoProto(name="y")
+    taken = h.make_graph(list(inner.node), "taken", [], [untyped], inside)
+    mean = h.make_node("ReduceMean", ["x", "axes"], ["mean"], name="mean", keepdims=1)
+    axes = numpy_helper.from_array(np.array([2, 3], np.int64), "axes")
+    other = h.make_graph([mean], "other", [], [onnx.ValueInfoProto(name="mean")], [axes])
+    nodes = [
+        h.make_node("ReduceMax", ["x"], ["largest"], name="largest", keepdims=0),
+        h.make_node("Greater", ["largest", "zero"], ["flag"], name="flag"),
+        h.make_node("If", ["flag"], ["z"], name="if", then_branch=taken, else_branch=other),
+    ]
+    outer.append(numpy_helper.from_array(np.float32(0), "zero"))
+    graph = h.make_graph(
+        nodes, "branches", [inner.input[0]], [h.make_tensor_value_info("z", T.FLOAT, [1, 16, 1, 1])], outer
+    )
+    path = folder / "branches.onnx"
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 21)], ir_version=10), path)
+    samples[1] = {"x": -np.abs(samples[1]["x"])}
+    return path, samples
+
+
+def test_layers_in_branches_are_measured(tmp_path: Path) -> None:
+    model, samples = in_branches(tmp_path)
+    branched = qcompile.compile(model, calibration=samples).report
+    assert all("not measured" not in proof.detail for proof in branched.proofs)
+    flat, straight = convolutions(tmp_path)[0], [s for i, s in enumerate(samples) if i != 1]
+    alone = {layer.node: layer.isolated_sqnr for layer in qcompile.compile(flat, calibration=straight).report.layers}
+    seen = {layer.node: layer for layer in branched.layers}
+    assert {f"conv{i}" for i in range(4)} <= set(seen)
+    for node in ("conv1", "conv2"):
+        assert seen[node].isolated_sqnr == pytest.approx(alone[node], abs=1.5)
+        assert seen[node].sqnr is not None
+    assert branched.float_gains is not None
+    assert branched.float_gains.gains[0].gain > 0.5
+
+
+def test_a_branch_that_no_sample_takes_shows_no_figures(tmp_path: Path) -> None:
+    model, samples = in_branches(tmp_path)
+    compiled = qcompile.compile(model, calibration=samples, prove=False)
+    report = verify(compiled.path, target_named("cpu"), against=model, samples=[samples[1]])
+    assert {layer.sqnr for layer in report.layers} == {None}
+    assert {layer.isolated_sqnr for layer in report.layers} == {None}

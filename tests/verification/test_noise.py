@@ -14,7 +14,7 @@ from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.report import NOISELESS
 from qcompile.compiler.verification.layers import measure_layers
 from qcompile.compiler.verification.noise import Noise, compare_outputs
-from qcompile.runtime.taps import Probe, body_values, chunks, outer_values
+from qcompile.runtime.taps import Probe, body_values, tappable_values, without_weights
 from tests.verification.qdq_models import Builder
 
 
@@ -148,17 +148,57 @@ def test_a_probe_reads_inner_values_without_changing_the_model() -> None:
         Probe(model, ["nowhere"])
 
 
-def test_values_of_bodies_are_known_apart() -> None:
-    body = onnx.helper.make_graph(
-        [onnx.helper.make_node("Neg", ["x"], ["hidden"])], "body", [],
-        [onnx.helper.make_tensor_value_info("hidden", onnx.TensorProto.FLOAT, None)],
-    )  # fmt: skip
+def branch(name: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
+    return onnx.helper.make_graph(nodes, name, [], [onnx.ValueInfoProto(name=nodes[-1].output[0])])
+
+
+def test_values_of_branches_are_handed_out_and_empty_where_not_taken() -> None:
+    deep = branch("deep", onnx.helper.make_node("Abs", ["hidden"], ["deepest"]))
+    flat = branch("flat", onnx.helper.make_node("Identity", ["hidden"], ["same"]))
+    inner = onnx.helper.make_node("If", ["other"], ["inner"], then_branch=deep, else_branch=flat)
+    taken = branch("taken", onnx.helper.make_node("Neg", ["x"], ["hidden"]), inner)
+    integer = onnx.helper.make_node("Shape", ["x"], ["shape"])
+    passed = branch("passed", integer, onnx.helper.make_node("Cast", ["shape"], ["cast"], to=1))
+    b = Builder()
+    b.node("If", ["flag"], "y", then_branch=taken, else_branch=passed)
+    model = b.model({"x": [2], "flag": [], "other": []}, ["y"])
+    for name in ("flag", "other"):
+        next(i for i in model.graph.input if i.name == name).type.tensor_type.elem_type = onnx.TensorProto.BOOL
+    assert tappable_values(model) == {
+        "x", "flag", "other", "y", "hidden", "inner", "deepest", "same", "shape", "cast",
+    }  # fmt: skip
+    assert body_values(model) == {"hidden", "inner", "deepest", "same", "shape", "cast"}
+    probe = Probe(model, ["hidden", "deepest", "same", "shape", "y"])
+    x = np.array([1, -2], np.float32)
+    values = probe({"x": x, "flag": np.array(True), "other": np.array(True)})
+    assert {k: v.tolist() for k, v in values.items()} == {
+        "hidden": [-1, 2], "deepest": [1, 2], "same": [], "shape": [], "y": [1, 2],
+    }  # fmt: skip
+    values = probe({"x": x, "flag": np.array(False), "other": np.array(True)})
+    assert {k: v.tolist() for k, v in values.items()} == {
+        "hidden": [], "deepest": [], "same": [], "shape": [2], "y": [2],
+    }  # fmt: skip
+
+
+def test_values_of_loops_and_names_of_two_values_are_not_tapped() -> None:
+    body = branch("body", onnx.helper.make_node("Neg", ["x"], ["hidden"]))
     b = Builder()
     b.node("If", ["flag"], "y", then_branch=body, else_branch=body)
-    model = b.model({"x": [2], "flag": []}, ["y"])
-    assert outer_values(model) == {"x", "flag", "y"}
-    assert body_values(model) == {"hidden"}
+    b.node("Loop", ["n", "flag"], "z", body=branch("turn", onnx.helper.make_node("Neg", ["x"], ["turned"])))
+    model = b.model({"x": [2], "flag": [], "n": []}, ["y"])
+    assert tappable_values(model) == {"x", "flag", "n", "y", "z"}
+    assert body_values(model) == {"hidden", "turned"}
 
 
-def test_chunks_cover_everything_in_order() -> None:
-    assert [list(c) for c in chunks("abcde", 2)] == [["a", "b"], ["c", "d"], ["e"]]
+def test_weights_can_be_fed() -> None:
+    w = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
+    b = Builder()
+    b.constant("w", w)
+    b.node("MatMul", ["x", "w"], "p")
+    b.node("Neg", ["p"], "y")
+    model = b.model({"x": [1, 32]}, ["y"])
+    weights = without_weights(model, Path())
+    assert list(weights) == ["w"]
+    assert len(model.graph.initializer) == 0
+    x = np.ones((1, 32), np.float32)
+    np.testing.assert_allclose(Probe(model, ["p"], weights=weights)({"x": x})["p"], x @ w, rtol=1e-5)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from qcompile.compiler.plan import Unit
+from qcompile.runtime.taps import branches, tappable_values
 
 Array = np.ndarray[Any, Any]
 
@@ -34,51 +35,86 @@ class Piece:
     initializers: set[str] = field(default_factory=set)
 
 
-def cut_out(unit: Unit, result: str, artifact: onnx.ModelProto, cuttable: Collection[str]) -> Piece | None:
+class Index:
+    """Where the values of a model come from, branches of Ifs included.
+
+    Attributes:
+        producers: node by the name of what it makes.
+        homes: the graph that a value is made in.
+        initializers: tensor by name.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.producers: dict[str, onnx.NodeProto] = {}
+        self.homes: dict[str, onnx.GraphProto] = {}
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.made_by: dict[str, list[str]] = {}
+        self._order: dict[str, int] = {}
+        known = tappable_values(model)
+        for graph in branches(model):
+            self.initializers |= {i.name: i for i in graph.initializer}
+            for node in graph.node:
+                names = [name for name in node.output if name in known]
+                self.producers |= dict.fromkeys(names, node)
+                self.homes |= dict.fromkeys(names, graph)
+                self.made_by.setdefault(node.name, []).extend(names)
+                self._order |= {name: len(self._order) + i for i, name in enumerate(names)}
+
+    def in_order(self, names: Collection[str]) -> list[onnx.NodeProto]:
+        """The nodes that make these values, in the order of the graph."""
+        nodes = [self.producers[name] for name in sorted(names, key=self._order.__getitem__)]
+        return list({id(node): node for node in nodes}.values())
+
+
+def cut_out(unit: Unit, result: str, model: Index, cuttable: Collection[str]) -> Piece | None:
     """The piece of `unit` that makes `result`, or None where it cannot be told apart.
 
     Args:
-        cuttable: names of the float model's values.
+        model: the model that the piece is of.
+        cuttable: names of values at which it may end.
     """
-    producers = {name: node for node in artifact.graph.node for name in node.output}
-    initializers = {i.name for i in artifact.graph.initializer}
-    own = {unit.node, unit.bias, unit.activation}
-    inner = {name for node in artifact.graph.node if node.name in own for name in node.output} | {unit.output}
+    own = (unit.node, unit.bias, unit.activation)
+    inner = {name for node in own if node for name in model.made_by.get(node, ())} | {unit.output}
     piece = Piece(unit, result)
-    waiting, seen, needed = [result], set[str](), set[int]()
+    waiting, seen, needed = [result], set[str](), set[str]()
     while waiting:
         name = waiting.pop()
         if name in seen or not name:
             continue
         seen.add(name)
-        if name in initializers:
+        if name in model.initializers:
             piece.initializers.add(name)
         elif name in unit.inputs or (name in cuttable and name not in inner):
             piece.reads.add(name)
-        elif name in producers:
-            needed.add(id(producers[name]))
-            waiting += producers[name].input
+        elif name in model.producers:
+            needed.add(name)
+            waiting += model.producers[name].input
         else:
             return None
-    piece.nodes = [node for node in artifact.graph.node if id(node) in needed]
+    piece.nodes = model.in_order(needed)
+    if any(attribute.HasField("g") for node in piece.nodes for attribute in node.attribute):
+        return None
     return piece if piece.reads <= set(cuttable) and piece.nodes else None
 
 
-def assemble(pieces: Sequence[Piece], artifact: onnx.ModelProto, values: Mapping[str, Array]) -> onnx.ModelProto:
+def assemble(
+    pieces: Sequence[Piece], index: Index, artifact: onnx.ModelProto, values: Mapping[str, Array]
+) -> onnx.ModelProto:
     """One model of all pieces; the result of piece i is called `result_name(i)`.
 
     Args:
+        index: of `artifact`.
         values: one sample of what the pieces read, for element types and ranks.
     """
     reads = sorted({name for piece in pieces for name in piece.reads})
-    wanted = {name for piece in pieces for name in piece.initializers}
+    wanted = sorted({name for piece in pieces for name in piece.initializers})
     graph = onnx.GraphProto(name="pieces")
     for name in reads:
         array = values[name]
         dims = [f"{name}:{i}" for i in range(array.ndim)]
         kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         graph.input.append(onnx.helper.make_tensor_value_info(name, kind, dims))
-    graph.initializer.extend(i for i in artifact.graph.initializer if i.name in wanted)
+    graph.initializer.extend(index.initializers[name] for name in wanted)
     for i, piece in enumerate(pieces):
         fixed = piece.reads | piece.initializers | {""}
         for node in piece.nodes:

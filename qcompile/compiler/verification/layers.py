@@ -13,32 +13,40 @@ import onnx
 from qcompile.compiler.context import Progress, Sample
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.report import LayerNoise
-from qcompile.compiler.verification.isolation import Piece, assemble, cut_out, result_name
+from qcompile.compiler.verification.isolation import Index, Piece, assemble, cut_out, result_name
 from qcompile.compiler.verification.noise import Noise
-from qcompile.runtime.taps import Probe, body_values, chunks, outer_values
+from qcompile.runtime.taps import Probe, body_values, branches, tappable_values, without_weights
 
 Array = np.ndarray[Any, Any]
+
+_FIRST = 64
+"""Units in the first part; what their values take says how many fit into the next."""
+
+_MOST_BYTES = 300_000_000
+"""Values of one sample that are held at once."""
 
 
 @dataclass
 class _Layer:
-    """One unit under measurement: its value's name in the artifact and the sums."""
+    """One unit under measurement: its value's name in the artifact, the graph it lies in, and the sums."""
 
     unit: Unit
     tapped: str
     piece: Piece | None
+    home: int
     gathered: Noise = field(default_factory=Noise)
     alone: Noise = field(default_factory=Noise)
     comparable: bool = True
 
     def record(self) -> LayerNoise:
-        isolated = self.comparable and self.piece is not None
+        comparable = self.comparable and self.gathered.count > 0
+        isolated = comparable and self.piece is not None
         return LayerNoise(
             node=self.unit.node,
             op_type=self.unit.op_type,
             value=self.unit.output,
-            sqnr=self.gathered.sqnr if self.comparable else None,
-            cosine=self.gathered.cosine if self.comparable else None,
+            sqnr=self.gathered.sqnr if comparable else None,
+            cosine=self.gathered.cosine if comparable else None,
             isolated_sqnr=self.alone.sqnr if isolated else None,
             isolated_cosine=self.alone.cosine if isolated else None,
         )
@@ -54,7 +62,7 @@ def measure_layers(
 ) -> tuple[list[LayerNoise], str]:
     """Cumulative and isolated noise of every unit's output, over all samples.
 
-    Both models are run for 64 units at a time, so memory does not grow with the model's depth.
+    The models are run for a part of the units at a time, so memory does not grow with the depth.
 
     Args:
         entries: session options that the artifact needs to be executed as it is written.
@@ -62,71 +70,81 @@ def measure_layers(
     Returns:
         The measured layers in graph order, and in words what was not measured and why.
     """
-    exact, compiled = (onnx.load(path, load_external_data=False) for path in (float_model, artifact))
-    layers, skipped = _measurable(exact, compiled, units)
-    codes = _code_parameters(compiled, artifact.parent)
+    bench = _Bench(float_model, artifact, entries)
+    layers, skipped = bench.measurable(units)
     progress.start("measuring the noise of each layer", len(layers) * len(samples))
-    for chunk in chunks([layer.unit.node for layer in layers]):
-        part = [layer for layer in layers if layer.unit.node in set(chunk)]
-        _measure(part, exact, compiled, (float_model.parent, artifact.parent), samples, codes, progress, entries)
+    for home in dict.fromkeys(layer.home for layer in layers):
+        waiting, size = [layer for layer in layers if layer.home == home], _FIRST
+        while waiting and samples:
+            part, waiting = waiting[:size], waiting[size:]
+            weight = bench.measure(part, samples, progress) / len(part)
+            size = max(_FIRST, int(_MOST_BYTES / max(weight, 1)))
     progress.finish()
     return [layer.record() for layer in layers], skipped
 
 
-def _measurable(
-    exact: onnx.ModelProto, compiled: onnx.ModelProto, units: Mapping[str, Unit]
-) -> tuple[list[_Layer], str]:
-    known, inside, present = outer_values(exact), body_values(exact) | body_values(compiled), outer_values(compiled)
-    quantized = {node.input[0]: node.output[0] for node in compiled.graph.node if node.op_type == "QuantizeLinear"}
-    layers, in_bodies, fused = [], 0, 0
-    for unit in units.values():
-        tapped = unit.output
-        if unit.form in (Form.FULL, Form.PASS):
-            tapped = quantized.get(unit.output, f"{unit.output}_quantized")
-        if unit.output in known and tapped in present:
-            layers.append(_Layer(unit, tapped, cut_out(unit, tapped, compiled, known)))
-        elif unit.output in inside:
-            in_bodies += 1
-        else:
-            fused += 1
-    reasons = []
-    if in_bodies:
-        reasons.append(f"{in_bodies} inside bodies of control flow")
-    if fused:
-        reasons.append(f"{fused} whose output the float model does not have under that name")
-    return layers, ", ".join(reasons)
+class _Bench:
+    """Both models, taken apart."""
 
+    def __init__(self, float_model: Path, artifact: Path, entries: Mapping[str, str] | None) -> None:
+        self.exact, self.compiled = (onnx.load(path, load_external_data=False) for path in (float_model, artifact))
+        self.weights = without_weights(self.exact, float_model.parent)
+        self.index, self.folder, self.entries = Index(self.compiled), artifact.parent, entries
+        self.codes = _code_parameters(self.compiled, self.folder)
 
-def _measure(
-    layers: list[_Layer],
-    exact: onnx.ModelProto,
-    compiled: onnx.ModelProto,
-    folders: tuple[Path, Path],
-    samples: Sequence[Sample],
-    codes: Mapping[str, tuple[Array, Array]],
-    progress: Progress,
-    entries: Mapping[str, str] | None,
-) -> None:
-    inputs = {i.name for i in exact.graph.input}
-    alone = [layer for layer in layers if layer.piece is not None]
-    reads = {name for layer in alone if layer.piece for name in layer.piece.reads} - inputs
-    float_probe = Probe(exact, [*(layer.unit.output for layer in layers), *sorted(reads)], folders[0])
-    compiled_probe = Probe(compiled, [layer.tapped for layer in layers], folders[1], entries)
-    pieces = [layer.piece for layer in alone if layer.piece is not None]
-    pieces_probe: Probe | None = None
-    for sample in samples:
-        floats = {**sample, **float_probe(sample)}
-        gathered = compiled_probe(sample)
-        if pieces and pieces_probe is None:
-            model = assemble(pieces, compiled, floats)
-            pieces_probe = Probe(model, [o.name for o in model.graph.output], folders[1], entries)
-        isolated = pieces_probe(floats) if pieces_probe is not None else {}
-        for layer in layers:
-            _add(layer, layer.gathered, floats, gathered[layer.tapped], codes)
-        for i, layer in enumerate(alone):
-            assert layer.piece is not None
-            _add(layer, layer.alone, floats, isolated[result_name(i, layer.piece)], codes)
-        progress.advance(len(layers))
+    def measurable(self, units: Mapping[str, Unit]) -> tuple[list[_Layer], str]:
+        known = tappable_values(self.exact) - set(self.weights)
+        inside = body_values(self.exact) | body_values(self.compiled)
+        present = tappable_values(self.compiled)
+        quantized = {n.input[0]: n.output[0] for n in self.index.producers.values() if n.op_type == "QuantizeLinear"}
+        layers, in_bodies, fused = [], 0, 0
+        for unit in units.values():
+            tapped = unit.output
+            if unit.form in (Form.FULL, Form.PASS):
+                tapped = quantized.get(unit.output, f"{unit.output}_quantized")
+            if unit.output in known and tapped in present:
+                home = id(self.index.homes.get(tapped))
+                layers.append(_Layer(unit, tapped, cut_out(unit, tapped, self.index, known), home))
+            elif unit.output in inside:
+                in_bodies += 1
+            else:
+                fused += 1
+        reasons = []
+        if in_bodies:
+            reasons.append(f"{in_bodies} inside bodies of control flow")
+        if fused:
+            reasons.append(f"{fused} whose output the float model does not have under that name")
+        return layers, ", ".join(reasons)
+
+    def measure(self, layers: list[_Layer], samples: Sequence[Sample], progress: Progress) -> int:
+        """Add all samples to `layers`, which lie in one graph; returns the bytes that one sample took."""
+        inputs = {i.name for i in self.exact.graph.input}
+        alone = [layer for layer in layers if layer.piece is not None]
+        pieces = [layer.piece for layer in alone if layer.piece is not None]
+        reads = {name for piece in pieces for name in piece.reads} - inputs
+        float_probe = Probe(
+            self.exact, [*(layer.unit.output for layer in layers), *sorted(reads)], weights=self.weights
+        )
+        compiled_probe = Probe(self.compiled, [layer.tapped for layer in layers], self.folder, self.entries)
+        pieces_probe: Probe | None = None
+        weight = 0
+        for sample in samples:
+            floats = {**sample, **float_probe(sample)}
+            gathered = compiled_probe(sample)
+            progress.advance(len(layers))
+            if all(array.shape == (0,) for array in gathered.values()):
+                continue  # a branch that this sample does not take
+            if pieces and pieces_probe is None:
+                model = assemble(pieces, self.index, self.compiled, floats)
+                pieces_probe = Probe(model, [o.name for o in model.graph.output], self.folder, self.entries)
+            isolated = pieces_probe(floats) if pieces_probe is not None else {}
+            for layer in layers:
+                _add(layer, layer.gathered, floats, gathered[layer.tapped], self.codes)
+            for i, layer in enumerate(alone):
+                assert layer.piece is not None
+                _add(layer, layer.alone, floats, isolated[result_name(i, layer.piece)], self.codes)
+            weight = max(weight, sum(a.nbytes for part in (floats, gathered, isolated) for a in part.values()))
+        return weight
 
 
 def _add(
@@ -144,9 +162,9 @@ def _add(
 
 def _code_parameters(artifact: onnx.ModelProto, folder: Path) -> dict[str, tuple[Array, Array]]:
     """Scale and zero point of every activation that exists as codes, by the name of the codes."""
-    constants = {i.name: i for i in artifact.graph.initializer}
+    constants = {i.name: i for graph in branches(artifact) for i in graph.initializer}
     found: dict[str, tuple[Array, Array]] = {}
-    for node in artifact.graph.node:
+    for node in (node for graph in branches(artifact) for node in graph.node):
         if node.op_type != "QuantizeLinear" or node.input[1] not in constants:
             continue
         scale = onnx.numpy_helper.to_array(constants[node.input[1]], str(folder))

@@ -36,10 +36,12 @@ class Noise:
     energy: float = 0.0
     largest: float = 0.0
     finite: bool = True
+    count: int = 0
 
     def add(self, exact: Array, approximate: Array) -> None:
         """Add one sample; both arrays have the same shape."""
         y, z = (np.asarray(a, np.float64).ravel() for a in (exact, approximate))
+        self.count += 1
         usable = np.isfinite(y)  # a masked score of -inf is not a signal
         if not usable.all():
             y, z = y[usable], z[usable]

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext, Metric, Progress, Sample, SilentProgress
 from qcompile.compiler.plan import QuantPlan, Unit
-from qcompile.compiler.report import Proof, Report
+from qcompile.compiler.report import OutputNoise, Proof, Report
 from qcompile.compiler.targets.table import Target
 from qcompile.compiler.verification.dispatch import prove_dispatch
 from qcompile.compiler.verification.expectations import expected_units
-from qcompile.compiler.verification.gains import measure_gains
+from qcompile.compiler.verification.gains import SAMPLES, measure_gains
 from qcompile.compiler.verification.layers import measure_layers
 from qcompile.compiler.verification.legality import prove_legality
 from qcompile.compiler.verification.metric import measure, prove_metric
@@ -145,21 +146,40 @@ class _Prover:
         return runner(model, provider, session_entries(self.provider))
 
     def numerics(self, float_model: Path, samples: Sequence[Sample], plan: QuantPlan | None) -> Proof:
-        outputs, proof = compare_outputs(self.runner(float_model), self.runner(self.artifact), samples)
-        self.report.outputs = outputs
+        expected: list[Mapping[str, Any]] = []
+        self.report.outputs, proof = self.compare(float_model, samples, expected)
         units = plan.units if plan is not None else expected_units(self.model, self.target)
         layers, skipped = measure_layers(
             float_model, self.artifact, units, samples, self.progress, session_entries(self.provider)
         )
         self.report.layers = layers
         if proof.passed is not None:
-            self.gains(float_model, units, samples, plan)
+            self.gains(float_model, units, samples, expected, plan)
         if skipped:
             proof = proof.model_copy(update={"detail": f"{proof.detail}; layers not measured: {skipped}"})
         return proof
 
+    def compare(
+        self, float_model: Path, samples: Sequence[Sample], expected: list[Mapping[str, Any]]
+    ) -> tuple[list[OutputNoise], Proof]:
+        """The outputs of both models; what the float one gives for the first samples is put into `expected`."""
+        run = self.runner(float_model)
+
+        def exact(sample: Sample) -> Mapping[str, Any]:
+            found = run(sample)
+            if len(expected) < SAMPLES:
+                expected.append(found)
+            return found
+
+        return compare_outputs(exact, self.runner(self.artifact), samples)
+
     def gains(
-        self, float_model: Path, units: Mapping[str, Unit], samples: Sequence[Sample], plan: QuantPlan | None
+        self,
+        float_model: Path,
+        units: Mapping[str, Unit],
+        samples: Sequence[Sample],
+        expected: Sequence[Mapping[str, Any]],
+        plan: QuantPlan | None,
     ) -> None:
         """Advice, not a proof: what cannot be measured is left out."""
         try:
@@ -167,8 +187,8 @@ class _Prover:
                 (float_model, self.artifact),
                 units,
                 self.report.layers,
-                self.runner(float_model),
                 samples,
+                expected,
                 plan,
                 self.progress,
                 session_entries(self.provider),

@@ -16,7 +16,8 @@ from pathlib import Path
 import onnx
 
 from qcompile.compiler.plan import Form, Unit
-from qcompile.compiler.verification.isolation import Piece, cut_out
+from qcompile.compiler.verification.isolation import Index, Piece, cut_out
+from qcompile.runtime.taps import branches
 
 
 class Switcher:
@@ -28,22 +29,21 @@ class Switcher:
         units: all units of the artifact, also those that get no switch.
 
     Attributes:
-        model: the copy. ONNX Runtime sorts its nodes; they are not in order.
+        model: the copy.
         switches: name of the boolean input by unit node.
     """
 
     def __init__(
         self, exact: onnx.ModelProto, folder: Path, compiled: onnx.ModelProto, units: Mapping[str, Unit]
     ) -> None:
-        self.exact, self.folder, self.units = exact, folder, units
+        self.exact, self.folder, self.units = Index(exact), folder, units
         self.model = onnx.ModelProto()
         self.model.CopyFrom(compiled)
         self.switches: dict[str, str] = {}
-        self._graph = self.model.graph
-        self._weights = {i.name: i for i in exact.graph.initializer}
-        self._producers = {name: node for node in self._graph.node for name in node.output if name}
+        index = Index(self.model)
+        self._graph, self._producers, self._homes = self.model.graph, index.producers, index.homes
         self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in self._graph.node:
+        for node in (node for graph in branches(self.model) for node in graph.node):
             for name in node.input:
                 self._readers[name].append(node)
         self._readable = {name: name for name in (*self._producers, *(i.name for i in self._graph.input))}
@@ -60,7 +60,7 @@ class Switcher:
 
     def weight_bytes(self, piece: Piece) -> int:
         """Size of the float weights that a switch brings in."""
-        return sum(4 * math.prod(self._weights[name].dims) for name in piece.initializers)
+        return sum(4 * math.prod(self.exact.initializers[name].dims) for name in piece.initializers)
 
     def add(self, unit: Unit, piece: Piece) -> bool:
         """Give `unit` a switch; False where the artifact has no place for one."""
@@ -85,7 +85,7 @@ class Switcher:
 
     def _float_branch(self, piece: Piece, prefix: str) -> onnx.GraphProto:
         for name in sorted(piece.initializers):
-            array = onnx.numpy_helper.to_array(self._weights[name], str(self.folder))
+            array = onnx.numpy_helper.to_array(self.exact.initializers[name], str(self.folder))
             self._graph.initializer.append(onnx.numpy_helper.from_array(array, prefix + name))
         branch = onnx.GraphProto(name=f"{prefix}float", output=[onnx.ValueInfoProto(name=prefix + piece.result)])
         for node in piece.nodes:
@@ -103,8 +103,10 @@ class Switcher:
         choice = onnx.helper.make_node(
             "If", [switch], [value], name=f"{value}@choice", then_branch=switched, else_branch=_hand_on(own)
         )
-        self._graph.node.append(choice)
+        home = self._homes[value]
+        home.node.insert(next(i for i, node in enumerate(home.node, 1) if own in node.output), choice)
         self._producers |= {own: maker, value: choice}
+        self._homes[own] = home
         return own
 
     def _unrounded(self, unit: Unit, switch: str, value: str) -> None:
