@@ -1,11 +1,13 @@
-"""Keep the runtime from fusing what runs faster, or more exactly, apart.
+"""Keep the runtime from fusing what runs faster, or more exactly, or at all, apart.
 
     Add(a, b) -> LayerNormalization   becomes   Sum(a, b) -> LayerNormalization
     DQ -> Conv(x, float w) -> Q       becomes   DQ -> Conv(x, float w) -> Sum -> Q
+    Clip -> Q to FP8                  becomes   Clip -> Sum -> Q to FP8
 
 Sum of two tensors is the same function bit for bit, but no fusion looks for it; Sum of one hands it on.
-The second keeps a float operator float where the runtime would quantize its weight by itself. Which
-pairs to keep apart, and what was measured, stands in the target's table.
+The second keeps a float operator float where the runtime would quantize its weight by itself. With the third
+pair a model does not load: ONNX Runtime 1.31 compares the bounds with the range of the codes, whatever the
+provider, and knows no FP8. Which other pairs to keep apart, and what was measured, stands in the target's table.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.codes import Codes
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.formats import FP8_E4M3, FP8_E5M2
 from qcompile.compiler.graph import is_constant, nodes
 from qcompile.compiler.passes import Pass, Phase
 from qcompile.compiler.provenance import stamp
@@ -35,9 +38,10 @@ class DetourSlowFusions(Pass):
         codes = Codes.of(model, context, self.name)
         takers = [n for n in nodes(model) if n.op_type in context.target.swallows]
         swallowed = [v for n in takers if (v := _swallowed(n)) is not None]
-        for value in swallowed:
+        clipped = [n.outputs[0] for n in nodes(model) if n.op_type == "Clip" and _becomes_fp8(n.outputs[0])]
+        for value in (*swallowed, *clipped):
             _hand_on(value, codes)
-        return bool(found or swallowed)
+        return bool(found or swallowed or clipped)
 
 
 def _matches(node: ir.Node, detour: Detour) -> bool:
@@ -45,6 +49,13 @@ def _matches(node: ir.Node, detour: Detour) -> bool:
     if node.op_type != detour.first or node.domain != "" or node.outputs[0].is_graph_output():
         return False
     return [use.node.op_type for use in node.outputs[0].uses()] == [detour.second]
+
+
+def _becomes_fp8(value: ir.Value) -> bool:
+    """Whether a QuantizeLinear makes FP8 codes of `value`."""
+    readers = [use.node for use in value.uses() if use.node.op_type == "QuantizeLinear"]
+    kinds = {f.dtype for f in (FP8_E4M3, FP8_E5M2)}
+    return any(len(r.inputs) > 2 and r.inputs[2] is not None and r.inputs[2].dtype in kinds for r in readers)
 
 
 def _swallowed(node: ir.Node) -> ir.Value | None:

@@ -113,7 +113,7 @@ def _integer_bias(node: ir.Node, unit: Unit, position: int, codes: Codes) -> Non
         return
     integers, scale, zero = codes.bias(graph, bias, unit)
     name = f"{bias.name}_{unit.node}_dequantized"
-    made = codes.node("DequantizeLinear", [integers, scale, zero], name, ir.DataType.FLOAT, scale)
+    made = codes.node("DequantizeLinear", [integers, scale, zero], name, ir.DataType.FLOAT, integers)
     made.attributes.add(ir.AttrInt64("axis", 0))
     stamp(made, codes.made_by, [node])
     graph.insert_before(node, made)
