@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,16 @@ import numpy as np
 import qcompile
 from qcompile.compiler.artifact import writing
 from qcompile.compiler.context import Sample
-from qcompile.compiler.statistics import Clip, StatisticsTable
+from qcompile.compiler.specs import QuantSpec
+from qcompile.compiler.statistics import RANGE, Clip, Statistic, StatisticsTable
 from qcompile.errors import DataError
 
 SUFFIX = ".qcal"
 
 _FORMAT = 1
+
+Wish = tuple[Statistic, str]
+"""A statistic of a tensor."""
 
 
 @dataclass
@@ -40,6 +44,12 @@ class Run:
     statistics: StatisticsTable
     spec: str = ""
     clips: dict[str, Clip] = field(default_factory=dict)
+
+    def choose(self, spec: QuantSpec) -> None:
+        """Let the calibrator of the statistics choose the clips, to be shown; other formats may choose anew."""
+        self.spec = str(spec)
+        names = self.statistics.vectors.get(RANGE.kind, {})
+        self.clips = {name: clip for name in names if (clip := self.statistics.clip_of(name, spec))}
 
 
 @dataclass
@@ -62,6 +72,23 @@ class CalibrationTable:
     synthetic: bool = False
     held_out: list[Sample] = field(default_factory=list)
     runs: dict[str, Run] = field(default_factory=dict)
+
+    def nearest(
+        self, identity: str, needed: Collection[tuple[Statistic, str]]
+    ) -> tuple[Run, list[tuple[Statistic, str]]]:
+        """Of the runs on the model `identity`, the one that lacks least of `needed`, and what it lacks.
+
+        Raises:
+            KeyError: there is no run on that model.
+        """
+        found = [
+            (run, [(s, t) for s, t in needed if run.statistics.vector_of(s, t) is None])
+            for key, run in self.runs.items()
+            if key.startswith(identity)
+        ]
+        if not found:
+            raise KeyError(identity)
+        return min(found, key=lambda pair: len(pair[1]))
 
     def save(self, path: Path) -> None:
         """Write the table, replacing an older one at once."""

@@ -186,6 +186,8 @@ def calibrate(
         raise UsageError("a calibration table is made from samples", hint="give them with --calib DATA")
     _run(passes, graph, context, last)
     made = context.calibrated or CalibrationTable()
+    for run in made.runs.values():
+        run.choose(context.target.activation)
     made.model, made.recipe, made.held_out = source.name, chosen.name, context.held_out
     made.description, made.digest, made.samples, made.synthetic = (
         data.description,

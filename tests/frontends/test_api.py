@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 
 import qcompile
+from qcompile.compiler import tally
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.passes import Pass, Phase
 from qcompile.compiler.recipe import Recipe, Step
@@ -21,7 +22,6 @@ from qcompile.compiler.reporting.verdict import verdict
 from qcompile.errors import DataError, OutputError, ProofError, QCompileError, RecipeError, UsageError
 from qcompile.frontends import api
 from qcompile.frontends.builtin_recipes import find_recipe, recipe_names
-from qcompile.passes.analyze import calibrate
 from tests.frontends.models import WIDTH, linear, npz_folder, samples, save
 
 
@@ -173,7 +173,7 @@ def test_reports_are_written(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_interrupted_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(tally, "CHECKPOINT_SECONDS", 0.0)
     walks = 0
     read: list[int] = []
 

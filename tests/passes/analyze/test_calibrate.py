@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
+from qcompile.compiler import tally
 from qcompile.compiler.context import CompileContext, Sample
 from qcompile.compiler.formats import UINT8
 from qcompile.compiler.histogram import HELD_OUT, HISTOGRAM
@@ -201,9 +202,10 @@ KILLED = """
 import sys
 from pathlib import Path
 from qcompile.frontends.builtin_recipes import find_recipe
-from qcompile.passes.analyze import calibrate
+from qcompile.compiler import tally
+from qcompile.compiler import tally
 from tests.passes.analyze.test_calibrate import Slow, positive, run
-calibrate.CHECKPOINT_SECONDS = 0.0
+tally.CHECKPOINT_SECONDS = 0.0
 print("started", flush=True)
 run(Slow(positive(40)), method="auto", checkpoint=Path(sys.argv[1]), resume="resume" in sys.argv)
 """
@@ -254,6 +256,38 @@ def test_stopped_at_any_sample_it_goes_on_to_the_same_bits(
     assert vectors(resumed) == vectors(run(positive(), method=method))
 
 
+def test_a_recipe_that_calibrates_twice_resumes_in_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "CHECKPOINT_SECONDS", 0.0)
+
+    def both(source: Samples, resume: bool) -> tuple[StatisticsTable, StatisticsTable]:
+        context = CompileContext(target_named("cpu"), Path("unused"), source, checkpoint=tmp_path / "c", resume=resume)
+        found = []
+        for names, method in (("x", "min-max"), ("xy", "mse")):
+            context.requests = [StatisticRequest(name, RANGE) for name in names]
+            Calibrate(method=method).run(model_of(CHAIN, {"w": W}), context)  # type: ignore[arg-type]
+            found.append(context.statistics)
+        return found[0], found[1]
+
+    class StopsInTheSecond(Samples):
+        walks = 0
+
+        def __iter__(self) -> Iterator[Sample]:
+            self.walks += 1
+            yield from list(super().__iter__())[: 5 if self.walks == 2 else None]
+            if self.walks == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        both(StopsInTheSecond(positive()), resume=False)
+    resumed = StopsInTheSecond(positive())
+    resumed.walks = 2
+    found = both(resumed, resume=True)
+    assert resumed.walks == 3, "the first run is not repeated"
+    (tmp_path / "c").unlink()
+    for ours, other in zip(found, both(Samples(positive()), resume=False), strict=True):
+        assert vectors(ours) == vectors(other)
+
+
 def test_without_resume_it_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tmp_path / "c"
     kill_here(checkpoint, monkeypatch)
@@ -295,7 +329,7 @@ def kill_here(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, at: int = 5, **
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(tally, "CHECKPOINT_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             run(Stops(positive()), checkpoint=checkpoint, **options)
 
