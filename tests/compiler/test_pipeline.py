@@ -45,6 +45,10 @@ class Destroy(Wish):
     invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.STATISTICS})
 
 
+class Measure(Destroy):
+    measures: ClassVar[bool] = True
+
+
 class Listen(Wish):
     phase: ClassVar[Phase] = Phase.ANALYZE
     seen: list[list[str]] = []  # noqa: RUF012
@@ -169,6 +173,21 @@ def test_what_cannot_be_compared_is_a_notice(middle: str, said: str) -> None:
     on = context()
     run_pipeline([Scale(factor=1.5)], small(middle), on)
     assert said in on.notices[0]
+
+
+def test_a_comparison_of_positions_excuses_nothing() -> None:
+    model = small("a = Exp (x) s = Shape (x) e = Greater (s, s) f = Cast <to = 1> (e) t = ReduceSum (f) h = Add (a, t)")
+    run_pipeline([UniqueNames(), InferShapes()], model, context())
+    with pytest.raises(PassError, match="changed the float function"):
+        run_pipeline([Scale(factor=1.5)], model, context())
+
+
+def test_statistics_for_the_copies_of_a_pass_that_measures() -> None:
+    """A pass that invalidates statistics ends a pool, but where it measures, its copies need what comes behind it."""
+    for between, first_pool in ((Destroy(value="a"), ["a"]), (Measure(value="a"), ["a", "b"])):
+        one, two = Listen(label="one"), Listen(label="two")
+        run_pipeline([one, between, two, Wish(value="b")], small(), context())
+        assert (one.seen, two.seen) == ([first_pool], [["b"]])
 
 
 def test_a_model_that_does_not_run_is_a_notice() -> None:

@@ -35,6 +35,7 @@ WEIGHTS: Arrays = {
     "b": normal(8),
     "bias": normal(8, seed=1),
     "bw": normal(12),
+    "b4": normal(4),
     "b24": normal(24),
     "g": np.abs(normal(8)) + np.float32(0.2),
     "eps": np.array(1e-5, np.float32),
@@ -137,6 +138,17 @@ GRAPHS: dict[str, Graph] = {
         v = MatMul (x, kv) v_r = Reshape (v, kv_heads) v_s = Transpose <perm = [0, 2, 1, 3]> (v_r)
         v_u = Unsqueeze (v_s, axis2) v_e = Expand (v_u, repeated) v_t = Reshape (v_e, ungrouped)
         {_PROBABILITIES} o_h = MatMul (p, v_t) {_MERGE} y = MatMul (o_in, w4)""",
+        [("attention value", 4)],
+    ),
+    "attention as one operator": Graph(
+        "q = MatMul (x, w) k = MatMul (x, kv) v0 = MatMul (x, kv) v = Add (v0, b4) "
+        "o = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v) y = MatMul (o, w4)",
+        [("attention value", 4)],
+    ),
+    "attention as one operator, heads apart": Graph(
+        f"""q = MatMul (x, w) {_SPLIT_HEADS.format("q")} k = MatMul (x, kv) k_r = Reshape (k, kv_heads)
+        k_t = Transpose <perm = [0, 2, 1, 3]> (k_r) v = MatMul (x, kv) v_r = Reshape (v, kv_heads)
+        v_t = Transpose <perm = [0, 2, 1, 3]> (v_r) o_h = Attention (q_t, k_t, v_t) {_MERGE} y = MatMul (o_in, w4)""",
         [("attention value", 4)],
     ),
     "gated product": Graph(

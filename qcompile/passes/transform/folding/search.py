@@ -33,13 +33,14 @@ from qcompile.passes.transform.folding.moves import (
     collapsed,
     keep,
 )
+from qcompile.passes.transform.folding.rules.attention import ATTENTION
 from qcompile.passes.transform.folding.rules.linear import LINEAR, channel_axis, channels
 from qcompile.passes.transform.folding.rules.moving import MOVING
 from qcompile.passes.transform.folding.rules.norms import NORMS
 from qcompile.passes.transform.folding.rules.pointwise import POINTWISE
 from qcompile.passes.transform.folding.site import Factor, Family, Groups, Refusal, Site
 
-_RULES = {**LINEAR, **NORMS, **POINTWISE, **MOVING}
+_RULES = {**LINEAR, **ATTENTION, **NORMS, **POINTWISE, **MOVING}
 _HOMOGENEOUS = {"Relu", "LeakyRelu", "PRelu", "Clip", "MaxPool"}
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 
@@ -273,13 +274,13 @@ class _Region:
 
     def family(self) -> Family:
         products = {n.op_type for n in self.through if not any(is_constant(v) for v in n.inputs)}
-        if "MatMul" in products:
+        makers = {p.op_type for v in self.layouts if (p := v.producer()) is not None}
+        if "MatMul" in products or "Attention" in makers:
             return Family.ATTENTION
         if products:
             return Family.GATE
         if not any(node.op_type in LINEAR for node, _ in self.divided):
             return Family.NORM
-        makers = {p.op_type for v in self.layouts if (p := v.producer()) is not None}
         return Family.HOMOGENEOUS if makers & _HOMOGENEOUS else Family.LINEAR
 
 
