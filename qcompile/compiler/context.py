@@ -32,8 +32,11 @@ class SampleSource(Protocol):
         synthetic: the samples were made up; the report says so loudly.
     """
 
-    description: str
-    synthetic: bool
+    @property
+    def description(self) -> str: ...
+
+    @property
+    def synthetic(self) -> bool: ...
 
     def __len__(self) -> int: ...
 
@@ -77,6 +80,8 @@ class CompileContext:
 
     Attributes:
         float_model: path of the model as the user gave it: the reference of every numeric proof.
+        without_samples: a pass found that there are no samples and that none can be made up; what is known of
+            activations all the same lies in `statistics`.
         held_out: samples kept away from calibration for the numeric proofs.
         moments: mean and deviation of values for each channel, as the BatchNormalization that wrote them knew
             (fold-batch-norm records them), by value name.
@@ -89,6 +94,7 @@ class CompileContext:
     target: Target
     float_model: Path
     calibration: SampleSource | None = None
+    without_samples: bool = False
     held_out: list[Sample] = field(default_factory=list)
     seed: int = 0
     progress: Progress = field(default_factory=SilentProgress)

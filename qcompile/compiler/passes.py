@@ -37,6 +37,7 @@ class Fact(StrEnum):
     """What passes establish about the model, and may destroy."""
 
     UNIQUE_NAMES = "unique names"
+    SAMPLES = "samples"
     SHAPES = "shapes"
     STATISTICS = "statistics"
     PLACEMENT = "placement"

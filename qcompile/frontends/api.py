@@ -15,7 +15,7 @@ from qcompile.compiler.artifact import Artifact, check_output, model_bytes, writ
 from qcompile.compiler.calibration_table import SUFFIX, CalibrationTable, TableSamples, remove_checkpoint
 from qcompile.compiler.context import CompileContext, Metric, Progress, SilentProgress
 from qcompile.compiler.inputs import model_inputs, table_rows
-from qcompile.compiler.passes import Pass, Phase
+from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.recipe import Recipe
 from qcompile.compiler.report import PassRecord, Report
@@ -98,8 +98,8 @@ def compile(
     _open_data(context, calibration, graph, passes, chosen.name)
     if context.metric and prove:
         context.metric_float = _try_metric(context.metric, source, provider)
-    manifest = _manifest(chosen, passes, context)
     records = _run(passes, graph, context)
+    manifest = _manifest(chosen, passes, context)
     bytes_after = write_model(graph, destination, manifest, overwrite)
     remove_checkpoint(checkpoint_of(destination))
     remove_walk_checkpoints(checkpoint_of(destination))
@@ -292,7 +292,7 @@ def _open_data(
 ) -> None:
     """Check all samples and set some aside; refuse to go on without any where the recipe needs them."""
     if calibration is None:
-        if any(p.phase is Phase.ANALYZE for p in passes):
+        if any(p.phase is Phase.ANALYZE for p in passes) and not any(Fact.SAMPLES in p.provides for p in passes):
             raise UsageError(
                 f"recipe '{recipe}' needs calibration data",
                 hint="give representative inputs with --calib DATA; "

@@ -60,6 +60,8 @@ class Calibrate(Pass):
     )
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
+        if context.without_samples:
+            return False
         if context.calibration is None or len(context.calibration) == 0:
             raise DataError(
                 "no calibration samples",

@@ -4,8 +4,9 @@
     BLOCKS    one scale for each row of the input and block of weights; outliers of one row hurt no other
     WEIGHTS   where neither exists: int8 weights in the file, float arithmetic
 
-No statistics are needed, so no calibration data either. An operation that the target's table says would be
-slower than float stays float; work is counted from the shapes, an unknown dimension as 1.
+What an earlier pass has placed stays as it is. No statistics are needed, so no calibration data either. An
+operation that the target's table says would be slower than float stays float; work is counted from the shapes,
+an unknown dimension as 1.
 Source: dynamic quantization as in ONNX Runtime's and PyTorch's tools.
 """
 
@@ -50,11 +51,14 @@ class PlaceDynamic(Pass):
 
     def _place(self, candidate: Candidate, context: CompileContext) -> None:
         name, row = str(candidate.node.name), candidate.row
+        if name in context.plan.units:
+            return
         form = next((f for f in self._preferred() if f in row.forms), None)
         obstacle = self._refusal(candidate, form) or (_slower(candidate, form) if form else "")
         if obstacle or form is None:
-            context.plan.kept_float[name] = obstacle
+            context.plan.kept_float.setdefault(name, obstacle)
             return
+        context.plan.kept_float.pop(name, None)
         context.plan.units[name] = unit_reading_float(candidate, form, context.target, self.block_size)
 
     def _preferred(self) -> tuple[Form, ...]:
