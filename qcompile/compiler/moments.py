@@ -117,6 +117,22 @@ def clip_bounds(node: ir.Node) -> tuple[float, float] | None:
     return bounds[0], bounds[1]
 
 
+def through_layer(node: ir.Node, weight: npt.NDArray[np.generic], means: Vector) -> Vector:
+    """What a Conv, Gemm or MatMul with this weight and no bias makes of an input that is `means` everywhere.
+
+    By linearity also the mean of what it makes of inputs of these means; a padded border counts as if it went on.
+    """
+    exact: npt.NDArray[np.float64] = weight.astype(np.float64)
+    if node.op_type == "Conv":
+        group = node.attributes.get_int("group", 1)
+        kernel = exact.sum(axis=tuple(range(2, weight.ndim))).reshape(group, -1, weight.shape[1])
+        mixed: Vector = np.einsum("goi,gi->go", kernel, means.reshape(group, -1)).reshape(-1)
+        return mixed
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
+    scaled: Vector = node.attributes.get_float("alpha", 1.0) * (means @ (exact.T if transposed else exact))
+    return scaled
+
+
 def _keeps_channels(before: ir.Value, after: ir.Value) -> bool:
     """[N, C, 1, 1] becomes [N, C]."""
     shape, result = before.shape, after.shape

@@ -295,8 +295,8 @@ def _open_data(
         if any(p.phase is Phase.ANALYZE for p in passes) and not any(Fact.SAMPLES in p.provides for p in passes):
             raise UsageError(
                 f"recipe '{recipe}' needs calibration data",
-                hint="give representative inputs with --calib DATA; "
-                "--calib synthetic makes some up, for a try whose accuracy means nothing",
+                hint="give representative inputs with --calib DATA; without any, --recipe int8-zero-shot makes some "
+                "from what the model itself knows, --calib synthetic from noise, whose accuracy means nothing",
             )
         return
     if isinstance(calibration, str | Path) and Path(calibration).suffix == SUFFIX:

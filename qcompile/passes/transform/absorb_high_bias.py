@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, graphs, name_of
-from qcompile.compiler.moments import clip_bounds
+from qcompile.compiler.moments import clip_bounds, through_layer
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.provenance import stamp
 from qcompile.passes.prepare.surgery import Names, is_own, sole_reader
@@ -92,17 +92,10 @@ def _bias(layer: ir.Node) -> Vector | None:
 def _through(layer: ir.Node, source: ir.Value, shift: Vector) -> Vector | None:
     """What `layer` makes of a `source` that is `shift` everywhere; None where that depends on the place."""
     weight = constant(layer.inputs[1]) if len(layer.inputs) > 1 else None
-    if weight is None or layer.inputs[0] is not source:
+    if weight is None or layer.inputs[0] is not source or layer.op_type not in ("Conv", "Gemm"):
         return None
-    if layer.op_type == "Gemm":
-        rows = weight.T if layer.attributes.get_int("transB", 0) else weight
-        fits = len(rows) == len(shift) and not layer.attributes.get_int("transA", 0)
-        return layer.attributes.get_float("alpha", 1.0) * (shift @ rows.astype(np.float64)) if fits else None
     padded = any(layer.attributes.get_ints("pads", ()) or ())
-    if padded or layer.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+    automatic = layer.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    if padded or automatic or layer.attributes.get_int("transA", 0) != 0:
         return None
-    group = layer.attributes.get_int("group", 1)
-    inputs = shift.reshape(group, -1)
-    kernel = weight.astype(np.float64).sum(axis=tuple(range(2, weight.ndim))).reshape(group, -1, weight.shape[1])
-    mixed: Vector = np.einsum("goi,gi->go", kernel, inputs).reshape(-1)
-    return mixed
+    return through_layer(layer, weight, shift)

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.printer import print_model
 from qcompile.compiler.targets import target_named
 from qcompile.passes.analyze.synthesis.distilled import mirrored
 from qcompile.passes.analyze.synthesize_samples import SynthesizeSamples
 from qcompile.passes.prepare.fold_batch_norm import FoldBatchNorm
+from tests.golden import assert_golden
 from tests.passes.harness import NAMED, context, model_of, outputs, run
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
@@ -168,9 +170,14 @@ def test_an_encoder_reads_rows_that_were_trained() -> None:
         {"table": embedding(), "places": embedding(), "last": np.array([-1])},
     )
     on = on_cpu()
+    run(model, *NAMED, on=on)
+    before = print_model(model)
     run(model, *NAMED, SynthesizeSamples(token_samples=4, tokens=12), on=on)
     assert on.calibration is not None
     samples = list(on.calibration)
+    made = "\n".join(f"{name}: {array[0].tolist()}" for s in samples for name, array in s.items())
+    unchanged = "(no change)" if print_model(model) == before else print_model(model)
+    assert_golden("passes/synthesize-samples", f"# before\n{before}\n# after\n{unchanged}\n# samples\n{made}\n")
     assert [s["input_ids"].shape for s in samples] == [(1, 3), (1, 6), (1, 9), (1, 12)]
     drawn = np.concatenate([s["input_ids"][0] for s in samples])
     assert not np.isin([0, 7], drawn).any()

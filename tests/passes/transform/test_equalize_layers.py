@@ -109,6 +109,9 @@ def test_a_channel_that_nothing_reads_keeps_its_scale() -> None:
     assert magnitudes(model, "w1", 0)[1] == dead
 
 
+LAYERS = ["Relu", "", "Pool", "Depthwise", "Add"]
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.lists(st.sampled_from(LAYERS), min_size=1, max_size=4))
 def test_random_chains_keep_their_function(seed: int, kinds: list[str]) -> None:
