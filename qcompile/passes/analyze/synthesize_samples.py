@@ -43,8 +43,8 @@ class SynthesizeSamples(Pass):
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.SAMPLES})
 
     images: int = Field(default=16, ge=1, description="inputs to distil from BatchNormalization")
-    iterations: int = Field(default=100, ge=0, description="steps of the distillation")
-    rate: float = Field(default=0.3, gt=0, description="step size of the distillation")
+    iterations: int = Field(default=150, ge=0, description="steps of the distillation")
+    rate: float = Field(default=0.5, gt=0, description="step size of the distillation")
     token_samples: int = Field(default=32, ge=1, description="token sequences to make")
     tokens: int = Field(default=64, ge=2, description="length of the longest token sequence")
 
