@@ -4,7 +4,8 @@
 - `ORT static`: quantize_static as its documentation advises: preprocessed, Q/DQ, uint8 activations, int8 weights per
   channel, min-max. `ORT tuned`: the same, restricted to Conv, MatMul and Gemm, as an engineer does when the default
   loses accuracy. `ORT dynamic`: quantize_dynamic with int8 weights.
-- The peers of benchmarks/peers, each as its documentation says.
+- The peers of benchmarks/peers, each as its documentation says, on the model that ORT's tool is given: preprocessed,
+  with an opset that Q/DQ needs (from opset 12 NNCF makes a recognizer that reads nothing, and does not say so).
 - qcompile's recipes under their own names, with their defaults.
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, Peer
 from tests.zoo.model import Sample
 
 FLOAT = "float"
@@ -62,11 +63,7 @@ def variants() -> dict[str, Variant]:
     for name, make in (("ORT static", _ort_static), ("ORT tuned", _ort_tuned), ("ORT dynamic", _ort_dynamic)):
         found.append(Variant(name, "ORT", make, partial(_ort_stamp, make)))
     for peer in PEERS.values():
-        stamp = f"{peer.requirements} {peer.alone} {peer.script.read_text(encoding='utf-8')}"
-        found += [
-            Variant(title, "peer", partial(peer.quantize, preset), partial(str, stamp + preset))
-            for title, preset in peer.presets.items()
-        ]
+        found += [_peer(peer, title) for title in peer.presets]
     found += [_recipe(name) for name in recipe_names()]
     return {variant.name: variant for variant in found}
 
@@ -140,6 +137,15 @@ def _ort_dynamic(model: Path, samples: Path, out: Path) -> float:
     start = time.perf_counter()
     quantization.quantize_dynamic(prepared, out, weight_type=quantization.QuantType.QInt8)
     return time.perf_counter() - start
+
+
+def _peer(peer: Peer, title: str) -> Variant:
+    def make(model: Path, samples: Path, out: Path) -> float:
+        prepared = preprocess(model, out.with_name("preprocessed.onnx"))
+        return peer.quantize(peer.presets[title], prepared, samples, out)
+
+    stamp = f"{peer.requirements} {peer.alone} {title} {peer.script.read_text(encoding='utf-8')}"
+    return Variant(title, "peer", make, lambda: stamp + inspect.getsource(preprocess))
 
 
 def _ort_stamp(make: Callable[..., float]) -> str:

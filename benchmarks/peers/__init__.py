@@ -1,13 +1,12 @@
 """Other quantizers of ONNX models, each in a virtual environment of its own, since their pins contradict each other.
 
-A peer is run as its documentation says, on the same float file and the same samples. Its script (`with_NAME.py`) runs
-in its environment and knows nothing of qcompile.
+A peer is run as its documentation says, on the same samples. Its script (`with_NAME.py`) runs in its environment and
+knows nothing of qcompile.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import venv
@@ -68,11 +67,12 @@ class Peer:
     def quantize(self, preset: str, model: Path, samples: Path, out: Path) -> float:
         """Make `out` from `model` with the `.npz` files in the folder `samples`; seconds, imports apart.
 
+        `model` must be a copy: ModelOpt writes into the file it is given.
+
         Raises:
             RuntimeError: the last line of what went wrong.
         """
-        given = Path(shutil.copy(model, out.with_name("model.onnx")))  # ModelOpt writes into the file it is given
-        command = [str(self.environment()), str(self.script), str(given), str(samples), str(out), preset]
+        command = [str(self.environment()), str(self.script), str(model), str(samples), str(out), preset]
         seconds = float(_run(command, LIMIT).splitlines()[-1])
         if not out.is_file():
             raise RuntimeError("it ended without an error and without a file")
