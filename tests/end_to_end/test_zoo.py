@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 
 import qcompile
@@ -96,3 +97,14 @@ def test_smoothing_brings_embeddings_closer(tmp_path: Path) -> None:
         )
         away[recipe] = 1 - float((exact * model.embed(runner(artifact.path), articles)).sum(1).mean())
     assert away["int8-smoothquant"] < 0.6 * away["int8-static"]
+
+
+@pytest.mark.parametrize("name", ["all-minilm-l6-v2", "silero-vad", "silero-vad-step"])
+def test_dynamic_quantization_needs_no_samples(name: str, tmp_path: Path) -> None:
+    """Linear layers in blocks, LSTM by tensor; what ruins Silero VAD elsewhere is convolutions with one scale."""
+    model = MODELS[name]()
+    artifact = qcompile.compile(model.path(), "int8-dynamic", output=tmp_path / "dynamic.onnx", prove=False)
+    kernels = {n.op_type for n in ir.load(artifact.path).graph.all_nodes()}
+    assert kernels & {"MatMulNBits", "DynamicQuantizeLSTM"}
+    before, after = model.metric(runner(model.path())), model.metric(runner(artifact.path))
+    assert model.loss(before, after) <= 0.003

@@ -78,10 +78,10 @@ MODEL_OF_PASS = {
 RECIPE_OF_PASS = {
     "smooth-quant": ("int8-smoothquant", "smooth-quant.alpha=0.5"),
     "place-dynamic": ("int8-dynamic",),
-    "lower-dynamic": ("int8-dynamic",),
+    "lower-dynamic": ("int8-dynamic", "place-dynamic.per-token=false"),
     "lower-dynamic-lstm": ("int8-dynamic",),
     "lower-weights": ("int8-dynamic",),
-    "lower-blocks": ("int8-dynamic", "place-dynamic.per-token=true"),
+    "lower-blocks": ("int8-dynamic",),
     "choose-forms": ("int8-accurate", "place-int8.resolution=100"),
 }
 """Where it is not int8-static: the recipe and what is changed of it."""

@@ -67,7 +67,7 @@ _FLOAT_DATA = Condition(
 
 _WITHOUT_CALIBRATION = {
     Form.DYNAMIC: Cost(0.0051, 0.05, 2000, per_input=0.15, per_weight=0.0125),
-    Form.BLOCKS: Cost(0.0148, 0.05, 2000, per_input=0.15, per_weight=0.0140),
+    Form.BLOCKS: Cost(0.0130, 0.05, 2000, per_input=0.15, per_weight=0.0140),
 }
 _LOWERING = {Form.DYNAMIC: Lowering.DYNAMIC, Form.BLOCKS: Lowering.BLOCKS}
 
@@ -141,6 +141,7 @@ CPU = Target(
         "does not load at default options. For 8 bits on the CPU use int8; FP8 is for --target tensorrt"
         for f in (FP8_E4M3, FP8_E5M2)
     },
+    block=64,
     quantize=Cost(per_output=0.146, fixed=2000),
     dequantize=Cost(per_output=0.138, fixed=2000),
     relayout=Cost(per_output=0.10),

@@ -4,9 +4,9 @@
     BLOCKS    one scale for each row of the input and block of weights; outliers of one row hurt no other
     WEIGHTS   where neither exists: int8 weights in the file, float arithmetic
 
-What an earlier pass has placed stays as it is. No statistics are needed, so no calibration data either. An
-operation that the target's table says would be slower than float stays float; work is counted from the shapes,
-an unknown dimension as 1.
+The choice matters: SmolLM2-135M has perplexity 31.3 in float, 31.4 in BLOCKS and 50.9 in DYNAMIC.
+No statistics are needed, so no calibration data either. An operation that the target's table says would be
+slower than float stays float; work is counted from the shapes, an unknown dimension as 1.
 Source: dynamic quantization as in ONNX Runtime's and PyTorch's tools.
 """
 
@@ -34,9 +34,13 @@ class PlaceDynamic(Pass):
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT})
 
     per_token: bool = Field(
-        default=False, description="linear layers in blocks, with a scale for each row of their input"
+        default=True,
+        description="linear layers in blocks, with a scale for each row of their input; without, one scale for the "
+        "whole input, which is twice as fast at many rows and ruins models with outliers",
     )
-    block_size: Literal[16, 32, 64, 128, 256] = Field(default=32, description="weights that share a scale in a block")
+    block_size: Literal[16, 32, 64, 128, 256] | None = Field(
+        default=None, description="weights that share a scale in a block; left out, the target's table says"
+    )
     keep_float: tuple[str, ...] = Field(default=(), description="names (with * and ?) of nodes that stay float")
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:

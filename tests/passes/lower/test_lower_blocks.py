@@ -17,7 +17,7 @@ from qcompile.compiler.units import candidates, unit_reading_float
 from qcompile.frontends.builtin_recipes import find_recipe
 from tests.passes.int8 import Array, Lowered, check, head, int8, normal
 
-PER_TOKEN = ("place-dynamic.per-token=true", "place-dynamic.block-size=16")
+PER_TOKEN = ("place-dynamic.block-size=16",)
 
 
 class ToBlocks(Pass):
@@ -78,7 +78,8 @@ def test_an_outlier_in_one_row_hurts_no_other() -> None:
     text = head() + "g (float[6,64] x) => (float[6,8] y) { y = MatMul (x, w) }"
     weights = {"w": normal(64, 8)}
     per_token = in_blocks(text, weights, [{"x": x}])
-    per_tensor = int8(text, weights, [{"x": x}], recipe=find_recipe("int8-dynamic"))
+    recipe = find_recipe("int8-dynamic")
+    per_tensor = int8(text, weights, [{"x": x}], "place-dynamic.per-token=false", recipe=recipe)
     noise = [np.abs(r.plain["y"] - r.expected["y"])[1:].max() for r in (per_token, per_tensor)]
     assert noise[0] < noise[1] / 100
     weight = per_token.plan.weights["w", "MatMul_0"]

@@ -11,7 +11,7 @@ from qcompile.compiler.specs import QuantSpec
 from qcompile.frontends.builtin_recipes import find_recipe
 from tests.passes.int8 import Array, Lowered, check, head, int8, normal
 
-DYNAMIC = find_recipe("int8-dynamic")
+DYNAMIC = find_recipe("int8-dynamic").with_overrides(["place-dynamic.per-token=false"])
 
 
 def dynamic(text: str, weights: dict[str, Array], samples: list[dict[str, Array]], *options: str) -> Lowered:
