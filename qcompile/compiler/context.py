@@ -14,6 +14,8 @@ from qcompile.compiler.plan import QuantPlan
 from qcompile.compiler.statistics import StatisticsTable
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from qcompile.compiler.calibration_table import CalibrationTable
     from qcompile.compiler.codes import Codes
     from qcompile.compiler.passes import Pass, StatisticRequest
@@ -87,6 +89,7 @@ class CompileContext:
             (fold-batch-norm records them), by value name.
         calibrated: the runs of calibration so far, as they go into a checkpoint or a table.
         following: the passes of the recipe behind the one that runs.
+        unquantized: the model as the quantize phase found it: what the layers of the result are held against.
         metric_float: what `metric` gives for the float model, once it was measured.
         checkpoint: where statistics are saved while calibration runs; None switches that off.
     """
@@ -110,6 +113,7 @@ class CompileContext:
     resume: bool = False
     metric: Metric | None = None
     metric_float: float | None = None
+    unquantized: ir.Model | None = None
     report: Report | None = None
 
     def notice(self, text: str) -> None:

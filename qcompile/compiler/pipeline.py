@@ -55,6 +55,8 @@ def run_pipeline(
             context.following = passes[len(records) + 1 :]
             if current.phase is Phase.ANALYZE:
                 context.requests = pooled_requests(context.following, model, context)
+            if current.phase is Phase.QUANTIZE and context.unquantized is None:
+                context.unquantized = model.clone()
             records.append(_run_pass(current, model, context))
             facts = (facts - current.invalidates) | current.provides
             if observe:

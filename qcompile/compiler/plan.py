@@ -66,15 +66,10 @@ class Unit:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """Codes of one initializer, in the format's own integer type and the tensor's layout, with their parameters.
-
-    Attributes:
-        exact: the float values that were quantized, for the report; None when nobody kept them.
-    """
+    """Codes of one initializer, in the format's own integer type and the tensor's layout, with their parameters."""
 
     params: QuantParams
     codes: npt.NDArray[np.integer[Any]]
-    exact: npt.NDArray[np.generic] | None = None
 
 
 @dataclass

@@ -109,11 +109,20 @@ class Probe:
 
 
 def without_weights(model: onnx.ModelProto, folder: Path) -> dict[str, Array]:
-    """Make the large initializers of the main graph its inputs; returns their arrays by name."""
+    """Make the large initializers of the main graph its inputs; returns their arrays by name.
+
+    What is left needs no file beside the model.
+    """
     import onnx
-    from onnx.external_data_helper import uses_external_data
+    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
     large = _large(model.graph)
+    names = {t.name for t in large}
+    for tensor in model.graph.initializer:
+        if tensor.name not in names and uses_external_data(tensor):
+            load_external_data_for_tensor(tensor, str(folder))
+            tensor.data_location = tensor.DEFAULT
+            del tensor.external_data[:]
     arrays = {t.name: _mapped(t, folder) if uses_external_data(t) else onnx.numpy_helper.to_array(t) for t in large}
     _as_inputs(model.graph, large)
     return arrays

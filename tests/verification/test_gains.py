@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
@@ -20,8 +21,10 @@ from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.report import FloatGains
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification.gains import measure_gains
+from qcompile.compiler.verification.layers import measure_layers
 from qcompile.compiler.verification.noise import runner
 from qcompile.compiler.verification.prove import verify
+from qcompile.compiler.verification.reference import Reference
 from qcompile.runtime.providers import CPU
 from tests.verification.qdq_models import Builder
 
@@ -132,7 +135,9 @@ def test_a_float_layer_gives_the_noise_of_the_others(tmp_path: Path) -> None:
     samples = [{"x": random.standard_normal((4, 8)).astype(np.float32)} for _ in range(3)]
     models = tmp_path / "float.onnx", tmp_path / "rounded.onnx"
     run = runner(models[0], CPU)
-    found = measure_gains(models, units, [], samples, [run(s) for s in samples], None, SilentProgress())
+    expected = [run(s) for s in samples]
+    reference = Reference.of_file(models[0])
+    found = measure_gains(reference, models[1], units, [], samples, expected, None, SilentProgress())
     assert found is not None
     x = np.concatenate([s["x"] for s in samples]).astype(np.float64)
     r1, r2 = (np.rint(w / 0.5) * 0.5 for w in (w1, w2))
@@ -153,8 +158,8 @@ def test_nothing_to_measure_is_no_finding(tmp_path: Path) -> None:
     builder = Builder()
     builder.node("Neg", ["x"], "y")
     onnx.save(builder.model({"x": [2]}, ["y"]), tmp_path / "m.onnx")
-    models = tmp_path / "m.onnx", tmp_path / "m.onnx"
-    assert measure_gains(models, {}, [], [], [], None, SilentProgress()) is None
+    model = tmp_path / "m.onnx"
+    assert measure_gains(Reference.of_file(model), model, {}, [], [], [], None, SilentProgress()) is None
 
 
 def in_branches(folder: Path) -> tuple[Path, list[Sample]]:
@@ -204,3 +209,36 @@ def test_a_branch_that_no_sample_takes_shows_no_figures(tmp_path: Path) -> None:
     report = verify(compiled.path, target_named("cpu"), against=model, samples=[samples[1]])
     assert {layer.sqnr for layer in report.layers} == {None}
     assert {layer.isolated_sqnr for layer in report.layers} == {None}
+
+
+def test_layers_are_held_against_the_model_as_it_was_quantized(tmp_path: Path) -> None:
+    """BatchNorm folds into the first convolution and its value takes other numbers: the figures stay right."""
+    model, samples = convolutions(tmp_path)
+    report = qcompile.compile(model, calibration=samples).report
+    assert all(layer.isolated_sqnr is not None and layer.isolated_sqnr > 25 for layer in report.layers)
+
+
+def test_a_model_whose_channels_were_scaled_has_the_same_figures(tmp_path: Path) -> None:
+    """x W1 s, then W2 / s: against the unscaled model the first layer would look lost."""
+    random = np.random.default_rng(2)
+    w1, w2 = (random.standard_normal((64, 64)).astype(np.float32) / 8 for _ in range(2))
+    scale = np.geomspace(0.1, 10, 64).astype(np.float32)
+
+    def chain(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> onnx.ModelProto:
+        builder = Builder()
+        builder.constant("w1", first)
+        builder.constant("w2", second)
+        builder.node("MatMul", ["x", "w1"], "a")
+        builder.node("MatMul", ["a", "w2"], "y")
+        return builder.model({"x": [4, 64]}, ["y"])
+
+    rounded = [np.rint(w * 64) / 64 for w in (w1 * scale, w2 / scale[:, None])]
+    onnx.save(chain(*(w.astype(np.float32) for w in rounded)), tmp_path / "rounded.onnx")
+    units = {f"n_{v}": Unit(f"n_{v}", "MatMul", Form.INPUTS, (None, None), v) for v in ("a", "y")}
+    samples = [{"x": random.standard_normal((4, 64)).astype(np.float32)} for _ in range(2)]
+    state = Reference.of_state(ir.from_proto(chain(w1 * scale, w2 / scale[:, None])))
+    layers, _ = measure_layers(state, tmp_path / "rounded.onnx", units, samples, SilentProgress())
+    exact, found = (np.concatenate([s["x"] @ w for s in samples]) for w in (w1 * scale, rounded[0]))
+    expected = 10 * math.log10((exact.astype(np.float64) ** 2).sum() / ((exact - found) ** 2).sum())
+    assert layers[0].sqnr == pytest.approx(expected, abs=0.05)
+    assert layers[0].isolated_sqnr == pytest.approx(expected, abs=0.05)

@@ -14,6 +14,7 @@ from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.report import NOISELESS
 from qcompile.compiler.verification.layers import measure_layers
 from qcompile.compiler.verification.noise import Noise, compare_outputs
+from qcompile.compiler.verification.reference import Reference
 from qcompile.runtime.taps import Probe, body_values, tappable_values, without_weights
 from tests.verification.qdq_models import Builder
 
@@ -107,7 +108,7 @@ class TestLayers:
             f"n_{v}": Unit(f"n_{v}", "Add", Form.FULL, (before, None), v) for before, v in (("x", "a"), ("a", "b"))
         }
         samples = [{"x": np.random.default_rng(i).uniform(-5, 5, 50).astype(np.float32)} for i in range(3)]
-        layers, skipped = measure_layers(*models, units, samples, SilentProgress())
+        layers, skipped = measure_layers(Reference.of_file(models[0]), models[1], units, samples, SilentProgress())
         assert skipped == ""
         x = np.concatenate([s["x"] for s in samples]).astype(np.float64)
         grid = np.rint(x / self.step) * self.step  # adding 1 moves along the grid: no second error in the chain
@@ -125,12 +126,14 @@ class TestLayers:
         unit = Unit("n_b", "Add", Form.FULL, ("a", None), "b")
         samples = [{"x": np.array([0.2, 0.3, 1.7, 2.2], np.float32)}]
         samples[0]["x"][:] = np.rint(samples[0]["x"] * 2) / 2
-        [layer], _ = measure_layers(*models, {"n_b": unit}, samples, SilentProgress())
+        [layer], _ = measure_layers(Reference.of_file(models[0]), models[1], {"n_b": unit}, samples, SilentProgress())
         assert layer.isolated_sqnr == NOISELESS
 
     def test_a_value_that_the_float_model_lacks_is_counted(self, models: tuple[Path, Path]) -> None:
         unit = Unit("n_b", "Add", Form.FULL, ("a", None), "renamed")
-        layers, skipped = measure_layers(*models, {"n_b": unit}, [{"x": np.ones(2, np.float32)}], SilentProgress())
+        layers, skipped = measure_layers(
+            Reference.of_file(models[0]), models[1], {"n_b": unit}, [{"x": np.ones(2, np.float32)}], SilentProgress()
+        )
         assert layers == []
         assert skipped.startswith("1 whose output")
 

@@ -22,6 +22,7 @@ from qcompile.compiler.context import Progress, Sample
 from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.report import NOISELESS, FloatGain, FloatGains, LayerNoise
 from qcompile.compiler.verification.noise import Noise
+from qcompile.compiler.verification.reference import Reference
 from qcompile.compiler.verification.switches import Switcher
 from qcompile.runtime.taps import Probe, tappable_values
 
@@ -29,11 +30,9 @@ Array = np.ndarray[Any, Any]
 
 SAMPLES = 4
 _SECONDS = 10.0
-"""For measuring, the opening of the session aside; units that are not reached are not measured."""
+"""For measuring, the opening of the session aside; after that only the fewest units are measured."""
 
-_MOST_UNITS = 64
-_MOST_BYTES = 200_000_000
-"""Float weights held beside the artifact."""
+_LEAST_UNITS, _MOST_UNITS = 8, 64
 
 _WORTH = 0.5
 """dB: a unit that buys less is not proposed."""
@@ -42,7 +41,8 @@ _PROPOSED = 5
 
 
 def measure_gains(
-    models: tuple[Path, Path],
+    reference: Reference,
+    artifact: Path,
     units: Mapping[str, Unit],
     layers: Sequence[LayerNoise],
     samples: Sequence[Sample],
@@ -54,7 +54,7 @@ def measure_gains(
     """Measure the units that are noisiest alone, the noisiest first, until the time is up.
 
     Args:
-        models: the float model and the artifact.
+        reference: the float model, whose operators take the place of the artifact's.
         layers: the noise of the units, measured before.
         expected: outputs of the float model, for the first samples.
         plan: for the time that a unit in float would cost, where the target's table knows it.
@@ -64,10 +64,10 @@ def measure_gains(
         The gains, the largest first; None when there is nothing to measure.
     """
     suspects = _suspects(units, layers)
-    switcher = _with_switches(models, units, suspects)
+    switcher = _with_switches(reference, artifact, units, suspects)
     if not switcher.switches or not expected:
         return None
-    bench = _Bench(switcher, models[1].parent, samples, expected, entries)
+    bench = _Bench(switcher, artifact.parent, samples, expected, entries)
     if not bench.outputs:
         return None
     progress.start("measuring what float layers would buy", len(switcher.switches))
@@ -77,7 +77,7 @@ def measure_gains(
     costs = plan.float_ms if plan is not None else {}
     gains: list[FloatGain] = []
     for node in switcher.switches:
-        if time.monotonic() - start > _SECONDS:
+        if time.monotonic() - start > _SECONDS and len(gains) >= _LEAST_UNITS:
             break
         unit = units[node]
         gain = bench.sqnr([node]) - base
@@ -102,15 +102,14 @@ def _suspects(units: Mapping[str, Unit], layers: Sequence[LayerNoise]) -> list[U
     return sorted(computing, key=lambda unit: alone.get(unit.node, math.inf))
 
 
-def _with_switches(models: tuple[Path, Path], units: Mapping[str, Unit], suspects: Sequence[Unit]) -> Switcher:
-    exact, compiled = (onnx.load(path, load_external_data=False) for path in models)
-    switcher = Switcher(exact, models[0].parent, compiled, units)
-    room = _MOST_BYTES
+def _with_switches(
+    reference: Reference, artifact: Path, units: Mapping[str, Unit], suspects: Sequence[Unit]
+) -> Switcher:
+    switcher = Switcher(reference, onnx.load(artifact, load_external_data=False), units)
     for unit in suspects:
         piece = switcher.piece(unit)
-        size = switcher.weight_bytes(piece) if piece is not None else 0
-        if piece is not None and size <= room and switcher.add(unit, piece):
-            room -= size
+        if piece is not None:
+            switcher.add(unit, piece)
         if len(switcher.switches) == _MOST_UNITS:
             break
     return switcher
@@ -131,7 +130,7 @@ class _Bench:
         computed = tappable_values(switcher.model)
         floats = (name for name, y in self.expected[0].items() if isinstance(y, np.ndarray) and y.dtype.kind == "f")
         self.outputs = [name for name in floats if name in computed]
-        self.probe = Probe(switcher.model, self.outputs, folder, entries)
+        self.probe = Probe(switcher.model, self.outputs, folder, entries, switcher.weights)
 
     def sqnr(self, in_float: Collection[str]) -> float:
         """Signal-to-noise ratio of the outputs with these units in float, in dB."""

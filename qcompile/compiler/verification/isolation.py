@@ -42,15 +42,16 @@ class Index:
         producers: node by the name of what it makes.
         homes: the graph that a value is made in.
         initializers: tensor by name.
+        constants: names of the initializers, and of those that were taken out of the model.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, taken: Collection[str] = ()) -> None:
         self.producers: dict[str, onnx.NodeProto] = {}
         self.homes: dict[str, onnx.GraphProto] = {}
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.made_by: dict[str, list[str]] = {}
         self._order: dict[str, int] = {}
-        known = tappable_values(model)
+        known = tappable_values(model) - set(taken)
         for graph in branches(model):
             self.initializers |= {i.name: i for i in graph.initializer}
             for node in graph.node:
@@ -59,6 +60,8 @@ class Index:
                 self.homes |= dict.fromkeys(names, graph)
                 self.made_by.setdefault(node.name, []).extend(names)
                 self._order |= {name: len(self._order) + i for i, name in enumerate(names)}
+
+        self.constants = self.initializers.keys() | set(taken)
 
     def in_order(self, names: Collection[str]) -> list[onnx.NodeProto]:
         """The nodes that make these values, in the order of the graph."""
@@ -82,7 +85,7 @@ def cut_out(unit: Unit, result: str, model: Index, cuttable: Collection[str]) ->
         if name in seen or not name:
             continue
         seen.add(name)
-        if name in model.initializers:
+        if name in model.constants:
             piece.initializers.add(name)
         elif name in unit.inputs or (name in cuttable and name not in inner):
             piece.reads.add(name)

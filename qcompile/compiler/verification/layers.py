@@ -15,7 +15,8 @@ from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.report import LayerNoise
 from qcompile.compiler.verification.isolation import Index, Piece, assemble, cut_out, result_name
 from qcompile.compiler.verification.noise import Noise
-from qcompile.runtime.taps import Probe, body_values, branches, tappable_values, without_weights
+from qcompile.compiler.verification.reference import Reference
+from qcompile.runtime.taps import Probe, body_values, branches, tappable_values
 
 Array = np.ndarray[Any, Any]
 
@@ -53,7 +54,7 @@ class _Layer:
 
 
 def measure_layers(
-    float_model: Path,
+    reference: Reference,
     artifact: Path,
     units: Mapping[str, Unit],
     samples: Sequence[Sample],
@@ -70,7 +71,7 @@ def measure_layers(
     Returns:
         The measured layers in graph order, and in words what was not measured and why.
     """
-    bench = _Bench(float_model, artifact, entries)
+    bench = _Bench(reference, artifact, entries)
     layers, skipped = bench.measurable(units)
     progress.start("measuring the noise of each layer", len(layers) * len(samples))
     for home in dict.fromkeys(layer.home for layer in layers):
@@ -86,9 +87,9 @@ def measure_layers(
 class _Bench:
     """Both models, taken apart."""
 
-    def __init__(self, float_model: Path, artifact: Path, entries: Mapping[str, str] | None) -> None:
-        self.exact, self.compiled = (onnx.load(path, load_external_data=False) for path in (float_model, artifact))
-        self.weights = without_weights(self.exact, float_model.parent)
+    def __init__(self, reference: Reference, artifact: Path, entries: Mapping[str, str] | None) -> None:
+        self.exact, self.weights = reference.model, reference.weights
+        self.compiled = onnx.load(artifact, load_external_data=False)
         self.index, self.folder, self.entries = Index(self.compiled), artifact.parent, entries
         self.codes = _code_parameters(self.compiled, self.folder)
 

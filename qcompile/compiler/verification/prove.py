@@ -6,6 +6,7 @@ Nothing here raises because a proof failed: the report says so, and the caller d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from qcompile.compiler.verification.legality import prove_legality
 from qcompile.compiler.verification.metric import measure, prove_metric
 from qcompile.compiler.verification.noise import Runner, compare_outputs, runner
 from qcompile.compiler.verification.placed import placed_nodes
+from qcompile.compiler.verification.reference import Reference
 from qcompile.compiler.verification.speed import prove_speed
 from qcompile.compiler.verification.weights import group_bytes, worst_histograms
 from qcompile.errors import QCompileError
@@ -33,10 +35,10 @@ _TIMED = 1.0  # seconds for the timing
 
 def prove(report: Report, context: CompileContext, artifact: Path) -> None:
     """Prove what `context` planned and `artifact` holds; fills the report's proofs and findings."""
-    prover = _Prover(report, artifact, context.target, context.progress)
-    prover.graph(context.plan)
-    prover.report.metric_float = context.metric_float
-    prover.against(context.float_model, context.held_out, context.plan, context.metric)
+    prover = _Prover(report, artifact, context.target, context.progress, context.plan, context.unquantized)
+    prover.graph()
+    report.metric_float = context.metric_float
+    prover.against(context.float_model, context.held_out, context.metric)
 
 
 def verify(
@@ -68,43 +70,54 @@ def verify(
         samples=len(samples),
     )
     prover = _Prover(report, model, target, progress or SilentProgress())
-    prover.graph(None)
+    prover.graph()
     if against is not None:
-        prover.against(against, list(samples), None, metric)
+        prover.against(against, list(samples), metric)
     return report
 
 
 class _Prover:
     """The proofs of one artifact, each added to the report as it is made."""
 
-    def __init__(self, report: Report, artifact: Path, target: Target, progress: Progress) -> None:
+    def __init__(
+        self,
+        report: Report,
+        artifact: Path,
+        target: Target,
+        progress: Progress,
+        plan: QuantPlan | None = None,
+        unquantized: ir.Model | None = None,
+    ) -> None:
         self.report, self.artifact, self.target, self.progress = report, artifact, target, progress
+        self.plan, self.unquantized = plan, unquantized
         self.model = ir.load(artifact)
         self.provider = target.providers[0]
 
-    def graph(self, plan: QuantPlan | None) -> None:
+    @cached_property
+    def units(self) -> Mapping[str, Unit]:
+        """What was planned, or what the artifact claims where no plan is at hand."""
+        return self.plan.units if self.plan is not None else expected_units(self.model, self.target)
+
+    def graph(self) -> None:
         """What can be seen on the graph alone: validity, legality, dispatch."""
         self.step("validity", "checking the graph", self.validity)
         self.step("legality", "checking the target's rules", lambda: prove_legality(self.model, self.target))
-        self.step("dispatch", "looking at what the runtime executes", lambda: self.dispatch(plan))
-        units = plan.units if plan is not None else expected_units(self.model, self.target)
+        self.step("dispatch", "looking at what the runtime executes", self.dispatch)
         reasons = {record.node: record.reason for record in self.report.kept_float}
-        self.report.placement = placed_nodes(self.model, units, reasons)
+        self.report.placement = placed_nodes(self.model, self.units, reasons)
 
-    def against(
-        self, float_model: Path, samples: Sequence[Sample], plan: QuantPlan | None, metric: Metric | None
-    ) -> None:
+    def against(self, float_model: Path, samples: Sequence[Sample], metric: Metric | None) -> None:
         """Numbers and speed against the float model."""
         if samples:
-            self.step("numerics", "comparing with the float model", lambda: self.numerics(float_model, samples, plan))
+            self.step("numerics", "comparing with the float model", lambda: self.numerics(float_model, samples))
         else:
             self.add(Proof(name="numerics", passed=None, detail="no samples to compare on"))
         if metric is not None:
             self.step("metric", "measuring with your metric", lambda: self.metric(metric, float_model))
         original = ir.load(float_model)
         self.report.tensors = group_bytes(original, self.model)
-        if plan is not None:
-            self.report.weights = worst_histograms(original, plan, self.report.layers)
+        if self.plan is not None:
+            self.report.weights = worst_histograms(self.unquantized or original, self.plan, self.report.layers)
         if samples:
             self.step("speed", "timing", lambda: self.speed(float_model, samples[0]))
 
@@ -135,8 +148,8 @@ class _Prover:
             )
         return Proof(name="validity", passed=True, detail="the ONNX checker accepts the artifact")
 
-    def dispatch(self, plan: QuantPlan | None) -> Proof:
-        found = prove_dispatch(self.artifact, self.target, plan)
+    def dispatch(self) -> Proof:
+        found = prove_dispatch(self.artifact, self.target, self.plan)
         self.report.units, self.report.kept_float = found.units, found.kept_float
         return found.proof
 
@@ -145,16 +158,17 @@ class _Prover:
         provider = CPU if why_not_loaded(self.provider) else self.provider
         return runner(model, provider, session_entries(self.provider))
 
-    def numerics(self, float_model: Path, samples: Sequence[Sample], plan: QuantPlan | None) -> Proof:
+    def numerics(self, float_model: Path, samples: Sequence[Sample]) -> Proof:
         expected: list[Mapping[str, Any]] = []
         self.report.outputs, proof = self.compare(float_model, samples, expected)
-        units = plan.units if plan is not None else expected_units(self.model, self.target)
-        layers, skipped = measure_layers(
-            float_model, self.artifact, units, samples, self.progress, session_entries(self.provider)
+        state = self.unquantized
+        reference = Reference.of_state(state) if state is not None else Reference.of_file(float_model)
+        entries = session_entries(self.provider)
+        self.report.layers, skipped = measure_layers(
+            reference, self.artifact, self.units, samples, self.progress, entries
         )
-        self.report.layers = layers
         if proof.passed is not None:
-            self.gains(float_model, units, samples, expected, plan)
+            self.gains(reference, samples, expected)
         if skipped:
             proof = proof.model_copy(update={"detail": f"{proof.detail}; layers not measured: {skipped}"})
         return proof
@@ -173,23 +187,17 @@ class _Prover:
 
         return compare_outputs(exact, self.runner(self.artifact), samples)
 
-    def gains(
-        self,
-        float_model: Path,
-        units: Mapping[str, Unit],
-        samples: Sequence[Sample],
-        expected: Sequence[Mapping[str, Any]],
-        plan: QuantPlan | None,
-    ) -> None:
+    def gains(self, reference: Reference, samples: Sequence[Sample], expected: Sequence[Mapping[str, Any]]) -> None:
         """Advice, not a proof: what cannot be measured is left out."""
         try:
             self.report.float_gains = measure_gains(
-                (float_model, self.artifact),
-                units,
+                reference,
+                self.artifact,
+                self.units,
                 self.report.layers,
                 samples,
                 expected,
-                plan,
+                self.plan,
                 self.progress,
                 session_entries(self.provider),
             )

@@ -8,38 +8,42 @@ switch answers what leaving this unit in float would change, without a session f
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.verification.isolation import Index, Piece, cut_out
+from qcompile.compiler.verification.reference import Reference
 from qcompile.runtime.taps import branches
+
+Array = np.ndarray[Any, Any]
 
 
 class Switcher:
     """A copy of the artifact that gets switches.
 
     Args:
-        exact: the float model; weights that lie in files of their own are looked for below `folder`.
+        reference: the float model.
         compiled: the artifact; it is not changed.
         units: all units of the artifact, also those that get no switch.
 
     Attributes:
         model: the copy.
         switches: name of the boolean input by unit node.
+        weights: large weights of the float operators, which the model wants to be fed.
     """
 
-    def __init__(
-        self, exact: onnx.ModelProto, folder: Path, compiled: onnx.ModelProto, units: Mapping[str, Unit]
-    ) -> None:
-        self.exact, self.folder, self.units = Index(exact), folder, units
+    def __init__(self, reference: Reference, compiled: onnx.ModelProto, units: Mapping[str, Unit]) -> None:
+        self.reference, self.units = reference, units
+        self.exact = Index(reference.model, reference.weights)
         self.model = onnx.ModelProto()
         self.model.CopyFrom(compiled)
         self.switches: dict[str, str] = {}
+        self.weights: dict[str, Array] = {}
         index = Index(self.model)
         self._graph, self._producers, self._homes = self.model.graph, index.producers, index.homes
         self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
@@ -57,10 +61,6 @@ class Switcher:
         piece = cut_out(unit, unit.output, self.exact, self._readable)
         mixed = piece is not None and any(n.name in self.units and n.name != unit.node for n in piece.nodes)
         return None if mixed else piece
-
-    def weight_bytes(self, piece: Piece) -> int:
-        """Size of the float weights that a switch brings in."""
-        return sum(4 * math.prod(self.exact.initializers[name].dims) for name in piece.initializers)
 
     def add(self, unit: Unit, piece: Piece) -> bool:
         """Give `unit` a switch; False where the artifact has no place for one."""
@@ -85,8 +85,7 @@ class Switcher:
 
     def _float_branch(self, piece: Piece, prefix: str) -> onnx.GraphProto:
         for name in sorted(piece.initializers):
-            array = onnx.numpy_helper.to_array(self.exact.initializers[name], str(self.folder))
-            self._graph.initializer.append(onnx.numpy_helper.from_array(array, prefix + name))
+            self._constant(name, prefix)
         branch = onnx.GraphProto(name=f"{prefix}float", output=[onnx.ValueInfoProto(name=prefix + piece.result)])
         for node in piece.nodes:
             copy = branch.node.add()
@@ -95,6 +94,18 @@ class Switcher:
             copy.input[:] = [self._readable[n] if n in piece.reads else prefix + n if n else "" for n in node.input]
             copy.output[:] = [prefix + n if n else "" for n in node.output]
         return branch
+
+    def _constant(self, name: str, prefix: str) -> None:
+        """The float model's constant `name`, under its own name with the prefix."""
+        array = self.reference.weights.get(name)
+        if array is not None:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+            self._graph.input.append(onnx.helper.make_tensor_value_info(prefix + name, kind, array.shape))
+            self.weights[prefix + name] = array
+        else:
+            copy = self._graph.initializer.add()
+            copy.CopyFrom(self.exact.initializers[name])
+            copy.name = prefix + name
 
     def _choose(self, value: str, switch: str, switched: onnx.GraphProto) -> str:
         """`value` becomes what an If gives; returns the name that its own maker writes from now on."""

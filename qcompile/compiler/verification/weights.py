@@ -35,20 +35,16 @@ def group_bytes(float_model: ir.Model, artifact: ir.Model) -> list[TensorBytes]:
 
 
 def worst_histograms(float_model: ir.Model, plan: QuantPlan, layers: Sequence[LayerNoise]) -> list[Histogram]:
-    """Weights of the four layers that are noisiest alone, against the values that were quantized.
-
-    Where nobody kept those, the float model's weight of the same name stands for them.
-    """
+    """Weights of the four layers that are noisiest alone, where `float_model` has them by name."""
     initializers = (v for g in graphs(float_model) for v in g.initializers.values())
     originals = {v.name: v.const_value for v in initializers if v.const_value is not None}
     alone: Mapping[str, float] = {n.node: n.isolated_sqnr for n in layers if n.isolated_sqnr is not None}
     found: list[Histogram] = []
     for (name, unit), quantized in sorted(plan.weights.items(), key=lambda item: alone.get(item[0][1], np.inf)):
-        exact = quantized.exact
-        if exact is None and name in originals:
-            exact = originals[name].numpy()
-        if exact is None or exact.shape != quantized.codes.shape:
+        tensor = originals.get(name)
+        if tensor is None or tuple(tensor.shape.numpy()) != quantized.codes.shape:
             continue
+        exact = tensor.numpy()
         histogram = _histogram(f"{name} of {unit}", exact, dequantize(quantized.codes, quantized.params))
         if histogram.sqnr > 0:  # otherwise a rewrite gave the weight other values under the same name
             found.append(histogram)

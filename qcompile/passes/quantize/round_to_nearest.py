@@ -66,7 +66,7 @@ def _codes(value: ir.Value | None, spec: QuantSpec, least: npt.NDArray[np.float3
     if least is not None:
         silent = (low == 0) & (high == 0) & (least > 0)
         params = replace(params, scale=np.where(silent, least, np.maximum(params.scale, least)))
-    return QuantizedWeight(params, quantize(weight, params).astype(spec.format.dtype.numpy()), exact=weight)
+    return QuantizedWeight(params, quantize(weight, params).astype(spec.format.dtype.numpy()))
 
 
 def _least_scale(unit: Unit, node: ir.Node, row: Row, plan: QuantPlan) -> npt.NDArray[np.float32]:
