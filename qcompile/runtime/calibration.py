@@ -62,21 +62,34 @@ def read_samples(
         DataError: the model cannot run on a sample.
         ModelError: ONNX Runtime refuses the model.
     """
-    import onnxruntime as ort
-
     provider = calibration_provider(providers)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    at_once = min(cores, _MOST_AT_ONCE) if provider == CPU else 1
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    for entry, value in (entries or {}).items():
-        options.add_session_config_entry(entry, value)
-    if provider == CPU:
-        options.intra_op_num_threads = max(cores // at_once, 1)
-    session = open_session(model, options, provider, provider_options(provider, 0, None))
+    at_once = min(_cores(), _MOST_AT_ONCE) if provider == CPU else 1
+    session = _open(model, provider, max(_cores() // at_once, 1), entries or {})
     names = {i.name for i in session.get_inputs()}
     feeds = ({k: v for k, v in sample.items() if k in names} for sample in samples)
     yield from ahead(partial(_run, session, read), feeds, at_once)
+
+
+def open_runner(model: bytes | Path, providers: tuple[str, ...]) -> Callable[[Mapping[str, Any]], Outputs]:
+    """`model` as a function of one sample, for samples that depend on the outputs of those before."""
+    session = _open(model, calibration_provider(providers), _cores(), {})
+    return lambda sample: _run(session, lambda outputs: outputs, dict(sample))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _open(model: bytes | Path, provider: str, threads: int, entries: Mapping[str, str]) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    for entry, value in entries.items():
+        options.add_session_config_entry(entry, value)
+    if provider == CPU:
+        options.intra_op_num_threads = threads
+    return open_session(model, options, provider, provider_options(provider, 0, None))
 
 
 def _run(session: Any, read: Callable[[Outputs], Result], feed: Feed) -> Result:

@@ -187,14 +187,31 @@ def test_an_encoder_reads_rows_that_were_trained() -> None:
         np.testing.assert_array_equal(sample["position_ids"], np.arange(length)[None])
 
 
-def test_a_decoder_writes_its_own_text_and_starts_without_a_past() -> None:
-    """The model's next token is the last one plus one, with certainty."""
-    successor = np.eye(VOCABULARY, dtype=np.float32)[:, (np.arange(VOCABULARY) - 1) % VOCABULARY] * 60
+@pytest.mark.parametrize("remembers", [True, False])
+def test_a_decoder_writes_its_own_text_and_starts_without_a_past(remembers: bool) -> None:
+    """The next token is the sum of all before it (counted from 1), and one: it has to see or to remember them."""
+    score = np.eye(VOCABULARY, dtype=np.float32) * 60
+    present = "float[B,1,T,1] present" if remembers else "float present"
+    keep = "Identity" if remembers else "ReduceSum <keepdims = 0>"
     model = model_of(
-        f"""{HEAD} g (int64[B,S] input_ids, float[B,2,P,4] past_key, int64[B,T] attention_mask)
-          => (float[B,S,{VOCABULARY}] logits, float[B,2,P,4] present) {{
-          logits = Gather (successor, input_ids) present = Identity (past_key) }}""",
-        {"successor": successor},
+        f"""{HEAD} g (int64[B,S] input_ids, float[B,1,P,1] past_key, int64[B,T] attention_mask)
+          => (float[B,S,{VOCABULARY}] logits, {present}) {{
+          m = Cast <to = 1> (attention_mask) e = Gather (numbers, input_ids) u = Unsqueeze (e, axes)
+          all = Concat <axis = 2> (past_key, u) present = {keep} (all)
+          total = ReduceSum <keepdims = 1> (all, two) next = Add (total, one) wrapped = Mod <fmod = 1> (next, count)
+          flat = Reshape (wrapped, shape) i = Cast <to = 7> (flat) row = Gather (score, i)
+          zero = Mul (e, none) wide = Unsqueeze (zero, last) logits = Add (wide, row) }}""",
+        {
+            "score": score,
+            "numbers": np.arange(1, VOCABULARY + 1, dtype=np.float32),
+            "axes": np.array([1, 3]),
+            "two": np.array([2]),
+            "last": np.array([-1]),
+            "one": np.float32(1),
+            "none": np.float32(0),
+            "count": np.float32(VOCABULARY),
+            "shape": np.array([1, 1]),
+        },
     )
     on = on_cpu()
     run(model, *NAMED, SynthesizeSamples(token_samples=3, tokens=9), on=on)
@@ -202,8 +219,9 @@ def test_a_decoder_writes_its_own_text_and_starts_without_a_past() -> None:
     assert "wrote" in on.calibration.description
     for sample in on.calibration:
         [ids] = sample["input_ids"]
-        np.testing.assert_array_equal(np.diff(ids) % VOCABULARY, 1)
-        assert sample["past_key"].shape == (1, 2, 0, 4)
+        for length in range(1, len(ids)):
+            assert ids[length] == ((ids[:length] + 1).sum() + 1) % VOCABULARY
+        assert sample["past_key"].shape == (1, 1, 0, 1)
         assert sample["attention_mask"].shape == (1, len(ids))
 
 

@@ -21,7 +21,7 @@ from qcompile.compiler.context import CompileContext, Sample
 from qcompile.compiler.graph import constant
 from qcompile.compiler.inputs import ModelInput, made_up, table_rows
 from qcompile.compiler.serialization import runnable
-from qcompile.runtime.calibration import run_samples
+from qcompile.runtime.calibration import open_runner
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -76,10 +76,10 @@ def sequences(
     drawn = [random.choice(known.usable, length).astype(np.int64) for length in lengths]
     if known.logits is None:
         context.progress.start("Drawing tokens", len(drawn))
-        samples = [_sample(inputs, known, tokens, random) for tokens in drawn]
+        samples = [_sample(inputs, known, tokens, random, {}) for tokens in drawn]
         context.progress.advance(len(samples))
     else:
-        context.progress.start("The model writes its own samples", max(lengths))
+        context.progress.start("The model writes its own samples", sum(lengths) - len(lengths))
         samples = _written(model, known, inputs, drawn, random, context)
     context.progress.finish()
     return samples
@@ -93,50 +93,72 @@ def _written(
     random: np.random.Generator,
     context: CompileContext,
 ) -> list[Sample]:
-    """All sequences grow by one token in each pass over them."""
-    position = [str(v.name) for v in model.graph.outputs].index(str(known.logits))
-    written = [tokens[:1] for tokens in drawn]
-    usable = np.sort(known.usable)
+    """Each sequence begins with the first token drawn for it, and grows by one token in each run."""
+    outputs = [str(v.name) for v in model.graph.outputs]
+    position, memory, usable = outputs.index(str(known.logits)), _memory(model, inputs, known), np.sort(known.usable)
+    samples: list[Sample] = []
     with runnable(model) as file:
-        while any(len(w) < len(d) for w, d in zip(written, drawn, strict=True)):
-            growing = [i for i, (w, d) in enumerate(zip(written, drawn, strict=True)) if len(w) < len(d)]
-            feeds = [_sample(inputs, known, written[i], random) for i in growing]
-            results = run_samples(file, feeds, context.target.providers)
-            for i, outputs in zip(growing, results, strict=True):
-                scores = outputs[position][0, -1, usable].astype(np.float64)
+        run = open_runner(file, context.target.providers)
+        for length in map(len, drawn):
+            tokens = drawn[len(samples)][:1]
+            past: Arrays = {}
+            while len(tokens) < length:
+                given = run(_sample(inputs, known, tokens, random, past))
+                past = {name: given[at] for name, at in memory.items()}
+                scores = given[position][0, -1, usable].astype(np.float64)
                 chosen = int(scores.argmax())
-                if len(written[i]) > _GREEDY:
+                if len(tokens) > _GREEDY:
                     odds = np.exp(scores - scores.max())
                     chosen = int(random.choice(len(odds), p=odds / odds.sum()))
-                written[i] = np.append(written[i], usable[chosen])
-            context.progress.advance()
-    return [_sample(inputs, known, tokens, random) for tokens in written]
+                tokens = np.append(tokens, usable[chosen])
+                context.progress.advance()
+            samples.append(_sample(inputs, known, tokens, random, {}))
+    return samples
+
+
+def _memory(model: ir.Model, inputs: Sequence[ModelInput], known: TokenModel) -> dict[str, int]:
+    """Inputs that hold the past, with the position of the output that holds it one step later: in the same order,
+    as exporters write them. Empty where they do not pair up; then every step reads the whole sequence again."""
+    pasts = [i.name for i in inputs if _is_past(i)]
+    presents = [at for at, v in enumerate(model.graph.outputs) if v.name != known.logits]
+    ranks = {v.name: len(v.shape or ()) for v in [*model.graph.inputs, *model.graph.outputs]}
+    pairs = list(zip(pasts, presents, strict=False))
+    fit = len(pasts) == len(presents) and all(ranks[p] == ranks[model.graph.outputs[at].name] for p, at in pairs)
+    return dict(pairs) if fit else {}
+
+
+def _is_past(given: ModelInput) -> bool:
+    return len(given.shape or ()) > 2 and given.dtype.kind == "f"
 
 
 def _sample(
-    inputs: Sequence[ModelInput], known: TokenModel, tokens: npt.NDArray[np.int64], random: np.random.Generator
+    inputs: Sequence[ModelInput],
+    known: TokenModel,
+    tokens: npt.NDArray[np.int64],
+    random: np.random.Generator,
+    past: Arrays,
 ) -> Sample:
-    """The inputs of one sequence: nothing remembered, no padding, positions from 0."""
-    length = len(tokens)
+    """The inputs of one sequence: no padding, positions from 0. With a `past` only the last token is read."""
+    length, read = len(tokens), tokens[-1:] if past else tokens
     given = next(i for i in inputs if i.name == known.tokens)
     symbol = (given.shape or ())[1]
-    sizes = {symbol: length} if isinstance(symbol, str) else {}
-    made: Arrays = made_up([_without_past(i, length, symbol) for i in inputs], random, {}, sizes)
+    sizes = {symbol: len(read)} if isinstance(symbol, str) else {}
+    made: Arrays = made_up([_sized(i, length, symbol) for i in inputs if i.name not in past], random, {}, sizes)
     for i in inputs:
         if i.name == known.tokens:
-            made[i.name] = tokens[None].astype(i.dtype)
+            made[i.name] = read[None].astype(i.dtype)
         elif i.name in made and any(word in i.name for word in _POSITION):
-            made[i.name] = np.broadcast_to(np.arange(made[i.name].shape[-1]), made[i.name].shape).astype(i.dtype)
+            count = made[i.name].shape[-1]
+            made[i.name] = np.broadcast_to(np.arange(length)[-count:], made[i.name].shape).astype(i.dtype)
         elif i.name in made and any(word in i.name for word in _SEGMENT):
             made[i.name] = np.zeros_like(made[i.name])
-    return made
+    return made | past
 
 
-def _without_past(given: ModelInput, length: int, symbol: int | str) -> ModelInput:
-    """Free dimensions: a memory of past tokens is empty, another length is that of the sequence."""
-    past = len(given.shape or ()) > 2 and given.dtype.kind == "f"
+def _sized(given: ModelInput, length: int, symbol: int | str) -> ModelInput:
+    """Free dimensions: a memory of past tokens is empty, another length is that of the whole sequence."""
     shape = [
-        d if isinstance(d, int) or axis == 0 or d == symbol else 0 if past else length
+        d if isinstance(d, int) or axis == 0 or d == symbol else 0 if _is_past(given) else length
         for axis, d in enumerate(given.shape or ())
     ]
     return ModelInput(given.name, given.dtype, tuple(shape), given.required)
@@ -152,7 +174,8 @@ def _usable(model: ir.Model, tokens: str) -> npt.NDArray[np.int64]:
     gather = next(n for n, i in value.uses() if n.op_type == "Gather" and i == 1)
     table = constant(gather.inputs[0])
     assert table is not None
-    norms = np.linalg.norm(table.astype(np.float32), axis=1)
+    rows = np.moveaxis(table.astype(np.float32), gather.attributes.get_int("axis", 0), 0)
+    norms = np.linalg.norm(rows.reshape(len(rows), -1), axis=1)
     middle = np.median(norms)
     spread = np.median(np.abs(norms - middle))
     usable = np.flatnonzero((np.abs(norms - middle) <= _FAR * spread) & (norms > 0))
