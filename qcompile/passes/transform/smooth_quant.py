@@ -36,7 +36,12 @@ from qcompile.passes.transform.folding.ranges import magnitudes, requests, scale
 from qcompile.passes.transform.folding.search import find_sites
 from qcompile.passes.transform.folding.site import Refusal, Site, Vector
 
-CANDIDATES = (0.3, 0.45, 0.6, 0.75, 0.9)
+CANDIDATES = (0.3, 0.45, 0.6, 0.75)
+
+_AS_GOOD = 1.05
+"""The smallest alpha whose error is within this factor of the least is taken: the more channels reach the edge of the
+range, the more of them leave it on data unlike the samples."""
+
 
 _SMALLEST = 1e-5
 
@@ -55,7 +60,7 @@ class SmoothQuant(Pass):
         default="auto",
         description="how much of the outliers moves into the weights, 0 to 1; `auto` searches it for each site",
     )
-    samples: int = Field(default=4, ge=1, description="calibration samples that the search runs")
+    samples: int = Field(default=4, ge=1, description="calibration samples, from the last, that the search runs")
     least_gain: float = Field(
         default=1.0,
         ge=0,
@@ -85,7 +90,8 @@ class SmoothQuant(Pass):
         assert context.calibration is not None
         readers = [{f.node for f in site.multiplied if f.weight} for site in sites]
         chosen: dict[Site, Choice] = {}
-        samples = itertools.islice(iter(context.calibration), self.samples)
+        start = max(len(context.calibration) - self.samples, 0)
+        samples = itertools.islice(iter(context.calibration), start, None)
         for visit in BlockWalker(model, context, samples, method=self):
             inside = [i for i, names in enumerate(readers) if names.intersection(visit.block.nodes)]
             readers = [set() if i in inside else names for i, names in enumerate(readers)]
@@ -102,13 +108,16 @@ class SmoothQuant(Pass):
             return found
         now = _Trial(visit, context, visit.model, context.statistics)
         for i, site in sites.items():
-            best, enough = now, now.error * 10 ** (-self.least_gain / 10) if site.inserted else now.error
+            needed = now.error * (10 ** (-self.least_gain / 10) if site.inserted else 1)
+            trials = {}
             for alpha in CANDIDATES:
                 scales = smoothing(now.model, now.table, site, alpha)
-                trial = now.folded(site, scales, self.name)
-                if trial.error < min(best.error, enough):
-                    best, found[str(i)] = trial, np.array([alpha, *scales])
-            now = best
+                trials[alpha] = scales, now.folded(site, scales, self.name)
+            least = min(trial.error for _, trial in trials.values())
+            for alpha, (scales, trial) in trials.items():
+                if trial.error < needed and trial.error <= _AS_GOOD * least:
+                    now, found[str(i)] = trial, np.array([alpha, *scales])
+                    break
         return found
 
 
