@@ -86,12 +86,13 @@ class Checkpoint:
     Args:
         identity: of the model as it is.
         tally: the run that is under way.
+        samples: how many it is to see.
     """
 
-    def __init__(self, context: CompileContext, identity: str, tally: Tally) -> None:
+    def __init__(self, context: CompileContext, identity: str, tally: Tally, samples: int) -> None:
         assert context.calibration is not None
         self.path, self.tally, self.last = context.checkpoint, tally, time.monotonic()
-        self.identity, self.samples = identity, len(context.calibration)
+        self.identity, self.samples = identity, samples
         needed = repr([(statistic.kind, tensor) for statistic, tensor in tally.needed])
         self.key = f"{identity} {hashlib.blake2b(needed.encode(), digest_size=8).hexdigest()}"
         digest = context.calibration.digest()

@@ -59,6 +59,13 @@ class Calibrate(Pass):
         default=None, description="name of a model input that is 1 where a position counts, such as `attention_mask`"
     )
 
+    hold_back: int = Field(
+        default=0,
+        ge=0,
+        description="samples at the end that are not observed, so that a pass behind can judge by them; "
+        "never more than a quarter of all",
+    )
+
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         if context.without_samples:
             return False
@@ -117,15 +124,15 @@ class Calibrate(Pass):
         observation = observe(model, _observable(wanted), mask=_mask(model, self.mask), on_device=on_device)
         self.notices(observation, wanted, context)
         tally = _tally(observation, wanted)
-        checkpoint = Checkpoint(context, identity, tally)
+        total = len(context.calibration) - min(self.hold_back, len(context.calibration) // 4)
+        checkpoint = Checkpoint(context, identity, tally, total)
         if (before := checkpoint.finished()) is not None:
             return before
         checkpoint.restore()
-        total = len(context.calibration)
         context.progress.start("calibrating", total)
         context.progress.advance(tally.samples)
         if observation.blocks and tally.samples < total:
-            samples = _counted(itertools.islice(iter(context.calibration), tally.samples, None), context)
+            samples = _counted(itertools.islice(iter(context.calibration), tally.samples, total), context)
             with runnable(observation.model) as path_or_bytes:
                 for seen in read_samples(path_or_bytes, samples, context.target.providers, observation.read):
                     tally.add(seen)

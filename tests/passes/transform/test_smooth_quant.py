@@ -37,21 +37,6 @@ def samples(graph: Graph, count: int = 3) -> list[Sample]:
     return [{"x": normal(*graph.shape, seed=i)} for i in range(count)]
 
 
-def smoothed(graph: Graph, *options: str) -> tuple[ir.Model, CompileContext, dict[str, StatisticsTable]]:
-    """The model after the recipe's steps up to the second calibration, with the statistics of both."""
-    model, data = graph.model, samples(graph)
-    context = CompileContext(eager_target(), Path("unused"), calibration=Samples(data), held_out=[data[0]])
-    passes = SMOOTH.with_overrides(options).passes()
-    found: dict[str, StatisticsTable] = {}
-
-    def remember(done: Pass, now: ir.Model) -> None:
-        if isinstance(done, Calibrate):
-            found["after" if found else "before"] = context.statistics
-
-    run_pipeline(passes, model, context, remember)
-    return model, context, found
-
-
 def until_smooth(graph: Graph) -> tuple[ir.Model, CompileContext]:
     """The model and the statistics that smooth-quant meets."""
     model, data = graph.model, samples(graph)
@@ -202,6 +187,22 @@ def test_a_wrong_site_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smooth_quant, "find_sites", forgetful)
     with pytest.raises(PassError, match="'smooth-quant' changed the float function"):
         compiled(PRE, "int8-smoothquant", "smooth-quant.alpha=0.5")
+
+
+@pytest.mark.parametrize("alpha", ["auto", "0"], ids=["changed", "unchanged"])
+def test_samples_that_judge_are_not_in_the_ranges_they_judge(alpha: str) -> None:
+    graph = GRAPHS["two linear layers"]
+    data = samples(graph, 8)
+    context = CompileContext(eager_target(), Path("unused"), calibration=Samples(data), held_out=[data[0]])
+    counts = []
+
+    def remember(done: Pass, now: ir.Model) -> None:
+        if isinstance(done, Calibrate):
+            counts.append(context.statistics.samples)
+
+    passes = SMOOTH.with_overrides([f"smooth-quant.alpha={alpha}"]).passes()
+    run_pipeline([p for p in passes if alpha != "0" or not isinstance(p, SmoothQuant)], graph.model, context, remember)
+    assert counts == [6, 8]
 
 
 def test_channels_without_values_or_weights_stay() -> None:
