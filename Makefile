@@ -29,6 +29,7 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.recipes
 	$(BIN)/python -m benchmarks.compile
+	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.tables
 
 .venv/installed: pyproject.toml

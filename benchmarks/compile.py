@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.record import save
+from benchmarks.record import peak_mib, save
 from benchmarks.tables import compiling
 from benchmarks.variants import preprocess, quantize_static, read
 from tests.zoo import MODELS
@@ -47,7 +47,7 @@ def once(tool: str, model: Path, samples: Path, out: Path) -> dict[str, float]:
         prove = tool == "qcompile with proofs"
         qcompile.compile(model, "int8-static", calibration=samples, output=out, overwrite=True, prove=prove)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_mib": _peak_mib()}
+    return {"seconds": seconds, "peak_mib": peak_mib()}
 
 
 def measure(name: str, counts: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -81,12 +81,6 @@ def main(names: list[str]) -> None:
         rows += measure(name, _COUNTS)
     print(save("compile", rows, {"repeats": _REPEATS}))
     print(compiling())
-
-
-def _peak_mib() -> float:
-    """Peak resident memory of this process alone: Linux counts the parent's into getrusage's figure."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
 def _in_process(tool: str, model: Path, samples: Path, out: Path) -> dict[str, float]:

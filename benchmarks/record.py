@@ -38,6 +38,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def peak_mib() -> float:
+    """Peak resident memory of this process alone: Linux counts the parent's into getrusage's figure."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores and the instructions that int8 kernels use."""
     try:

@@ -116,8 +116,24 @@ def compiling() -> str:
     return table(["Model", "samples", "", "s", "of ORT's time", "peak MiB", "of ORT's memory"], lines)
 
 
+def calibrating() -> str:
+    """Time and memory of calibrating with entropy beside ONNX Runtime's tool."""
+    rows = _load("calibration")["rows"]
+    lines = []
+    for row in rows:
+        head = [ALL_MODELS[row["model"]].title, str(row["samples"]), row["tool"]]
+        if "error" in row:
+            lines.append([*head, row["error"], "", ""])
+            continue
+        same = [r for r in rows if r["model"] == row["model"] and r["samples"] == row["samples"] and "seconds" in r]
+        ort = next((r["seconds"] for r in same if r["tool"] != "qcompile"), None)
+        faster = f"{ort / row['seconds']:.1f}" if ort and row["tool"] == "qcompile" else ""
+        lines.append([*head, f"{row['seconds']:.1f}", f"{row['peak_mib']:.0f}", faster])
+    return table(["Model", "samples", "", "s", "peak MiB", "times as fast"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (accuracy, details, speed, size, seconds, failures, data, compiling)
+    f.__name__: f for f in (accuracy, details, speed, size, seconds, failures, data, compiling, calibrating)
 }
 
 
