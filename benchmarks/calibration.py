@@ -145,11 +145,11 @@ def draw(rows: Sequence[Row]) -> str:
 
     def x(samples: float) -> float:
         span = np.log2(counts[-1] / counts[0]) or 1.0
-        return left + (width - left - 150) * float(np.log2(samples / counts[0]) / span)
+        return left + (width - left - 30) * float(np.log2(samples / counts[0]) / span)
 
     def y(mib: float) -> float:
         low, high = np.log2(128), np.log2(65536)
-        return height - bottom - (height - bottom - 30) * float((np.log2(mib) - low) / (high - low))
+        return height - bottom - (height - bottom - 40) * float((np.log2(mib) - low) / (high - low))
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" font-family="Segoe UI, Helvetica, '
@@ -174,12 +174,21 @@ def draw(rows: Sequence[Row]) -> str:
             f'<path d="M{points}" fill="none" stroke="{colors[tool]}" stroke-width="2" stroke-dasharray="{dash}"/>'
         )
         parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colors[tool]}"/>' for a, b in line]
-        shift = -6 if name == _MODELS[0] else 12
+        above = all(r["peak_mib"] <= p["peak_mib"] for p, r in _pairs(measured, name, tool))
         parts.append(
-            f'<text x="{line[-1][0] + 8:.1f}" y="{line[-1][1] + shift:.1f}" fill="{colors[tool]}">'
-            f"{tool}, {MODELS[name].title.split(' ')[0]}</text>"
+            f'<text x="{line[0][0] + 8:.1f}" y="{line[0][1] + (-10 if above else 20):.1f}" fill="{colors[tool]}">'
+            f"{tool}, {MODELS[name].title}</text>"
         )
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _pairs(rows: Sequence[Row], name: str, tool: str) -> list[tuple[Row, Row]]:
+    """Figures of `name` beside those of the other models, for the same tool and samples."""
+    return [
+        (own, other)
+        for own, other in itertools.product(rows, rows)
+        if own["tool"] == other["tool"] == tool and own["samples"] == other["samples"] and own["model"] == name
+    ]
 
 
 def main() -> None:
