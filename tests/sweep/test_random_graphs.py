@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from qcompile.frontends.builtin_recipes import find_recipe
 from tests.sweep.harness import PREPARE, RECIPE, compile_in_memory, eager_target, session, sqnr, unaccounted
 from tests.sweep.random_graphs import graphs, samples
 
@@ -14,6 +16,14 @@ EXACT = 110.0
 
 INT8 = 20.0
 """dB: what a graph of a dozen 8-bit operations keeps at the very least (a single one keeps about 40)."""
+
+OTHER_FORMATS = (
+    ("place-int8.activation=int8",),
+    ("place-int8.activation=int8", "place-int8.symmetric=true"),
+    ("place-int8.weight=uint8",),
+    ("place-int8.per-channel=false",),
+    ("place-int8.activation=int16",),
+)
 
 sweep = settings(
     max_examples=150,
@@ -52,6 +62,29 @@ def test_int8_static_loads_is_close_and_accounts_for_every_operator(model: onnx.
     assert unaccounted(compiled) == []
     for name, got in outputs(compiled.data, feeds, optimized=True).items():
         assert np.isfinite(got).all()
+        assert sqnr(expected[name], got) > INT8
+
+
+@settings(sweep, max_examples=60)
+@given(model=graphs(), per_token=st.booleans())
+def test_int8_dynamic_needs_no_samples_and_is_close(model: onnx.ModelProto, per_token: bool) -> None:
+    feeds = samples(model)
+    expected = outputs(model.SerializeToString(), feeds, optimized=False)
+    recipe = find_recipe("int8-dynamic").with_overrides([f"place-dynamic.per-token={per_token}".lower()])
+    compiled = compile_in_memory(model, feeds, recipe.passes(), eager_target())
+    assert unaccounted(compiled) == []
+    for name, got in outputs(compiled.data, feeds, optimized=True).items():
+        assert sqnr(expected[name], got) > INT8
+
+
+@settings(sweep, max_examples=60)
+@given(model=graphs(), options=st.sampled_from(OTHER_FORMATS))
+def test_other_formats_load_and_are_close(model: onnx.ModelProto, options: tuple[str, ...]) -> None:
+    feeds = samples(model)
+    expected = outputs(model.SerializeToString(), feeds, optimized=False)
+    recipe = find_recipe("int8-static").with_overrides(["upgrade-opset.minimum=21", *options])
+    compiled = compile_in_memory(model, feeds, recipe.passes(), eager_target())
+    for name, got in outputs(compiled.data, feeds, optimized=True).items():
         assert sqnr(expected[name], got) > INT8
 
 

@@ -53,6 +53,8 @@ def form_of(node: ir.Node) -> Form | str:
         return f"int{node.attributes.get_int('bits', 4)} weights"
     if node.op_type == "Gather" and _looks_up_codes(node):
         return Form.ROWS
+    if node.op_type in ("LSTM", "GRU") and _is_restored(node.inputs[1]):
+        return Form.WEIGHTS
     if node.domain not in ("", "ai.onnx") and _is_codes(node.inputs[0] if node.inputs else None):
         return Form.FULL if _is_codes(node.outputs[0]) else Form.INPUTS
     return _from_conversions(node)
@@ -81,6 +83,15 @@ def _looks_up_codes(node: ir.Node) -> bool:
     if tensor is None or not tensor.dtype.is_integer() or tensor.dtype.bitwidth > _WIDEST_CODES:
         return False
     return bool(readers) and all(r.op_type in ("DequantizeLinear", "Cast") for r in readers)
+
+
+def _is_restored(value: ir.Value | None) -> bool:
+    """Whether `value` is the product of stored codes and their scale."""
+    product = value.producer() if value is not None else None
+    if product is None or product.op_type != "Mul":
+        return False
+    sources = [cast.inputs[0] for v in product.inputs if v and (cast := v.producer()) and cast.op_type == "Cast"]
+    return any(source is not None and _is_codes(source) and _is_stored(source) for source in sources)
 
 
 def _is_codes(value: ir.Value | None) -> bool:

@@ -155,7 +155,7 @@ class Formats:
 
     def __str__(self) -> str:
         one = "" if len(self.symmetric) > 1 else "symmetric " if self.symmetric[0] else "asymmetric "
-        return f"{one}{self.activation.name} with {self.weight.name} weights"
+        return f"{one}{self.activation.name} activations with {self.weight.name} weights"
 
 
 class PlacementRule(StrEnum):
@@ -235,7 +235,7 @@ class Target:
                 raise TargetError(self.refused[name], where=where)
         zero = {None: "", True: "symmetric ", False: "asymmetric "}[symmetric]
         raise TargetError(
-            f"it takes no {zero}{activation or 'activations'} with {weight or 'any'} weights",
+            f"it takes no {zero}{f'{activation} ' if activation else ''}activations with {weight or 'any'} weights",
             where=where,
             hint="there are " + "; ".join(map(str, self.formats)),
         )

@@ -112,6 +112,10 @@ def _lookup(
     if unit.form is Form.PASS:  # the runtime may move codes by another operator: two Slices as one Split
         kernels |= MOVES
     seen = list(_suspects(unit, graph, by_name))
+    wanted = target.providers[0]
+    took = next((graph.providers[n] for n in (f"{unit.node}_int8", unit.node) if n in graph.providers), wanted)
+    if took != wanted:
+        return _record(unit, None, False, f"assigned to {took}")
     if unit.form in FLOAT_ARITHMETIC:
         node = next((n for n in seen if n.op_type in kernels | _HEAVY), None)
         return _record(unit, node.op_type if node else None, node is not None, "computes in float, as planned")
@@ -191,7 +195,7 @@ def _summary(records: list[UnitRecord], provider: str) -> Proof:
         on_codes = [r for r in records if r.form not in FLOAT_ARITHMETIC]
         parts = [f"all {len(on_codes)} units run on {provider}: {_listed(on_codes)}"] if on_codes else []
         if in_float:
-            parts.append(f"{len(in_float)} units compute in float, as planned: {_listed(in_float)}")
+            parts.append(f"{len(in_float)} units stay in float arithmetic, as planned: {_listed(in_float)}")
         return Proof(name="dispatch", passed=True, detail="; ".join(parts))
     named = "; ".join(f"{r.node} ({r.reason})" for r in failed[:3]) + ("; ..." if len(failed) > 3 else "")
     detail = f"{len(failed)} of {len(records)} units do not run in low precision: {named}"

@@ -4,9 +4,10 @@
     BLOCKS    one scale for each row of the input and block of weights; outliers of one row hurt no other
     WEIGHTS   where neither exists: int8 weights in the file, float arithmetic
 
-The choice matters: SmolLM2-135M has perplexity 31.3 in float, 31.4 in BLOCKS and 50.9 in DYNAMIC.
-No statistics are needed, so no calibration data either. An operation that the target's table says would be
-slower than float stays float; work is counted from the shapes, an unknown dimension as 1.
+What an earlier pass has placed stays as it is. The choice matters: SmolLM2-135M has perplexity 31.3 in
+float, 31.4 in BLOCKS and 50.9 in DYNAMIC. No statistics are needed, so no calibration data either. An
+operation that the target's table says would be slower than float stays float; work is counted from the
+shapes, an unknown dimension as 1.
 Source: dynamic quantization as in ONNX Runtime's and PyTorch's tools.
 """
 
