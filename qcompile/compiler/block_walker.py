@@ -149,6 +149,11 @@ class Visit:
     _walk: _Walk
 
     @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return self._walk.count
+
+    @property
     def float_inputs(self) -> Activations:
         """What enters the block of the float model: a dict for each sample."""
         return Activations(self._walk.store, self.block.inputs, self._walk.count)
@@ -212,7 +217,7 @@ class Visit:
     def _inner(
         self, names: Sequence[str], model: ir.Model, feeds: Activations, prepare: Callable[[ir.Model], ir.Model]
     ) -> Iterator[dict[str, Array]]:
-        inner = [n for n in names if n not in self.block.inputs]
+        inner = [n for n in dict.fromkeys(names) if n not in self.block.inputs]
         if not inner:
             yield from ({n: feed[n] for n in names} for feed in feeds)
             return
