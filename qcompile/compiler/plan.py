@@ -82,11 +82,11 @@ class QuantPlan:
         weights: codes of every quantized initializer, by initializer name and unit node name
             (two units may quantize a shared weight along different axes).
         kept_float: nodes that stay float although the target has a low-precision form: name -> reason.
-        float_ms: what a unit would cost in float beyond its form, by the target's table, conversions aside.
+        float_ms: what a node costs in float beyond each of its forms, by the target's table, conversions aside.
     """
 
     units: dict[str, Unit] = field(default_factory=dict)
     tensors: dict[str, QuantParams] = field(default_factory=dict)
     weights: dict[tuple[str, str], QuantizedWeight] = field(default_factory=dict)
     kept_float: dict[str, str] = field(default_factory=dict)
-    float_ms: dict[str, float] = field(default_factory=dict)
+    float_ms: dict[tuple[str, Form], float] = field(default_factory=dict)

@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 from made_up import encoder_report
 
-from qcompile.compiler.report import LayerNoise, PlacedNode, Proof, Report
+from qcompile.compiler.report import FloatGain, FloatGains, LayerNoise, PlacedNode, Proof, Report
+from qcompile.compiler.reporting.charts.gains import gain_bars
 from qcompile.compiler.reporting.charts.noise import noise_chart
 from qcompile.compiler.reporting.charts.placement import strip
 from qcompile.compiler.reporting.charts.svg import Scale, tag
@@ -122,3 +123,15 @@ def test_svg_tags_escape_and_scales_have_round_ticks() -> None:
     assert Scale(0, 50, 0, 1).ticks() == [0, 10, 20, 30, 40, 50]
     assert Scale(0, 50, 100, 0)(25) == 50
     assert Scale(0, 50, 100, 0)(80) == 0
+
+
+def test_bars_of_gains_start_at_one_zero_and_the_longest_fills_its_side() -> None:
+    measured = [("Conv", 2.0, 0.5), ("Add", 1.0, None), ("Conv", -0.5, 0.1), ("Conv", -9.0, 0.001)]
+    gains = [FloatGain(node=op, op_type=op, form="f", gain=gain, float_ms=ms) for op, gain, ms in measured]
+    bars = gain_bars(FloatGains(sqnr=20, units=9, samples=4, gains=gains))
+    assert [(round(b.start, 2), round(b.length, 2)) for b in bars] == [
+        (33.33, 66.67), (33.33, 33.33), (16.67, 16.67), (0, 33.33),
+    ]  # fmt: skip
+    assert [b.group for b in bars] == [0, 1, 0, 0]
+    assert [b.per_ms for b in bars] == [4.0, None, -5.0, None]
+    assert gain_bars(None) == []

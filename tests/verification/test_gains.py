@@ -242,3 +242,25 @@ def test_a_model_whose_channels_were_scaled_has_the_same_figures(tmp_path: Path)
     expected = 10 * math.log10((exact.astype(np.float64) ** 2).sum() / ((exact - found) ** 2).sum())
     assert layers[0].sqnr == pytest.approx(expected, abs=0.05)
     assert layers[0].isolated_sqnr == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize(("per_token", "form"), [("false", Form.DYNAMIC), ("true", Form.BLOCKS)])
+def test_units_that_quantize_their_inputs_as_they_run_are_measured(per_token: str, form: Form, tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    builder = Builder()
+    builder.constant("w1", random.standard_normal((256, 256)).astype(np.float32))
+    builder.constant("w2", random.standard_normal((256, 256)).astype(np.float32))
+    builder.node("MatMul", ["x", "w1"], "a")
+    builder.node("Tanh", ["a"], "t")
+    builder.node("MatMul", ["t", "w2"], "y")
+    onnx.save(builder.model({"x": [64, 256]}, ["y"]), tmp_path / "m.onnx")
+    samples = [{"x": random.standard_normal((64, 256)).astype(np.float32)} for _ in range(4)]
+    report = qcompile.compile(
+        tmp_path / "m.onnx", "int8-dynamic", calibration=samples, overrides=[f"place-dynamic.per-token={per_token}"]
+    ).report
+    assert {unit.form for unit in report.units} == {form}
+    assert all(layer.isolated_sqnr is not None for layer in report.layers)
+    assert report.float_gains is not None
+    assert {g.node for g in report.float_gains.gains} == {"n_a", "n_y"}
+    assert report.float_gains.setting.startswith("--set 'place-dynamic.keep-float=")
+    assert report.float_gains.together > 3

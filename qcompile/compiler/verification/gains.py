@@ -81,7 +81,8 @@ def measure_gains(
             break
         unit = units[node]
         gain = bench.sqnr([node]) - base
-        gains.append(FloatGain(node=node, op_type=unit.op_type, form=unit.form, gain=gain, float_ms=costs.get(node)))
+        cost = costs.get((node, unit.form))
+        gains.append(FloatGain(node=node, op_type=unit.op_type, form=unit.form, gain=gain, float_ms=cost))
         progress.advance()
     gains.sort(key=lambda g: -g.gain)
     proposed = [g.node for g in gains[:_PROPOSED] if g.gain >= _WORTH]

@@ -247,8 +247,8 @@ class _GraphPlacement:
     def add_unit(self, candidate: Candidate, form: Form) -> None:
         node, row = candidate.node, candidate.row
         operation = self.operation(candidate)
-        if form in operation.times:
-            self.plan.float_ms[operation.name] = (operation.float_time - operation.times[form]) / 1e6
+        for offered, time in operation.times.items():
+            self.plan.float_ms[operation.name, offered] = (operation.float_time - time) / 1e6
         reads = [
             name_of(v) if i in candidate.activations and (v := node.inputs[i]) is not None else None
             for i in range(len(node.inputs))

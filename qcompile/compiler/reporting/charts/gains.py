@@ -30,8 +30,8 @@ def gain_bars(found: FloatGains | None) -> list[GainBar]:
     """A bar for each measured layer; bars of layers whose noise cancels other noise point to the left."""
     gains = found.gains if found is not None else []
     low, high = (bound([0.0, *(g.gain for g in gains)]) for bound in (min, max))
+    low = max(low, -high / 2) if high else low  # what helps is what the picture is for
     span = (high - low) or 1.0
     group = {op: min(i, _COLOURS - 1) for i, (op, _) in enumerate(Counter(g.op_type for g in gains).most_common())}
-    return [
-        GainBar(g, (min(g.gain, 0.0) - low) / span * 100, abs(g.gain) / span * 100, group[g.op_type]) for g in gains
-    ]
+    drawn = [(g, max(g.gain, low)) for g in gains]
+    return [GainBar(g, (min(x, 0.0) - low) / span * 100, abs(x) / span * 100, group[g.op_type]) for g, x in drawn]
