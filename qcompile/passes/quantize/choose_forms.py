@@ -49,6 +49,9 @@ Array = np.ndarray[Any, Any]
 _NEARLY = 0.1
 """Where the goal is out of reach, this part of the error that could be taken away may stay."""
 
+_WORTH_WHILE = 1.0
+"""dB; where the goal is out of reach and all switches together bring less, none is made."""
+
 
 class ChooseForms(Pass):
     """Trade speed for accuracy where the least speed buys the most."""
@@ -99,8 +102,6 @@ class _Choice:
         plan = self.context.plan
         rescued = self.rescue()
         order = self.ranking()
-        if not order:
-            return
         kept, before, after = self.shortest_prefix(order)
         chosen = _with(plan, kept)
         plan.units, plan.weights = chosen.units, chosen.weights
@@ -219,10 +220,9 @@ class _Choice:
                     known[count] = _worst_sqnr(exact, given, names)
                 return known[count]
 
-            goal = self.options.output_sqnr
-            if sqnr(0) < goal and sqnr(len(order)) < goal:
-                none, whole = (10 ** (-sqnr(n) / 10) for n in (0, len(order)))
-                goal = -10 * math.log10(whole + max(none - whole, 0) * _NEARLY)
+            goal, best = self.options.output_sqnr, sqnr(len(order))
+            if best < goal:
+                goal = _nearly(sqnr(0), best) if best > sqnr(0) + _WORTH_WHILE else sqnr(0)
             low, high = 0, 0 if sqnr(0) >= goal else len(order)
             while low < high:
                 middle = (low + high) // 2
@@ -268,6 +268,12 @@ def _appends(value: ir.Value) -> bool:
     return (
         node is not None and node.op_type == "Concat" and any(v is not None and v.is_graph_input() for v in node.inputs)
     )
+
+
+def _nearly(none: float, whole: float) -> float:
+    """The SQNR at which all but a part of the error between those of no and of all switches is gone."""
+    start, end = (10 ** (-s / 10) for s in (none, whole))
+    return -10 * math.log10(end + (start - end) * _NEARLY)
 
 
 def _worst_sqnr(exact: ActivationStore, given: Iterable[Mapping[str, Array]], names: Sequence[str]) -> float:
