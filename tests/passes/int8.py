@@ -29,6 +29,8 @@ from tests.sweep.harness import compile_in_memory, eager_target, session, sqnr
 import_passes("qcompile.passes")
 
 Array = np.ndarray[Any, Any]
+STATIC = find_recipe("int8-static").with_overrides(["calibrate.method=min-max"])
+"""int8-static with scales that follow from the smallest and largest value."""
 CPU = "CPUExecutionProvider"
 
 
@@ -99,7 +101,7 @@ def compiled(
     passes: Sequence[Pass] | None = None,
 ) -> Lowered:
     """As `int8`, for a model that was made otherwise."""
-    steps = passes or (recipe or find_recipe("int8-static")).with_overrides(options).passes()
+    steps = passes or (recipe or STATIC).with_overrides(options).passes()
     done = compile_in_memory(proto, samples, steps, target or eager_target())
     runs = {}
     feeds: Arrays = dict(samples[0])
