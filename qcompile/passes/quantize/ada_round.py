@@ -85,6 +85,9 @@ class _Block:
         self.waves = [fit for wave in visit.waves() if (fit := [u for u in wave if self.is_matrix(u)])]
 
     def is_matrix(self, unit: Unit) -> bool:
+        """Whether the unit is a product with integer codes of one matrix, or of one for each group."""
+        if not self.context.plan.weights[str(unit.weight), unit.node].params.spec.format.is_integer:
+            return False
         weight = self.node[unit.node].inputs[1]
         rank = weight.shape.rank() if weight is not None and weight.shape is not None else 0
         return unit.op_type == "Conv" or (unit.op_type in ("Gemm", "MatMul") and rank == 2)

@@ -174,7 +174,7 @@ def narrow(bits: int) -> Target:
     """A CPU whose weights have so many bits, in int8 codes."""
     target = eager_target()
     fmt = replace(INT8, low=-(2 ** (bits - 1)), high=2 ** (bits - 1) - 1)
-    return replace(target, weight=replace(target.weight, format=fmt))
+    return replace(target, formats=(replace(target.formats[0], weight=fmt),))
 
 
 def rounded(
