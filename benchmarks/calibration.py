@@ -175,10 +175,10 @@ def draw(rows: Sequence[Row]) -> str:
         )
         parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colors[tool]}"/>' for a, b in line]
         above = all(r["peak_mib"] <= p["peak_mib"] for p, r in _pairs(measured, name, tool))
-        parts.append(
-            f'<text x="{line[0][0] + 8:.1f}" y="{line[0][1] + (-10 if above else 20):.1f}" fill="{colors[tool]}">'
-            f"{tool}, {MODELS[name].title}</text>"
-        )
+        ends_early = line[-1][0] < x(counts[-1])
+        place = (line[-1][0], line[-1][1] + 4) if ends_early else (line[0][0], line[0][1] + (-10 if above else 20))
+        label = f"{tool}, {MODELS[name].title}"
+        parts.append(f'<text x="{place[0] + 8:.1f}" y="{place[1]:.1f}" fill="{colors[tool]}">{label}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
