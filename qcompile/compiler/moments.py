@@ -134,11 +134,11 @@ def through_layer(node: ir.Node, weight: npt.NDArray[np.generic], means: Vector)
 
 
 def _keeps_channels(before: ir.Value, after: ir.Value) -> bool:
-    """[N, C, 1, 1] becomes [N, C]."""
+    """[N, C, 1, 1] becomes [N, C], or [N, unknown]."""
     shape, result = before.shape, after.shape
     if shape is None or result is None or len(shape) < 2 or len(result) != 2:
         return False
-    return all(d == 1 for d in shape[2:]) and shape[1] == result[1]
+    return all(d == 1 for d in shape[2:]) and (shape[1] == result[1] or not isinstance(result[1], int))
 
 
 def _joined(parts: list[Moments]) -> Moments:

@@ -26,6 +26,10 @@ class EfficientNetLite0(ZooModel):
     def path(self) -> Path:
         return exported(self.name, "tests.zoo.efficientnet_lite0")
 
+    def with_batch_norm(self) -> Path:
+        """The same model as its export is with BatchNormalization kept apart."""
+        return exported(f"{self.name}-batchnorm", "tests.zoo.efficientnet_lite0", "keep")
+
     def calibration(self, count: int) -> list[Sample]:
         photos = [p for p, _ in benchmark_photos()[:_HELD_FOR_CALIBRATION]]
         photos += photo_crops(max(0, count - len(photos)))
@@ -58,7 +62,7 @@ def _test_photos() -> list[tuple[Image.Image, int]]:
     return labelled_photos() + benchmark_photos()[_HELD_FOR_CALIBRATION:]
 
 
-def _export(path: str) -> None:
+def _export(path: str, *keep: str) -> None:
     import torch
 
     sys.path.insert(0, str(python_package("efficientnet-lite-pytorch", "0.1.0")))
@@ -76,8 +80,9 @@ def _export(path: str) -> None:
         dynamic_axes={"x": {0: "batch"}, "logits": {0: "batch"}},
         opset_version=17,
         dynamo=False,
+        training=torch.onnx.TrainingMode.PRESERVE if keep else torch.onnx.TrainingMode.EVAL,
     )
 
 
 if __name__ == "__main__":
-    _export(sys.argv[1])
+    _export(*sys.argv[1:])

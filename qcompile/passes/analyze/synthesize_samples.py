@@ -33,6 +33,9 @@ from qcompile.runtime.torch_graph import TorchGraph
 
 _HELD_OUT = 8
 
+_LEAST_KNOWN = 0.5
+"""Of the convolutions must have had a BatchNormalization behind them: less does not pin the inputs down."""
+
 
 class SynthesizeSamples(Pass):
     """Calibration without calibration data: samples from the model's own memory of its training data."""
@@ -72,7 +75,8 @@ class SynthesizeSamples(Pass):
     def _distilled(self, model: ir.Model, inputs: Sequence[ModelInput], context: CompileContext) -> MadeSamples | None:
         written = {v.name for node in model.graph for v in node.outputs}
         moments = {n: m for n, m in context.moments.items() if n in written and m.deviation is not None}
-        if not moments:
+        layers = sum(node.op_type in ("Conv", "ConvTranspose") for node in model.graph)
+        if not moments or len(moments) < _LEAST_KNOWN * layers:
             return None
         try:
             return self._search(TorchGraph(model), moments, inputs, table_rows(model), context)

@@ -65,7 +65,7 @@ class CompensateBiasAnalytic(Pass):
             weight, bias = constant(node.inputs[row.weight]), bias_of(node, unit, names, context, self.name)
             assert isinstance(node.graph, ir.Graph)
             means = _means(node, known[node.graph], context)
-            if weight is None or bias is None or means is None:
+            if weight is None or bias is None or means is None or len(means) != _inputs(node, weight):
                 unknown += means is None
                 continue
             error = dequantize(codes.codes, codes.params).astype(np.float64) - weight
@@ -87,3 +87,11 @@ def _means(node: ir.Node, known: Mapping[str, Moments], context: CompileContext)
         return moments.mean
     seen = context.statistics.channels_of(name_of(value), _AXES[node.op_type])
     return seen.mean if seen is not None else None
+
+
+def _inputs(node: ir.Node, weight: npt.NDArray[np.generic]) -> int:
+    """How many channels a layer with this weight reads."""
+    if node.op_type == "Conv":
+        return int(weight.shape[1]) * node.attributes.get_int("group", 1)
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
+    return int(weight.shape[1 if transposed else 0])
