@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qcompile.compiler.targets import TARGETS
 from qcompile.compiler.targets.cuda import CUDA, LANDINGS
-from qcompile.compiler.targets.table import Cost, Row, Target
+from qcompile.compiler.targets.table import Cost, Formats, Row, Target
 from tools.reference.markdown import GENERATED, table
 
 _HEAD = """
@@ -38,6 +38,13 @@ def _target(target: Target) -> str:
     text = f"\n## {target.name}\n\n" + "\n".join(facts) + "\n"
     if target.refusal:
         text += f"\n{target.refusal}.\n"
+    header = ["Activations", "Weights", "Arithmetic", "Evidence"]
+    text += "\n" + table(header, [_formats(f) for f in target.formats]) + "\n"
+    for reason in dict.fromkeys(target.refused.values()):
+        names = ", ".join(name for name, why in target.refused.items() if why == reason)
+        text += f"\nNot offered, {names}: {reason}.\n"
+    for op_type, reason in dict.fromkeys((r.op_type, why) for r in target.rows for why in (r.refused or {}).values()):
+        text += f"\nNot offered, {op_type} that quantizes as it runs: {reason}.\n"
     if target.rows:
         timed = any(r.float_cost != Cost() for r in target.rows)
         evidence = list(dict.fromkeys(r.evidence for r in target.rows))
@@ -48,11 +55,17 @@ def _target(target: Target) -> str:
     return text + (_landings() if target is CUDA else "")
 
 
+def _formats(formats: Formats) -> list[str]:
+    either = "" if len(formats.symmetric) > 1 else ", symmetric" if formats.symmetric[0] else ", asymmetric"
+    how = "on codes" if formats.computed else "float between conversions"
+    return [f"{formats.activation.name}{either}", formats.weight.name, how, formats.evidence]
+
+
 def _row(row: Row, timed: bool, evidence: int) -> list[str]:
     int8 = dict.fromkeys(_cost(c) for c in row.forms.values())
     return [
         f"{row.op_type}, {row.variant}" if row.variant else row.op_type,
-        ", ".join(form.value for form in row.forms),
+        "; ".join(form.value for form in row.forms),
         *((_cost(row.float_cost), " or ".join(int8)) if timed else ()),
         ", ".join(f"`{k}`" for k in row.kernels),
         "; ".join(c.reason for c in row.conditions),
