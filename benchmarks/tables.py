@@ -54,6 +54,8 @@ def speed() -> str:
     """Times faster than float with one thread and with two; the float line in ms."""
     results = _results()
     columns = [(m, label) for m, rows in results.items() for label in rows.get(_FLOAT, {}).get("latency", {})]
+    if not columns:
+        return "Not measured since the files changed."
     lines = []
     for name in _variants(results):
         cells = []
