@@ -53,7 +53,7 @@ def cut(model: ir.Model, target: Target) -> list[Block]:
     for i, value in ((i, v) for i, node in enumerate(nodes) for v in node.outputs if v in last):
         lives = before[last[value]] - before[i + 1]
         width[i + 1 : last[value] + 1] += _weight(value, long=lives > layer.size)
-    width[_inside_units(graph, nodes, target)] = np.inf
+    width[[*_inside_units(graph, nodes, target), len(nodes)]] = np.inf
     cuts, goal = [0], layer.start or layer.size
     while goal < before[-1]:
         stretch = np.flatnonzero((before >= goal) & (before < goal + layer.size))
