@@ -144,6 +144,7 @@ class Formats:
     Attributes:
         symmetric: symmetries of activations that the target takes, the usual one first.
         computed: kernels compute on the codes; otherwise the target computes in float between conversions.
+        warning: what a user who asks for it must know, empty when nothing.
         evidence: how we know.
     """
 
@@ -151,6 +152,7 @@ class Formats:
     weight: NumericFormat
     symmetric: tuple[bool, ...] = (False, True)
     computed: bool = True
+    warning: str = ""
     evidence: str = ""
 
     def __str__(self) -> str:

@@ -118,11 +118,8 @@ class PlaceInt8(Pass):
         formats = self.formats(model, context)
         for graph in graphs(model):
             _GraphPlacement(self, graph, context, formats).run()
-        if not formats.computed:
-            context.notice(
-                f"smaller, not faster: no kernel of {context.target.name} computes on {formats.activation.name} "
-                "activations; they are rounded to it, and the arithmetic stays float"
-            )
+        if formats.warning:
+            context.notice(formats.warning)
         names = [str(node.name) for node in nodes(model)]
         for pattern in self.keep_float:
             if not fnmatch.filter(names, pattern):

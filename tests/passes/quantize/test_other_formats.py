@@ -109,6 +109,7 @@ def test_symmetry_is_a_choice(activation: str, symmetric: bool) -> None:
     params = result.plan.tensors["x"]
     middle = {"int8": 0, "uint8": 128}[activation]
     assert (params.zero_point == middle) == symmetric
+    assert ("8 times slower" in " ".join(result.context.notices)) == (activation == "int8")
     check(result, least=30 if symmetric else 35)
 
 
