@@ -96,7 +96,8 @@ def test_smoothing_brings_embeddings_closer(tmp_path: Path) -> None:
             model.path(), recipe, calibration=model.calibration(16), output=output, prove=False, overrides=faster
         )
         away[recipe] = 1 - float((exact * model.embed(runner(artifact.path), articles)).sum(1).mean())
-    assert away["int8-smoothquant"] < 0.6 * away["int8-static"]
+        assert [n.op_type for n in onnx.load(output).graph.node].count("MatMulIntegerToFloat") == 36
+    assert away["int8-smoothquant"] < 0.75 * away["int8-static"]
 
 
 @pytest.mark.parametrize("name", ["all-minilm-l6-v2", "silero-vad", "silero-vad-step"])

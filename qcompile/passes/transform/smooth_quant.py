@@ -6,7 +6,8 @@
 max |W_j| is over all weights that read channel j. s folds into what makes x (folding/); where nothing can
 take it, a Mul is inserted if that makes the block's error smaller by `least_gain`, since it costs time.
 Source: Xiao et al., "SmoothQuant", 2022 (arXiv:2211.10438), with one `a` for each site, found by running
-the block's quantized copy. Not smoothing is a candidate and wins ties, so no block becomes worse.
+the block's quantized copy. Not smoothing is a candidate and wins ties, so no block becomes worse; nor may a
+candidate leave one more layer float, which would be the easiest way to a small error.
 
 Errors: none of its own; a site that cannot be folded is left alone, and a notice says why.
 """
@@ -26,13 +27,14 @@ from pydantic import Field
 
 from qcompile.compiler.block_walker import BlockWalker, Visit
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import name_of
+from qcompile.compiler.graph import name_of, nodes
 from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
 from qcompile.compiler.relative_error import relative_error
 from qcompile.compiler.simulation import quantized_copy
 from qcompile.compiler.statistics import StatisticsTable
 from qcompile.passes.transform.folding.apply import apply, largest
 from qcompile.passes.transform.folding.ranges import magnitudes, requests, scaled
+from qcompile.passes.transform.folding.rules.linear import channel_axis
 from qcompile.passes.transform.folding.search import find_sites
 from qcompile.passes.transform.folding.site import Refusal, Site, Vector
 
@@ -113,7 +115,8 @@ class SmoothQuant(Pass):
             for alpha in CANDIDATES:
                 scales = smoothing(now.model, now.table, site, alpha)
                 trials[alpha] = scales, now.folded(site, scales, self.name)
-            least = min(trial.error for _, trial in trials.values())
+            trials = {a: t for a, t in trials.items() if t[1].float_layers <= now.float_layers}
+            least = min((trial.error for _, trial in trials.values()), default=0.0)
             for alpha, (scales, trial) in trials.items():
                 if trial.error < needed and trial.error <= _AS_GOOD * least:
                     now, found[str(i)] = trial, np.array([alpha, *scales])
@@ -152,11 +155,19 @@ class _Trial:
     table: StatisticsTable
 
     @cached_property
+    def copy(self) -> ir.Model:
+        return quantized_copy(self.model, self.context, self.table)
+
+    @cached_property
     def error(self) -> float:
         names = [name_of(v) for v in self.visit.model.graph.outputs if v.dtype is None or v.dtype.is_floating_point()]
-        copy = quantized_copy(self.model, self.context, self.table)
-        outputs = self.visit.run(copy, self.visit.float_inputs)
+        outputs = self.visit.run(self.copy, self.visit.float_inputs)
         return relative_error(self.visit.float_outputs, outputs, names)
+
+    @cached_property
+    def float_layers(self) -> int:
+        """Linear layers that the grid of their input does not serve: a scale that adds one is no gain."""
+        return sum(channel_axis(node) is not None for node in nodes(self.copy))
 
     def folded(self, site: Site, scales: Vector, made_by: str) -> _Trial:
         model = self.model.clone()
