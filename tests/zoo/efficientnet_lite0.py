@@ -20,7 +20,7 @@ class EfficientNetLite0(ZooModel):
     name = "efficientnet-lite0"
     title = "EfficientNet-Lite0"
     metric_name = "top-1"
-    allowed_drop = 0.05  # one picture of the 20
+    allowed_drop = 0.051  # one picture of the 20
     least_units = 40
 
     def path(self) -> Path:
