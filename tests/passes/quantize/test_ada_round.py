@@ -228,3 +228,25 @@ def test_golden() -> None:
     grids = [f"{unit} {weight}: {q.params.spec}\n" for (weight, unit), q in before.weights.items()]
     touched = [f"{unit} {w}: learned\n" for (w, unit), q in learned.items() if q is not before.weights[w, unit]]
     assert_golden("passes/ada-round", f"# before\n{''.join(grids)}\n# after\n{''.join(touched)}")
+    assert any((q.codes != before.weights[key].codes).any() for key, q in learned.items())
+
+
+def test_without_samples_there_is_an_error() -> None:
+    model, context = ready(model_of(LINEAR, dict(LINEAR_WEIGHTS)), rows(), QUANTIZED)
+    context.calibration = Samples([])
+    with pytest.raises(DataError, match="no calibration samples"):
+        FEW.run(model, context)
+
+
+def test_without_torch_there_is_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "torch":
+            raise ImportError(name)
+        return plain(name, *rest)
+
+    model, context = ready(model_of(LINEAR, dict(LINEAR_WEIGHTS)), rows(), QUANTIZED)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(QCompileError, match="ada-round needs torch"):
+        FEW.run(model, context)
