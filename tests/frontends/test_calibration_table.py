@@ -94,7 +94,7 @@ def test_the_command(model: Path, samples: Path, tmp_path: Path) -> None:
 
 
 def test_a_table_of_less_is_refused(model: Path, samples: Path) -> None:
-    plain = qcompile.calibrate(model, calibration=samples)
+    plain = qcompile.calibrate(model, calibration=samples, overrides=["calibrate.method=min-max"])
     with pytest.raises(DataError, match="the calibration table has no histogram of") as caught:
         qcompile.compile(model, calibration=plain, overrides=["calibrate.method=mse"])
     assert "qcompile calibrate" in caught.value.hint
