@@ -97,13 +97,15 @@ class SmoothQuant(Pass):
         for visit in BlockWalker(model, context, samples, method=self):
             inside = [i for i, names in enumerate(readers) if names.intersection(visit.block.nodes)]
             readers = [set() if i in inside else names for i, names in enumerate(readers)]
-            found = visit.once(partial(self.searched_block, visit, context, {i: sites[i] for i in inside}))
+            found = visit.once(partial(self.searched_block, visit, context, model, {i: sites[i] for i in inside}))
             for i in inside:
                 if str(i) in found:
                     chosen[sites[i]] = Choice(float(found[str(i)][0]), found[str(i)][1:])
         return chosen
 
-    def searched_block(self, visit: Visit, context: CompileContext, sites: dict[int, Site]) -> dict[str, Vector]:
+    def searched_block(
+        self, visit: Visit, context: CompileContext, model: ir.Model, sites: dict[int, Site]
+    ) -> dict[str, Vector]:
         """For each site of a block that smoothing helps: alpha, then its scales."""
         found: dict[str, Vector] = {}
         if not sites:
@@ -113,7 +115,7 @@ class SmoothQuant(Pass):
             needed = now.error * (10 ** (-self.least_gain / 10) if site.inserted else 1)
             trials = {}
             for alpha in CANDIDATES:
-                scales = smoothing(now.model, now.table, site, alpha)
+                scales = smoothing(now.model, now.table, site, alpha, model)
                 trials[alpha] = scales, now.folded(site, scales, self.name)
             trials = {a: t for a, t in trials.items() if t[1].float_layers <= now.float_layers}
             least = min((trial.error for _, trial in trials.values()), default=0.0)
@@ -137,10 +139,20 @@ def _insertable(refused: Sequence[Refusal]) -> list[Site]:
     return [r.explicit for r in refused if r.explicit.axes[r.value] == -1]
 
 
-def smoothing(model: ir.Model, table: StatisticsTable, site: Site, alpha: float) -> Vector:
-    """s for one site, shape [site.scales]; 1 for channels that were never seen, or that no weight reads."""
+def smoothing(
+    model: ir.Model, table: StatisticsTable, site: Site, alpha: float, whole: ir.Model | None = None
+) -> Vector:
+    """s for one site, shape [site.scales]; 1 for channels that were never seen, or that no weight reads.
+
+    Args:
+        whole: where `model` is a block, the model that holds the weights outside it that read the same channels.
+    """
     x = magnitudes(table, site)
-    w = largest(model, tuple(f for f in site.multiplied if f.weight), site.scales)
+    weights = tuple(f for f in site.multiplied if f.weight)
+    w = largest(model, weights, site.scales)
+    if whole is not None:
+        inside = {node.name for node in nodes(model)}
+        w = np.maximum(w, largest(whole, tuple(f for f in weights if f.node not in inside), site.scales))
     s = np.maximum(x, _SMALLEST) ** alpha / np.maximum(w, _SMALLEST) ** (1 - alpha)
     return np.where((x > 0) & (w > 0), np.maximum(s, _SMALLEST), 1.0)
 

@@ -57,6 +57,24 @@ def until_smooth(graph: Graph) -> tuple[ir.Model, CompileContext]:
     return model, context
 
 
+def test_readers_in_other_blocks_count_and_are_left_to_the_whole_model() -> None:
+    tried = 0
+    for graph in GRAPHS.values():
+        model, context = until_smooth(graph)
+        for site in find_sites(model)[0]:
+            readers = {f.node for f in site.multiplied if f.weight}
+            if len(readers) < 2:
+                continue
+            reader = next(n for n in model.graph if n.name in readers)
+            block = extract(model, [str(reader.inputs[0].name)], [str(reader.outputs[0].name)])  # type: ignore[union-attr]
+            scales = smoothing(block, context.statistics, site, 0.5, model)
+            np.testing.assert_array_equal(scales, smoothing(model, context.statistics, site, 0.5))
+            apply(block, site, scales, "test")
+            apply(block, replace(site, inserted=str(reader.inputs[0].name)), scales, "test")  # type: ignore[union-attr]
+            tried += 1
+    assert tried
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_at_one_half_activations_and_weights_meet(name: str) -> None:
     """max |X_j / s_j| = max |W_j s_j| = sqrt(max |X_j| max |W_j|)."""

@@ -32,10 +32,10 @@ def apply(model: ir.Model, site: Site, scales: Vector, made_by: str) -> dict[str
                 _scale(found[factor.node], factor, vector, names)
                 stamp(found[factor.node], made_by, [found[factor.node]])
     made: dict[str, str] = {}
-    if site.inserted:
-        value = found[site.multiplied[0].node].inputs[0]
+    present = [found[f.node] for f in site.multiplied if f.node in found]
+    if site.inserted and present:
+        value, readers = present[0].inputs[0], present
         assert value is not None
-        readers = [found[f.node] for f in site.multiplied]
         made[site.inserted] = _insert(value, _row(site, value), 1 / scales, readers, names, made_by)
     for value in model.graph.inputs:
         name = name_of(value)
@@ -50,9 +50,12 @@ def apply(model: ir.Model, site: Site, scales: Vector, made_by: str) -> dict[str
 
 
 def largest(model: ir.Model, taken: tuple[Factor, ...], scales: int) -> Vector:
-    """max |c| over the elements that belong to each scale, over all of `taken`; 0 where there is none."""
+    """max |c| over the elements that belong to each scale, over those of `taken` that lie in `model`, which may be a
+    block; 0 where there is none."""
     found, result = {str(n.name): n for n in nodes(model)}, np.zeros(scales + 1)
     for factor in taken:
+        if factor.node not in found:
+            continue
         array = constant(found[factor.node].inputs[factor.index])
         assert array is not None
         places = np.broadcast_to(factor.groups, np.broadcast_shapes(factor.groups.shape, array.shape))
