@@ -250,3 +250,17 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
     assert kept
     assert search(resume=True) == first
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.npz")} == kept
+
+
+def test_an_image_network_with_a_classifier() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N,3,8,8] x) => (float[N,5] y) {
+      c = Conv <pads = [1, 1, 1, 1]> (x, w)
+      r = Relu (c)
+      p = GlobalAveragePool (r)
+      f = Flatten (p)
+      y = Gemm (f, g, h)
+    }"""
+    weights = {"w": normal(4, 3, 3, 3), "g": normal(4, 5), "h": normal(5)}
+    result = int8(text, weights, [{"x": normal(2, 3, 8, 8, seed=i)} for i in range(4)], recipe=SMOOTH)
+    assert result.sqnr("y") > 30

@@ -51,7 +51,7 @@ def _scale(copy: StatisticsTable, table: StatisticsTable, old: str, new: str, si
         copy.update(Channels(site.axes[old]).kind, {new: _vector(moved)})
     elif known is not None:
         low, high, magnitude, count = known
-        by = factors(site.values[old], inverse)
+        by = factors(site.values[old] if old in site.values else site.inputs[old], inverse)
         most = float(by.max())
         copy.update(RANGE.kind, {new: np.array([low * most, high * most, magnitude * float(by.mean()), count])})
 
