@@ -82,6 +82,7 @@ class QuantPlan:
         weights: codes of every quantized initializer, by initializer name and unit node name
             (two units may quantize a shared weight along different axes).
         kept_float: nodes that stay float although the target has a low-precision form: name -> reason.
+        pinned: nodes that stay float because the user says so.
         float_ms: what a node costs in float beyond each of its forms, by the target's table, conversions aside.
     """
 
@@ -89,4 +90,5 @@ class QuantPlan:
     tensors: dict[str, QuantParams] = field(default_factory=dict)
     weights: dict[tuple[str, str], QuantizedWeight] = field(default_factory=dict)
     kept_float: dict[str, str] = field(default_factory=dict)
+    pinned: set[str] = field(default_factory=set)
     float_ms: dict[tuple[str, Form], float] = field(default_factory=dict)

@@ -2,7 +2,8 @@
 
     gain_g = E_block(plan) - E_block(plan with group g in its truer form)     compiler/relative_error.py
     order the groups by gain_g / (time that the truer form takes longer), then find by bisection the
-    shortest prefix of that order whose SQNR at the outputs of the whole model reaches the goal.
+    shortest prefix of that order whose SQNR at the outputs of the whole model reaches the goal, and
+    leave out what is not needed beside its last group (fewest.py).
 
 The truer form of a linear layer is int8 in blocks, its input quantized row by row as it runs (BLOCKS); of
 anything else, and where the target has no such form, float. Linear layers that read one tensor are one
@@ -20,7 +21,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -40,6 +41,7 @@ from qcompile.compiler.targets.table import Work
 from qcompile.compiler.units import Candidate, candidates, unit_reading_float, work
 from qcompile.compiler.verification.noise import Noise
 from qcompile.errors import DataError
+from qcompile.passes.quantize.fewest import fewest
 from qcompile.passes.quantize.round_to_nearest import quantized_weight
 from qcompile.runtime.calibration import run_samples
 from qcompile.runtime.providers import session_entries
@@ -73,7 +75,7 @@ class ChooseForms(Pass):
         return False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Switch:
     """A group of units, and the form in which they are truer.
 
@@ -91,6 +93,9 @@ class _Switch:
     gain: float = 0.0
 
 
+_Switches = tuple[_Switch, ...]
+
+
 class _Choice:
     """One run of the pass."""
 
@@ -102,13 +107,13 @@ class _Choice:
         plan = self.context.plan
         rescued = self.rescue()
         order = self.ranking()
-        kept, before, after = self.shortest_prefix(order)
+        kept, before, after = self.needed(order)
         chosen = _with(plan, kept)
         plan.units, plan.weights = chosen.units, chosen.weights
         for switch in kept:
             if not switch.units:
                 plan.kept_float |= dict.fromkeys(
-                    switch.names, "its noise at the outputs is not worth its time (choose-forms)"
+                    switch.names, "its codes cost the outputs more than their speed is worth (choose-forms)"
                 )
         self.tell(rescued, kept, before, after)
 
@@ -117,8 +122,8 @@ class _Choice:
         plan, found = self.context.plan, 0
         for name, candidate in self.candidates.items():
             times = self.times(candidate)
-            open_to_it = name in plan.kept_float and not candidate.obstacle and Form.BLOCKS in times
-            if not open_to_it or times[Form.BLOCKS] > times[Form.FLOAT] or "keep-float" in plan.kept_float[name]:
+            open_to_it = name in plan.kept_float.keys() - plan.pinned and not candidate.obstacle
+            if not open_to_it or times.get(Form.BLOCKS, math.inf) > times[Form.FLOAT]:
                 continue
             switch = self.switch([name], Form.BLOCKS)
             plan.units |= {u.node: u for u in switch.units}
@@ -204,30 +209,25 @@ class _Choice:
         seen = self.context.statistics.range_of(name_of(value))
         return seen.elements if seen else 0.0
 
-    def shortest_prefix(self, order: Sequence[_Switch]) -> tuple[Sequence[_Switch], float, float]:
+    def needed(self, order: Sequence[_Switch]) -> tuple[_Switches, float, float]:
         """The switches to make, and the least SQNR in dB of an output before and after."""
         with ActivationStore(MEMORY) as exact:
             names = _answers(self.model)
             for i, outputs in enumerate(self.outputs(self.model)):
                 for name in names:
                     exact.put(name, i, outputs[name])
-            known: dict[int, float] = {}
 
-            def sqnr(count: int) -> float:
-                if count not in known:
-                    plan = _with(self.context.plan, order[:count])
-                    given = self.outputs(lowered_copy(self.model, self.context, plan))
-                    known[count] = _worst_sqnr(exact, given, names)
-                return known[count]
+            @cache
+            def sqnr(made: _Switches) -> float:
+                plan = _with(self.context.plan, made)
+                return _worst_sqnr(exact, self.outputs(lowered_copy(self.model, self.context, plan)), names)
 
-            goal, best = self.options.output_sqnr, sqnr(len(order))
+            before, best = sqnr(()), sqnr(tuple(order))
+            goal = self.options.output_sqnr
             if best < goal:
-                goal = _nearly(sqnr(0), best) if best > sqnr(0) + _WORTH_WHILE else sqnr(0)
-            low, high = 0, 0 if sqnr(0) >= goal else len(order)
-            while low < high:
-                middle = (low + high) // 2
-                low, high = (low, middle) if sqnr(middle) >= goal else (middle + 1, high)
-            return order[:high], sqnr(0), sqnr(high)
+                goal = _nearly(before, best) if best > before + _WORTH_WHILE else before
+            kept = fewest(tuple(order), sqnr, goal)
+            return kept, before, sqnr(kept)
 
     def outputs(self, model: ir.Model) -> Iterator[dict[str, Array]]:
         """The outputs of a state of the model for each sample."""

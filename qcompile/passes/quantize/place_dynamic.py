@@ -13,17 +13,17 @@ Source: dynamic quantization as in ONNX Runtime's and PyTorch's tools.
 
 from __future__ import annotations
 
-import fnmatch
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import graphs, nodes
+from qcompile.compiler.graph import graphs
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form
 from qcompile.compiler.units import Candidate, candidates, elements, unit_reading_float, work
+from qcompile.passes.quantize.keep_float import kept_by, pin
 
 
 class PlaceDynamic(Pass):
@@ -45,13 +45,10 @@ class PlaceDynamic(Pass):
     keep_float: tuple[str, ...] = Field(default=(), description="names (with * and ?) of nodes that stay float")
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
+        pin(model, self.keep_float, context, self.name)
         for graph in graphs(model):
             for candidate in candidates(graph, context.target):
                 self._place(candidate, context)
-        names = [str(node.name) for node in nodes(model)]
-        for pattern in self.keep_float:
-            if not fnmatch.filter(names, pattern):
-                context.notice(f"no node is called '{pattern}' (option keep-float of place-dynamic)")
         return False
 
     def _place(self, candidate: Candidate, context: CompileContext) -> None:
@@ -72,9 +69,9 @@ class PlaceDynamic(Pass):
 
     def _refusal(self, candidate: Candidate, form: Form | None) -> str:
         name, row = str(candidate.node.name), candidate.row
-        pattern = next((p for p in self.keep_float if fnmatch.fnmatchcase(name, p)), None)
-        if pattern is not None:
-            return f"kept float by the option keep-float ('{pattern}')"
+        kept = kept_by(name, self.keep_float)
+        if kept:
+            return kept
         if form is None:
             return (row.refused or {}).get(Form.DYNAMIC, "it has no form that quantizes its inputs as it runs")
         return candidate.obstacle

@@ -12,7 +12,6 @@ Errors: TargetError when the target has no static int8 path.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -20,7 +19,7 @@ import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import graphs, name_of, nodes, opset, rank
+from qcompile.compiler.graph import graphs, name_of, opset, rank
 from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
 from qcompile.compiler.placement import Conversion, Operation, place
 from qcompile.compiler.plan import Form, Unit
@@ -30,6 +29,7 @@ from qcompile.compiler.targets.table import Formats, Lowering, PlacementRule, Wo
 from qcompile.compiler.units import Candidate, candidates, weight_spec, within_reach, work
 from qcompile.errors import RecipeError, TargetError
 from qcompile.passes.quantize.activation_scales import ActivationScales
+from qcompile.passes.quantize.keep_float import kept_by, pin
 
 ActivationFormat = Literal["uint8", "int8", "uint16", "int16", "fp8-e4m3", "fp8-e5m2"]
 WeightFormat = Literal["int8", "uint8", "fp8-e4m3", "fp8-e5m2"]
@@ -102,10 +102,9 @@ class PlaceInt8(Pass):
 
     def refusal(self, candidate: Candidate, formats: Formats) -> str:
         """What speaks against a candidate before any statistic is known."""
-        name = str(candidate.node.name)
-        pattern = next((p for p in self.keep_float if fnmatch.fnmatchcase(name, p)), None)
-        if pattern is not None:
-            return f"kept float by the option keep-float ('{pattern}')"
+        kept = kept_by(str(candidate.node.name), self.keep_float)
+        if kept:
+            return kept
         if _STATIC.isdisjoint(candidate.row.forms):
             return "it has no form whose scales are fixed by calibration"
         if not formats.computed and candidate.row.weight is None:
@@ -116,14 +115,11 @@ class PlaceInt8(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         formats = self.formats(model, context)
+        pin(model, self.keep_float, context, self.name)
         for graph in graphs(model):
             _GraphPlacement(self, graph, context, formats).run()
         if formats.warning:
             context.notice(formats.warning)
-        names = [str(node.name) for node in nodes(model)]
-        for pattern in self.keep_float:
-            if not fnmatch.filter(names, pattern):
-                context.notice(f"no node is called '{pattern}' (option keep-float of place-int8)")
         return False
 
 
