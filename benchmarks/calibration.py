@@ -98,8 +98,9 @@ def measure(name: str, counts: Sequence[int]) -> list[Row]:
         samples = folder / "samples"
         samples.mkdir()
         written = 0
+        given = _one_length(model.calibration(max(counts)))
         for count in counts:
-            for sample in itertools.islice(itertools.cycle(_one_length(model.calibration(count))), written, count):
+            for sample in itertools.islice(itertools.cycle(given), written, count):
                 np.savez(samples / f"{written:05}.npz", allow_pickle=False, **sample)
                 written += 1
             for tool, source in ((_ORT, prepared), (_OURS, model.path())):

@@ -135,7 +135,7 @@ def calibrating() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (accuracy, details, speed, size, seconds, failures, data, compiling)
+    f.__name__: f for f in (accuracy, details, speed, size, seconds, failures, data, compiling, calibrating)
 }
 
 
