@@ -9,26 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
-from qcompile.compiler.artifact import Artifact, check_output, model_bytes, write_model, write_text
-from qcompile.compiler.calibration_table import SUFFIX, CalibrationTable, TableSamples, remove_checkpoint
-from qcompile.compiler.context import CompileContext, Metric, Progress, SilentProgress
-from qcompile.compiler.inputs import model_inputs, table_rows
-from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.pipeline import run_pipeline
+from qcompile.compiler.artifact import Artifact, check_output, write_model, write_text
+from qcompile.compiler.calibration_table import SUFFIX, CalibrationTable, TableSamples
+from qcompile.compiler.context import CompileContext, Metric, Progress
+from qcompile.compiler.passes import Pass, Phase
 from qcompile.compiler.recipe import Recipe
-from qcompile.compiler.report import PassRecord, Report
-from qcompile.compiler.targets import target_named
-from qcompile.compiler.walk_checkpoint import remove_walk_checkpoints, walk_checkpoints
+from qcompile.compiler.report import Report
 from qcompile.errors import OutputError, ProofError, UsageError
-from qcompile.frontends.builtin_recipes import find_recipe
-from qcompile.frontends.calibration_data import Calibration, open_calibration, open_table, split_held_out
-from qcompile.frontends.model_checks import check_runs
-from qcompile.frontends.model_file import load_float_model
+from qcompile.frontends.calibration_data import Calibration
+from qcompile.frontends.job import Job
 from qcompile.frontends.samples.function import import_function
 from qcompile.frontends.versions import versions
-from qcompile.runtime.calibration import calibration_provider
 
 if TYPE_CHECKING:
     from qcompile.runtime.session import Session
@@ -76,43 +67,30 @@ def compile(
     Raises:
         QCompileError: what is wrong, where, and what to do. Nothing is left half-written.
     """
-    source, chosen = Path(model), find_recipe(recipe).with_overrides(overrides)
-    passes = chosen.passes()
-    destination = Path(output) if output is not None else source.with_name(f"{source.stem}.{chosen.name}.onnx")
     page = _report_path(report, overwrite)
-    context = CompileContext(
-        target=target_named(target),
-        float_model=source,
-        seed=seed,
-        progress=progress or SilentProgress(),
-        checkpoint=checkpoint_of(destination),
-        resume=resume,
-        metric=import_function(metric) if isinstance(metric, str) else metric,
-    )
-    _meet_checkpoints(context)
-    graph = load_float_model(source)
-    bytes_before = model_bytes(source)
-    _check_destination(source, destination, overwrite, bytes_before)
-    provider = calibration_provider(context.target.providers)
-    check_runs(graph, source, provider)
-    _open_data(context, calibration, graph, passes, chosen.name)
+    measure = import_function(metric) if isinstance(metric, str) else metric
+    job = Job(model, recipe, overrides, target, output, ".onnx", seed, resume, progress, measure)
+    context, destination = job.context, job.destination
+    graph, bytes_before = job.load()
+    _check_destination(job.source, destination, overwrite, bytes_before)
+    job.open_data(graph, calibration)
     if context.metric and prove:
-        context.metric_float = _try_metric(context.metric, source, provider)
-    records = _run(passes, graph, context)
-    manifest = _manifest(chosen, passes, context)
+        context.metric_float = _try_metric(context.metric, job.source, job.provider)
+    records = job.run(graph)
+    manifest = _manifest(job)
     bytes_after = write_model(graph, destination, manifest, overwrite)
-    remove_checkpoint(checkpoint_of(destination))
-    remove_walk_checkpoints(checkpoint_of(destination))
+    job.forget_checkpoints()
+    data = context.calibration
     found = Report(
-        model=str(source),
+        model=str(job.source),
         artifact=str(destination),
         page=str(page) if page else "",
-        recipe=chosen.name,
+        recipe=job.recipe.name,
         target=context.target.name,
         versions=manifest["versions"],
-        data=context.calibration.description if context.calibration else "none",
-        synthetic_data=bool(context.calibration and context.calibration.synthetic),
-        samples=len(context.calibration) if context.calibration else 0,
+        data=data.description if data else "none",
+        synthetic_data=bool(data and data.synthetic),
+        samples=len(data) if data else 0,
         bytes_before=bytes_before,
         bytes_after=bytes_after,
         passes=records,
@@ -121,7 +99,7 @@ def compile(
     if prove:
         _prove(found, context, destination)
         if found.float_gains:
-            found.float_gains.setting = _keep_float(passes, found.float_gains.proposed)
+            found.float_gains.setting = _keep_float(job.passes, found.float_gains.proposed)
     found.notices = list(dict.fromkeys([*found.notices, *context.notices]))
     if page:
         _write_report(found, page)
@@ -160,44 +138,28 @@ def calibrate(
     Raises:
         QCompileError: what is wrong, where, and what to do. Nothing is left half-written.
     """
-    source, chosen = Path(model), find_recipe(recipe).with_overrides(overrides)
-    passes = chosen.passes()
-    last = next((p for p in reversed(passes) if p.phase is Phase.ANALYZE), None)
+    job = Job(model, recipe, overrides, target, output, SUFFIX, seed, resume, progress)
+    name, context, destination = job.recipe.name, job.context, job.destination
+    last = next((p for p in reversed(job.passes) if p.phase is Phase.ANALYZE), None)
     if last is None:
-        raise UsageError(f"recipe '{chosen.name}' does not calibrate", hint="it needs no calibration table")
-    destination = Path(output) if output is not None else source.with_name(f"{source.stem}.{chosen.name}{SUFFIX}")
+        raise UsageError(f"recipe '{name}' does not calibrate", hint="it needs no calibration table")
     if destination.suffix != SUFFIX:
         raise UsageError(f"a calibration table is a {SUFFIX} file", where=str(destination))
     check_output(destination, overwrite)
-    context = CompileContext(
-        target=target_named(target),
-        float_model=source,
-        seed=seed,
-        progress=progress or SilentProgress(),
-        checkpoint=checkpoint_of(destination),
-        resume=resume,
-    )
-    _meet_checkpoints(context)
-    graph = load_float_model(source)
-    check_runs(graph, source, calibration_provider(context.target.providers))
-    _open_data(context, calibration, graph, passes, chosen.name)
+    graph, _ = job.load()
+    job.open_data(graph, calibration)
     data = context.calibration
     if data is None or isinstance(data, TableSamples):
         raise UsageError("a calibration table is made from samples", hint="give them with --calib DATA")
-    _run(passes, graph, context, last)
+    job.run(graph, last)
     made = context.calibrated or CalibrationTable()
     for run in made.runs.values():
         run.choose(context.target.activation)
-    made.model, made.recipe, made.held_out = source.name, chosen.name, context.held_out
-    made.description, made.digest, made.samples, made.synthetic = (
-        data.description,
-        data.digest(),
-        len(data),
-        data.synthetic,
-    )
+    made.model, made.recipe, made.held_out = job.source.name, name, context.held_out
+    made.description, made.digest = data.description, data.digest()
+    made.samples, made.synthetic = len(data), data.synthetic
     made.save(destination)
-    remove_checkpoint(checkpoint_of(destination))
-    remove_walk_checkpoints(checkpoint_of(destination))
+    job.forget_checkpoints()
     return destination
 
 
@@ -207,21 +169,6 @@ def _try_metric(metric: Metric, model: Path, provider: str) -> float:
     from qcompile.compiler.verification.noise import runner
 
     return measure(metric, runner(model, provider), "float")
-
-
-def _run(
-    passes: Sequence[Pass], graph: ir.Model, context: CompileContext, last: Pass | None = None
-) -> list[PassRecord]:
-    progress = context.progress
-    progress.start("Compiling" if last is None else "Calibrating", len(passes))
-    try:
-        return run_pipeline(passes, graph, context, lambda done, model: progress.advance(), last)
-    except KeyboardInterrupt as stop:
-        if context.checkpoint and (context.checkpoint.exists() or walk_checkpoints(context.checkpoint)):
-            stop.add_note("nothing was written; the same command with --resume goes on where it stopped.")
-        raise
-    finally:
-        progress.finish()
 
 
 def _prove(report: Report, context: CompileContext, artifact: Path) -> None:
@@ -256,21 +203,6 @@ def failures(report: Report) -> list[str]:
     return [f"{proof.name}: {proof.detail}" for proof in report.failed]
 
 
-def checkpoint_of(output: Path) -> Path:
-    """Where an interrupted run that writes `output` leaves its statistics."""
-    return output.with_name(output.name + ".checkpoint")
-
-
-def _meet_checkpoints(context: CompileContext) -> None:
-    """Say so where there is nothing to go on from; without --resume, what an interrupted run left goes away."""
-    path = context.checkpoint
-    assert path is not None
-    if not context.resume:
-        remove_walk_checkpoints(path)
-    elif not path.exists() and not walk_checkpoints(path):
-        context.notice("there is no checkpoint of an interrupted run: it started over")
-
-
 def _report_path(report: str | Path | None, overwrite: bool) -> Path | None:
     if report is None:
         return None
@@ -287,41 +219,16 @@ def _check_destination(source: Path, destination: Path, overwrite: bool, source_
     check_output(destination, overwrite, source_bytes)
 
 
-def _open_data(
-    context: CompileContext, calibration: Calibration | None, graph: ir.Model, passes: Sequence[Pass], recipe: str
-) -> None:
-    """Check all samples and set some aside; refuse to go on without any where the recipe needs them."""
-    if calibration is None:
-        if any(p.phase is Phase.ANALYZE for p in passes) and not any(Fact.SAMPLES in p.provides for p in passes):
-            raise UsageError(
-                f"recipe '{recipe}' needs calibration data",
-                hint="give representative inputs with --calib DATA; without any, --recipe int8-zero-shot makes some "
-                "from what the model itself knows, --calib synthetic from noise, whose accuracy means nothing",
-            )
-        return
-    if isinstance(calibration, str | Path) and Path(calibration).suffix == SUFFIX:
-        context.calibration, context.held_out = open_table(Path(calibration), model_inputs(graph))
-        return
-    source = open_calibration(
-        calibration, model_inputs(graph), seed=context.seed, rows=table_rows(graph), progress=context.progress
-    )
-    context.calibration, context.held_out, apart = split_held_out(source)
-    if not apart and not source.synthetic:
-        context.notice(
-            f"samples are few ({len(source)}): the numeric proofs share them with calibration, from 32 on they do not"
-        )
-
-
-def _manifest(recipe: Recipe, passes: Sequence[Pass], context: CompileContext) -> dict[str, Any]:
-    data = context.calibration
+def _manifest(job: Job) -> dict[str, Any]:
+    data = job.context.calibration
     return {
         "recipe": {
-            "name": recipe.name,
-            "steps": [{p.name: p.model_dump(mode="json")} for p in passes],
+            "name": job.recipe.name,
+            "steps": [{p.name: p.model_dump(mode="json")} for p in job.passes],
         },
         "versions": versions(),
-        "target": context.target.name,
-        "seed": context.seed,
+        "target": job.context.target.name,
+        "seed": job.context.seed,
         "data": {"digest": data.digest(), "samples": len(data), "synthetic": data.synthetic} if data else None,
     }
 

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from qcompile.errors import UsageError
-from qcompile.frontends.cli.options import Calib, Json, TargetName
+from qcompile.frontends.cli.options import Calib, Json, Model, Overrides, Resume, Seed, Target, TargetName
 from qcompile.frontends.cli.outcome import reported
 
 
 @reported
 def calibrate_model(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The float ONNX model.", show_default=False)],
+    model: Model,
     calib: Calib = None,
     output: Annotated[
         Path | None,
@@ -23,12 +23,10 @@ def calibrate_model(
     recipe: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="The recipe that shall use the table.")
     ] = "int8-static",
-    target: Annotated[TargetName, typer.Option(help="Where the model shall run.")] = TargetName.CPU,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of the recipe.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted calibration.")] = False,
+    target: Target = TargetName.CPU,
+    overrides: Overrides = None,
+    seed: Seed = 0,
+    resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing table.")] = False,
     json_output: Json = False,
 ) -> None:

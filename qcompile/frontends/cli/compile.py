@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from qcompile.errors import ProofError
-from qcompile.frontends.cli.options import Calib, Json, TargetName
+from qcompile.frontends.cli.options import Calib, Json, Model, Overrides, Resume, Seed, Target, TargetName
 from qcompile.frontends.cli.outcome import reported, show_error, show_report
 
 
 @reported
 def compile_model(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The float ONNX model.", show_default=False)],
+    model: Model,
     recipe: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="What to do: see `qcompile recipes`.")
     ] = "int8-static",
@@ -23,10 +23,8 @@ def compile_model(
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Where to write; left out, MODEL.RECIPE.onnx beside it."),
     ] = None,
-    target: Annotated[TargetName, typer.Option(help="Where the model shall run.")] = TargetName.CPU,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PASS.OPTION=VALUE", help="Change an option of the recipe.")
-    ] = None,
+    target: Target = TargetName.CPU,
+    overrides: Overrides = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the report as a page (.html) or as data (.json).")
     ] = None,
@@ -34,8 +32,8 @@ def compile_model(
     metric: Annotated[
         str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own measure of quality, higher is better.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="For everything random.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted calibration.")] = False,
+    seed: Seed = 0,
+    resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output and report.")] = False,
     json_output: Json = False,
 ) -> None:
