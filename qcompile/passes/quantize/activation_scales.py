@@ -1,9 +1,10 @@
 """Which activations an 8-bit grid can serve, and with which scale.
 
-    served:  mean |x| >= resolution * s      s, z from the clip that calibration chose
+    served:  mean |x| >= resolution * s      s, z from the whole range, and again from the clip that calibration chose
 
 A grid over a range that a few giants span rounds everything else to zero; the mean magnitude in steps
-tells. Constants that stand in an activation's place are judged by their own values.
+tells. Cutting such giants off is no way out: in a transformer later layers depend on them (Sun et al., 2024,
+"Massive activations"). Constants that stand in an activation's place are judged by their own values.
 """
 
 from __future__ import annotations
@@ -90,14 +91,20 @@ class ActivationScales:
         if not np.isfinite(mean):
             self.unresolved[name] = f"has magnitudes up to {max(-low, high):.4g}, whose sum is beyond float32"
             return
-        if clip is not None:
-            low, high = clip.low, clip.high
+        params = self._resolved(name, low, high, mean)
+        if params is not None and clip is not None:
+            params = self._resolved(name, clip.low, clip.high, mean)
+        if params is not None:
+            self.params[name] = params
+
+    def _resolved(self, name: str, low: float, high: float, mean: float) -> QuantParams | None:
+        """Parameters over a range whose grid resolves the tensor; otherwise None, with the reason in `unresolved`."""
         params = params_from_range(self.spec, low, high)
         steps = mean / (float(params.scale) * self.spec.format.step)
-        if steps < self.resolution and mean > 0:
-            self.unresolved[name] = (
-                f"has range [{low:.4g}, {high:.4g}] but mean magnitude {mean:.4g}: "
-                f"{steps:.2f} steps of {self.spec.format.name}"
-            )
-        else:
-            self.params[name] = params
+        if steps >= self.resolution or mean <= 0:
+            return params
+        self.unresolved[name] = (
+            f"has range [{low:.4g}, {high:.4g}] but mean magnitude {mean:.4g}: "
+            f"{steps:.2f} steps of {self.spec.format.name}"
+        )
+        return None
