@@ -61,6 +61,7 @@ enum class Operands { floats, int8, e4m3 };
 struct SparseLinearArguments {
   LinearArguments linear;  // floats: x and w are `type`, x_scale and w_scale are null
   Operands operands;
+  void* prepared;          // CUDA: what cuda::Linear24_prepare made of this node's weight; null on the CPU
 };
 
 // x_q[m, k] = codes of x / x_scale; x_scale[m] = max|x| of the row over 127 (int8) or 448 (E4M3), 1 for a row of zeros.

@@ -7,6 +7,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <memory>
+#include <string>
+
 #include "arguments.h"
 
 namespace qcompile::cuda {
@@ -26,6 +29,9 @@ const char* LinearE4M3(const LinearArguments&, void* workspace, cudaStream_t);
 size_t LinearW4A16_workspace(const BlockLinearArguments&);
 const char* LinearW4A16(const BlockLinearArguments&, void* workspace, cudaStream_t);
 
+// What Linear24 makes once for each node, when its kernel is created: the weight, and for float operands the bias, are
+// constants on the device (m, x and y are not read). Empty and *prepared, or what is wrong. May wait for the device.
+std::string Linear24_prepare(const SparseLinearArguments&, std::shared_ptr<void>* prepared);
 size_t Linear24_workspace(const SparseLinearArguments&);
 const char* Linear24(const SparseLinearArguments&, void* workspace, cudaStream_t);
 
