@@ -55,11 +55,11 @@ class Attribute:
 class Body:
     """Writes the nodes of a function body one after the other."""
 
-    def __init__(self, inputs: Sequence[ir.Value], opset: int) -> None:
-        self.inputs = {str(value.name): value for value in inputs}
+    def __init__(self, inputs: Sequence[Operand], outputs: Sequence[Operand], opset: int) -> None:
+        self.inputs = {operand.name: ir.val(operand.name, dtype=operand.dtype) for operand in inputs}
         self.opset = opset
         self.nodes: list[ir.Node] = []
-        self._names = set(self.inputs)
+        self._names = {operand.name for operand in (*inputs, *outputs)}
 
     def __getitem__(self, name: str) -> ir.Value:
         """The input called `name`."""
@@ -133,10 +133,13 @@ class Operator:
                 f"operator {self.name} needs opset {self.lowest_opset}, the model has {opset}",
                 hint=f"--set upgrade-opset.minimum={self.lowest_opset}",
             )
-        body = Body([_value(operand) for operand in self.inputs], opset)
+        body = Body(self.inputs, self.outputs, opset)
         results = list(self.write(body))
         for value, operand in zip(results, self.outputs, strict=True):
-            value.name, value.dtype = operand.name, operand.dtype
+            value.name, value.type = operand.name, ir.TensorType(operand.dtype)
+            writer = value.producer()
+            assert writer is not None, f"{self.name}: {operand.name} is an input"
+            writer.name = operand.name
         graph = ir.Graph(
             list(body.inputs.values()), results, nodes=body.nodes, opset_imports={"": opset}, name=self.name
         )
@@ -192,10 +195,6 @@ class Operator:
             for letter, dim in zip(letters, given, strict=True):
                 found.setdefault(letter, [dim])
         return found
-
-
-def _value(operand: Operand) -> ir.Value:
-    return ir.val(operand.name, dtype=operand.dtype)
 
 
 def _shape(letters: Dims, dims: Mapping[str, list[int | ir.SymbolicDim]]) -> ir.Shape | None:

@@ -54,8 +54,8 @@ def formula(product: str, *, bias: bool, activation: Activation, requant: bool =
 
 def write_result(body: Body, product: ir.Value, dtype: ir.DataType, activation: Activation) -> ir.Value:
     """What follows a float32 product of codes."""
-    y = body.add("scaled", "Mul", product, body["x_scale"])
-    y = body.add("scaled", "Mul", y, body["w_scale"])
+    rows = body.add("rows_scaled", "Mul", product, body["x_scale"])
+    y = body.add("scaled", "Mul", rows, body["w_scale"])
     y = write_activation(body, write_bias(body, y), activation)
     if "y_scale" not in body:
         return body.of_type("rounded", y, dtype)

@@ -47,14 +47,14 @@ def lowest_opset(codes: ir.DataType) -> int:
 
 def write_rows(body: Body, x: ir.Value, codes: ir.DataType) -> tuple[ir.Value, ir.Value]:
     """Codes and scales of a float32 `x`."""
-    high = _FORMATS[codes].high
+    high = body.constant("high", _FORMATS[codes].high)
     largest = body.reduce_last("largest", "ReduceMax", body.add("magnitude", "Abs", x))
-    scale = body.add("ratio", "Div", largest, body.constant("high", high))
-    is_zero = body.add("is_zero", "Equal", scale, body.constant("zero", 0.0))
-    scale = body.add("scale", "Where", is_zero, body.constant("one", 1.0), scale)
-    ratio = body.add("scaled", "Div", x, scale)
+    step = body.add("step", "Div", largest, high)
+    is_zero = body.add("is_zero", "Equal", step, body.constant("zero", 0.0))
+    scale = body.add("scale", "Where", is_zero, body.constant("one", 1.0), step)
+    quotient = body.add("quotient", "Div", x, scale)
     if codes is ir.DataType.INT8:
-        ratio = body.add("rounded", "Round", ratio)
+        quotient = body.add("whole", "Round", quotient)
         # A subnormal scale is inexact: the largest element can come out beyond 127.
-        ratio = body.add("clipped", "Clip", ratio, body.constant("low", -high), body.constant("high_code", high))
-    return body.cast("codes", ratio, codes), scale
+        quotient = body.add("clipped", "Clip", quotient, body.add("low", "Neg", high), high)
+    return body.cast("codes", quotient, codes), scale
