@@ -30,6 +30,7 @@ def describe(model: ir.Model) -> tuple[onnx.ModelProto, list[ir.Value]]:
     try:
         return ir.to_proto(model), large
     finally:
-        del graph.inputs[len(inputs) :]
+        while len(graph.inputs) > len(inputs):
+            graph.inputs.pop()  # a deleted slice would leave its values marked as inputs
         for value in large:
             graph.register_initializer(value)

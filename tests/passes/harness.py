@@ -16,6 +16,7 @@ from qcompile.compiler.passes import Pass
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.report import PassRecord
+from qcompile.compiler.targets.table import Target
 from qcompile.passes.prepare.infer_shapes import InferShapes
 from qcompile.passes.prepare.lift_constants import LiftConstants
 from qcompile.passes.prepare.unique_names import UniqueNames
@@ -27,8 +28,8 @@ NAMED: list[Pass] = [LiftConstants(), UniqueNames(), InferShapes()]
 """What most passes require."""
 
 
-def context() -> CompileContext:
-    return CompileContext(target=None, float_model=Path("unused"))  # type: ignore[arg-type]
+def context(target: Target | None = None) -> CompileContext:
+    return CompileContext(target=target, float_model=Path("unused"))  # type: ignore[arg-type]
 
 
 def model_of(text: str, weights: dict[str, npt.NDArray[Any]] | None = None) -> ir.Model:
@@ -66,7 +67,12 @@ def assert_close(expected: list[npt.NDArray[Any]], got: list[npt.NDArray[Any]], 
 
 
 def check_pass(
-    tested: Pass, model: ir.Model, feeds: Arrays, golden: str = "", before: list[Pass] | None = None
+    tested: Pass,
+    model: ir.Model,
+    feeds: Arrays,
+    golden: str = "",
+    before: list[Pass] | None = None,
+    target: Target | None = None,
 ) -> ir.Model:
     """Run `tested` (after `before`): it changes the model, keeps its function, and changes nothing a
     second time. With `golden` the graphs before and after are compared with that golden text."""
@@ -74,7 +80,7 @@ def check_pass(
     if before:
         run(model, *before)
     first = print_model(model)
-    on = context()
+    on = context(target)
     facts = before or []
     assert run(model, *facts, tested, on=on)[-1].modified
     onnx.checker.check_model(ir.to_proto(model), full_check=True)

@@ -25,7 +25,7 @@ from qcompile.compiler.targets.conditions import (
     last_axis,
     weight_is_second,
 )
-from qcompile.compiler.targets.table import Cost, Formats, Lowering, PlacementRule, Row, Target
+from qcompile.compiler.targets.table import Cost, Formats, Lowering, Merging, PlacementRule, Row, Target
 
 _PLACED = "placement by the CUDA provider of ONNX Runtime 1.31.1"
 
@@ -99,6 +99,12 @@ CUDA = Target(
     formats=(Formats(INT8, INT8, symmetric=(True,), evidence=_PLACED),),
     quantize=Cost(),
     dequantize=Cost(),
+    merging=Merging(
+        multiple=8,
+        activations=frozenset({"Relu", "Gelu", "Silu"}),
+        evidence="by count, not timed: one product and a Split start in the place of three products; one product "
+        "fills a device that the small ones of few rows do not",
+    ),
     placement=PlacementRule.WEIGHTED_INPUTS,
     rows=(
         Row(

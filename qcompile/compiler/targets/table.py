@@ -138,6 +138,21 @@ class Detour:
 
 
 @dataclass(frozen=True)
+class Merging:
+    """Linear layers that read the same tensor run faster as one product.
+
+    Attributes:
+        multiple: the output columns of each must be a multiple of this, so that the parts stay aligned.
+        activations: what the kernel of a linear layer computes on its result; a layer with one stays by itself.
+        evidence: why it pays.
+    """
+
+    evidence: str
+    multiple: int = 1
+    activations: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Formats:
     """A format of activations and one of weights that go together.
 
@@ -182,6 +197,7 @@ class Target:
             keep their channels in different places.
         swallows: operators whose float weight the runtime quantizes by itself, per tensor, when they stand
             between codes; it is better to do it ourselves, per channel.
+        merging: how linear layers of one input become one product; None where that does not pay.
         placement: the rule of placement.
         detours: fusions of the runtime that cost time and are kept from happening.
         float_bias: the bias of a quantized unit must stay float.
@@ -203,6 +219,7 @@ class Target:
     relayout: Cost = Cost()
     swallows: frozenset[str] = frozenset()
     detours: tuple[Detour, ...] = ()
+    merging: Merging | None = None
     float_bias: bool = False
     unify_concat: bool = False
     refusal: str = ""
