@@ -35,6 +35,12 @@ def _target(target: Target) -> str:
         f"- Placement: {target.placement}",
         f"- Evidence: {target.evidence}",
     ]
+    if target.merging is not None:
+        apart = ", ".join(sorted(target.merging.activations))
+        facts.append(
+            f"- Linear layers of one input become one product, where their columns are a multiple of "
+            f"{target.merging.multiple} and none of {apart} follows; {target.merging.evidence}"
+        )
     text = f"\n## {target.name}\n\n" + "\n".join(facts) + "\n"
     if target.refusal:
         text += f"\n{target.refusal}.\n"
