@@ -7,10 +7,22 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gpu.machine import Machine
+from tests.gpu.machine import Machine, why_no_gpu
 
 
-@pytest.fixture(params=["body"])
+@pytest.fixture(params=["body", pytest.param("cuda", marks=pytest.mark.gpu)])
 def machine(request: pytest.FixtureRequest) -> Machine:
     """Where the operator of a test runs."""
-    return Machine(str(request.param), None)
+    return _cuda() if request.param == "cuda" else Machine("body", None)
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu)])
+def cuda() -> Machine:
+    """The CUDA kernels, for what the others do not do."""
+    return _cuda()
+
+
+def _cuda() -> Machine:
+    if reason := why_no_gpu():
+        pytest.skip(reason)
+    raise NotImplementedError

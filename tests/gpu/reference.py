@@ -80,3 +80,32 @@ def two_of_four(rng: np.random.Generator, w: Array) -> Array:
     kept = rng.random((*w.shape[:-1], w.shape[-1] // 4, 4)).argsort(-1) < 2
     kept[..., 0, 0] = False
     return np.where(kept.reshape(w.shape), w, np.zeros((), w.dtype))
+
+
+def linear(
+    x: Array,
+    w: Array,
+    dtype: ir.DataType,
+    *,
+    x_scale: Array | None = None,
+    w_scale: Array | None = None,
+    bias: Array | None = None,
+    activation: str = "",
+    slack: float = 0,
+) -> tuple[Array, Array]:
+    """act(x w^T * x_scale * w_scale + bias), and how far a result of type `dtype` may be from it.
+
+    Args:
+        slack: relative error that the kernel may make before the activation, beside that of float32.
+    """
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    scale = np.ones(()) if w_scale is None else w_scale.astype(np.float64)
+    scale = scale if x_scale is None else x_scale.astype(np.float64) * scale
+    added = np.zeros(()) if bias is None else bias.astype(np.float64)
+    before = x @ w.T * scale + added
+    terms = np.abs(x) @ np.abs(w).T * scale + np.abs(added)
+    bound = sum_bound(terms, x.shape[-1]) + slack * (np.abs(before) + np.abs(added))
+    y = activate(before, activation)
+    # No slope of the activations exceeds 1.13.
+    bound = 1.13 * bound + 4e-7 * np.abs(before) + epsilon(dtype) * np.abs(y) + smallest(dtype)
+    return y, bound
