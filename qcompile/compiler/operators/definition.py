@@ -59,6 +59,7 @@ class Body:
         self.inputs = {operand.name: ir.val(operand.name, dtype=operand.dtype) for operand in inputs}
         self.opset = opset
         self.nodes: list[ir.Node] = []
+        self._constants: dict[tuple[str, bytes], ir.Value] = {}
         self._names = {operand.name for operand in (*inputs, *outputs)}
 
     def __getitem__(self, name: str) -> ir.Value:
@@ -80,8 +81,12 @@ class Body:
         return node.outputs[0]
 
     def constant(self, name: str, value: float | Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-        """A constant: a scalar, or a vector when `value` is a sequence."""
-        return self.add(name, "Constant", value=ir.AttrTensor("value", ir.tensor(np.array(value, dtype.numpy()))))
+        """A constant: a scalar, or a vector when `value` is a sequence; asked for again, it is the same."""
+        array = np.array(value, dtype.numpy())
+        key = name, array.tobytes()
+        if key not in self._constants:
+            self._constants[key] = self.add(name, "Constant", value=ir.AttrTensor("value", ir.tensor(array)))
+        return self._constants[key]
 
     def cast(self, name: str, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         return self.add(name, "Cast", value, to=dtype.value)

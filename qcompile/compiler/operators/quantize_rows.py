@@ -49,7 +49,9 @@ def write_rows(body: Body, x: ir.Value, codes: ir.DataType) -> tuple[ir.Value, i
     """Codes and scales of a float32 `x`."""
     high = body.constant("high", _FORMATS[codes].high)
     largest = body.reduce_last("largest", "ReduceMax", body.add("magnitude", "Abs", x))
-    step = body.add("step", "Div", largest, high)
+    # ONNX Runtime's CPU reductions leave the axis whole when there are no rows.
+    bounds = [body.constant(n, [i], ir.DataType.INT64) for n, i in (("start", 0), ("end", 1), ("last_axis", -1))]
+    step = body.add("step", "Div", body.add("one_a_row", "Slice", largest, *bounds), high)
     is_zero = body.add("is_zero", "Equal", step, body.constant("zero", 0.0))
     scale = body.add("scale", "Where", is_zero, body.constant("one", 1.0), step)
     quotient = body.add("quotient", "Div", x, scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qcompile.compiler.operators import linear_w8a8
-from tests.compiler.operators.running import model_of, run
+from tests.operators.running import model_of, run
 
 
 def test_a_product_by_hand() -> None:

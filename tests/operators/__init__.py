@@ -1,0 +1,1 @@
+"""What every test of an operator needs, whatever runs it: operands, a model of one node, the results to expect."""
