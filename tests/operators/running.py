@@ -17,6 +17,13 @@ Array = np.ndarray[Any, Any]
 CPU = "CPUExecutionProvider"
 IR_VERSIONS = {13: 7, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
 """The IR version that came with an opset."""
+_TYPES = {
+    "tensor(float)": ir.DataType.FLOAT,
+    "tensor(float16)": ir.DataType.FLOAT16,
+    "tensor(bfloat16)": ir.DataType.BFLOAT16,
+    "tensor(int8)": ir.DataType.INT8,
+    "tensor(float8e4m3fn)": ir.DataType.FLOAT8E4M3FN,
+}
 
 
 def model_of(
@@ -65,22 +72,24 @@ def model_of(
     return proto
 
 
-def run(
+def session(
     model: onnx.ModelProto,
-    feeds: Mapping[str, Array],
-    *,
     options: onnxruntime.SessionOptions | None = None,
     providers: Sequence[str] = (CPU,),
-) -> dict[str, Array]:
-    """The outputs by name, at the default optimization level unless `options` say otherwise."""
+) -> onnxruntime.InferenceSession:
+    """A session at the default optimization level unless `options` say otherwise."""
     if options is None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))
-    types = {v.name: ir.DataType(v.type.tensor_type.elem_type) for v in (*model.graph.input, *model.graph.output)}
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))
+
+
+def run(on: onnxruntime.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs by name."""
+    types = {value.name: _TYPES[value.type] for value in (*on.get_inputs(), *on.get_outputs())}
     given = {name: _ort_value(array, types[name]) for name, array in feeds.items()}
-    names = [output.name for output in session.get_outputs()]
-    results = session.run_with_ort_values(names, given)
+    names = [output.name for output in on.get_outputs()]
+    results = on.run_with_ort_values(names, given)
     return {name: _array(value, types[name]) for name, value in zip(names, results, strict=True)}
 
 

@@ -237,6 +237,38 @@ def statistics() -> dict[str, list[str]]:
     return found
 
 
+def bodies() -> dict[str, list[str]]:
+    """For each operator of the domain `qcompile`: what of its inlined body does not run on the device."""
+    import onnxruntime as ort
+
+    from qcompile.compiler.operators import catalogue
+    from tests.operators.operands import CONSTANTS, attributes_of, operands
+    from tests.operators.running import model_of, run
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, operator in catalogue().items():
+            values = operands(operator, (2, 3), 16, 64)
+            constants = {n: v for n, v in values.items() if n in CONSTANTS}
+            feeds = {n: v for n, v in values.items() if n not in CONSTANTS}
+            shapes = {n: v.shape for n, v in feeds.items()}
+            model = model_of(operator, shapes, constants=constants, attributes=attributes_of(operator))
+            options = ort.SessionOptions()
+            options.log_severity_level = 4
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            options.optimized_model_filepath = f"{folder}/{name}.onnx"
+            session = ort.InferenceSession(
+                model.SerializeToString(), options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"]
+            )
+            assigned = session.get_provider_graph_assignment_info()
+            away = [n.op_type for p in assigned for n in p.get_nodes() if p.ep_name != "CUDAExecutionProvider"]
+            optimized = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+            found[name] = away + [op_type for op_type in optimized if op_type.startswith("Memcpy")]
+            if "ReduceMax" not in optimized:  # which is cuDNN's, and the stub has none
+                run(session, feeds)
+    return found
+
+
 if __name__ == "__main__":
     from tests.verification.qdq_models import convolutions
 
@@ -244,4 +276,5 @@ if __name__ == "__main__":
     found["dynamic"] = dynamic()
     found["convolutions"] = executed(convolutions(signed=True))
     found["statistics"] = statistics()
+    found["bodies"] = bodies()
     json.dump(found, sys.stdout)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qcompile.compiler.operators import catalogue
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.targets.cuda import LANDINGS, Landing, Lands
 from tests.targets import cuda_stub
@@ -75,3 +76,8 @@ def test_statistics_are_computed_and_counted_on_the_device(placed: dict[str, Any
     on_device = taken["CUDAExecutionProvider"]
     assert {"ReduceMin", "ReduceMax", "ReduceL1", "ReduceSum", "Floor", "Compress", "Concat"} <= set(on_device)
     assert on_device.count("ScatterElements") == 2
+
+
+def test_bodies_of_operators_lie_wholly_on_the_device(placed: dict[str, Any]) -> None:
+    """Where the library of kernels is missing, an artifact still runs without a copy to the host."""
+    assert placed["bodies"] == {name: [] for name in catalogue()}

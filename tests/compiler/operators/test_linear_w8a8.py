@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qcompile.compiler.operators import linear_w8a8
-from tests.operators.running import model_of, run
+from tests.operators.running import model_of, run, session
 
 
 def test_a_product_by_hand() -> None:
@@ -18,4 +18,4 @@ def test_a_product_by_hand() -> None:
         linear_w8a8(bias=True, activation="Relu"), {"x_q": ["M", 2], "x_scale": ["M", 1]}, constants=constants
     )
     feeds = {"x_q": np.array([[1, 1], [-2, 3]], np.int8), "x_scale": np.array([[1], [0.5]], np.float32)}
-    np.testing.assert_array_equal(run(model, feeds)[0], [[3, 0, 253], [2, 0, 380]])
+    np.testing.assert_array_equal(run(session(model), feeds)["y"], [[3, 0, 253], [2, 0, 380]])
