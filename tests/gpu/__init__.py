@@ -1,9 +1,8 @@
-"""Every operator of the domain `qcompile` against a float64 reference: its body, our CPU kernel, our CUDA kernel.
+"""Every operator of the domain `qcompile` against the reference: its body, our CPU kernel, our CUDA kernel.
 
-A file for each family. A test takes the fixture `machine`, makes fresh random inputs, and compares:
+A file for each family. A test takes the fixture `machine` and says which operator it checks on which shapes:
 
-    found = machine.run(operator, {"x": x, "w": w, ...}, constants={"w", ...})
-    reference.assert_within(found["y"], expected, bound)
+    machine.check(linear24(bias=True), rows=(33,), n=24, k=96)
 
-Memory that was not written, or was written beside an output, is found by `machine.run` itself.
+Memory that was not written, or was written beside an output, is found by the machine itself.
 """

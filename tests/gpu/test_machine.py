@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from qcompile.compiler.operators import quantize_rows
-from tests.gpu.machine import Machine, NumpyMemory
-from tests.gpu.reference import assert_codes, assert_within, two_of_four
+from tests.gpu.machine import Machine
+from tests.gpu.memory import GUARD, NumpyMemory
+from tests.operators.running import model_of
 
 
 def test_a_write_past_the_end_is_seen() -> None:
     memory = NumpyMemory(3)
     memory.write(b"abc", 0xFF)
     assert memory.take(0xFF) == b"abc"
-    memory._bytes[256 + 3] = 0
+    memory._bytes[GUARD + 3] = 0
     with pytest.raises(AssertionError, match="past the end"):
         memory.take(0xFF)
 
@@ -36,32 +36,18 @@ def test_an_unwritten_byte_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_body_is_no_kernel_of_ours() -> None:
-    operator = quantize_rows(dtype=ir.DataType.FLOAT16)
-    session = Machine("body", None)._session(_bytes(operator), False)
+    session = Machine("body", None).session(model_of(quantize_rows(), {"x": [2, 8]}).SerializeToString())
     with pytest.raises(AssertionError, match="has no kernel"):
-        Machine("cpu", None)._is_ours(session, operator)
+        Machine("cpu", None).demand_kernel(session, quantize_rows())
 
 
-def test_what_is_too_far_is_named() -> None:
-    with pytest.raises(AssertionError, match=r"at \(0, 1\): 3.0 for 2"):
-        assert_within(np.array([[1.0, 3.0]]), np.array([[1.0, 2.0]]), 0.5)
-    with pytest.raises(AssertionError, match="nan for 2"):
-        assert_within(np.array([np.nan]), np.array([2.0]), 9.0)
-    assert_codes(np.array([2, -128]), np.array([2.5, -300.0]), -128, 127, 0)
-    with pytest.raises(AssertionError):
-        assert_codes(np.array([3]), np.array([2.4]), -128, 127, 0.05)
+def test_a_wrong_result_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Machine.run
 
+    def off_by_one_code(*arguments: object) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+        found = run(*arguments)  # type: ignore[arg-type]
+        return found | {"x_q": found["x_q"] + np.int8(1)}
 
-def test_the_pattern_keeps_at_most_two() -> None:
-    rng = np.random.default_rng(0)
-    w = two_of_four(rng, rng.standard_normal((8, 64)))
-    kept = np.count_nonzero(w.reshape(8, 16, 4), axis=-1)
-    assert kept.max() == 2
-    assert kept.min() == 1
-
-
-def _bytes(operator: object) -> bytes:
-    from tests.gpu import machine
-
-    model = machine._model(operator, {"x": np.ones((2, 8), np.float16)}, (), {}, ())  # type: ignore[arg-type]
-    return ir.to_proto(model).SerializeToString()
+    monkeypatch.setattr(Machine, "run", off_by_one_code)
+    with pytest.raises(AssertionError, match=r"x_q of \(2,\) x 1 x 8 on body"):
+        Machine("body", None).check(quantize_rows(), (2,), 1, 8)
