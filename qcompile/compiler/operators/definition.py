@@ -181,8 +181,6 @@ class Operator:
             outputs.append(
                 ir.Value(name=f"{name}.{operand.name}" if kept else "", type=ir.TensorType(operand.dtype), shape=shape)
             )
-        while outputs[-1].name == "":
-            outputs.pop()
         made = [ir.Attr(a.name, a.type, given[a.name]) for a in self.attributes]
         return ir.Node(DOMAIN, self.name, inputs, made, outputs=outputs, name=name)
 

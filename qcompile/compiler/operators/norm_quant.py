@@ -5,7 +5,8 @@
                  or RMSNorm(sum)  = sum / sqrt(mean of squares + epsilon) * gamma
     x_q, x_scale = QuantizeRows(y)                                          before y is rounded to T
 
-All arithmetic is in float32. y and sum leave rounded to T, for readers of the float values.
+All arithmetic is in float32. y and sum leave rounded to T, for readers of the float values. They come first because
+the runtime wants an entry for every output, and what is left out at the end of a list gets lost in files.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ def norm_quant(
     inputs.append(Operand("gamma", ir.DataType.FLOAT, ("K",), "factor of each column"))
     if norm == "LayerNorm":
         inputs.append(Operand("beta", ir.DataType.FLOAT, ("K",), "added to each column"))
-    outputs = [*row_codes(codes), Operand("y", dtype, rows, "the norm", optional=True)]
+    outputs = [Operand("y", dtype, rows, "the norm", optional=True)]
     if add:
         outputs.append(Operand("sum", dtype, rows, "x + skip", optional=True))
+    outputs += row_codes(codes)
 
     def write(body: Body) -> list[ir.Value]:
         x = body.to_float("x", dtype)
@@ -48,7 +50,8 @@ def norm_quant(
             results = [body.of_type("sum_rounded", total, dtype)]
             x = total if dtype is ir.DataType.FLOAT else body.cast("sum_float", results[0], ir.DataType.FLOAT)
         y = _layer_norm(body, x) if norm == "LayerNorm" else _rms_norm(body, x)
-        return [*write_rows(body, y, codes), body.of_type("y_rounded", y, dtype), *results]
+        rows_and_scale = write_rows(body, y, codes)
+        return [body.of_type("y_rounded", y, dtype), *results, *rows_and_scale]
 
     argument = "x + skip" if add else "x"
     return Operator(

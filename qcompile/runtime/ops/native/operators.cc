@@ -59,9 +59,10 @@ void AddNormQuant(std::vector<Operator>& all) {
           if (add) op.inputs.push_back({"skip", element});
           op.inputs.push_back({"gamma", kFloat});
           if (!rms) op.inputs.push_back({"beta", kFloat});
-          op.outputs = {{"x_q", Element(code.meaning), Last::as_input}, {"x_scale", kFloat, Last::one}};
-          op.outputs.push_back({"y", element, Last::as_input, true});
+          op.outputs = {{"y", element, Last::as_input, true}};
           if (add) op.outputs.push_back({"sum", element, Last::as_input, true});
+          op.outputs.push_back({"x_q", Element(code.meaning), Last::as_input});
+          op.outputs.push_back({"x_scale", kFloat, Last::one});
           op.type = type.meaning;
           op.code = code.meaning;
           op.rms = rms;
