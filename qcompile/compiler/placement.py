@@ -33,14 +33,14 @@ class Operation:
     Attributes:
         times: time in ns of each low-precision form that is open to it.
         reads: tensors that become codes when it leaves FLOAT.
-        writes: the tensor it produces.
+        writes: the tensors it produces.
     """
 
     name: str
     float_time: float
     times: Mapping[Form, float]
     reads: tuple[str, ...]
-    writes: str
+    writes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def place(
     outside, pinned = set(float_readers), set(kept_float)
     for op in operations:
         _add_operation(graph, op, pinned)
-    writer = {op.writes: op for op in operations}
+    writer = {tensor: op for op in operations for tensor in op.writes}
     readers: dict[str, list[Operation]] = {}
     for op in operations:
         for tensor in dict.fromkeys(op.reads):
@@ -84,7 +84,8 @@ def place(
 
 def _add_operation(graph: Network, op: Operation, pinned: set[str]) -> None:
     reads, writes = ("reads", op.name), ("writes", op.name)
-    full = next((op.times[f] for f in (Form.FULL, Form.PASS) if f in op.times and op.writes not in pinned), None)
+    writable = pinned.isdisjoint(op.writes)
+    full = next((op.times[f] for f in (Form.FULL, Form.PASS) if f in op.times and writable), None)
     inputs = op.times.get(Form.INPUTS)
     if (inputs is None and full is None) or pinned.intersection(op.reads):
         _edge(graph, reads, _FLOAT, None)

@@ -34,13 +34,13 @@ class Problem:
 
     def allowed(self, op: Operation) -> list[Form]:
         forms = [] if self.pinned.intersection(op.reads) else list(op.times)
-        return [Form.FLOAT, *(f for f in forms if f not in WRITES or op.writes not in self.pinned)]
+        return [Form.FLOAT, *(f for f in forms if f not in WRITES or self.pinned.isdisjoint(op.writes))]
 
     def time(self, forms: Sequence[Form]) -> float:
         """The definition, word for word: operations, and each tensor once for each direction it is converted in."""
         chosen = list(zip(self.operations, forms, strict=True))
         total = sum(op.float_time if f is Form.FLOAT else op.times[f] for op, f in chosen)
-        codes = {op.writes for op, f in chosen if f in WRITES}
+        codes = {tensor for op, f in chosen if f in WRITES for tensor in op.writes}
         for tensor, cost in self.conversions.items():
             as_codes = any(tensor in op.reads and f in READS for op, f in chosen)
             as_float = tensor in self.outside or any(tensor in op.reads and f is Form.FLOAT for op, f in chosen)
@@ -65,7 +65,7 @@ def problems(draw: st.DrawFn) -> Problem:
         kinds = draw(st.sampled_from([(Form.INPUTS,), (Form.FULL,), (Form.PASS,), (Form.INPUTS, Form.FULL)]))
         reads = draw(st.lists(st.sampled_from(tensors[-4:]), min_size=1, max_size=2))
         forms = {kind: draw(times) for kind in kinds}
-        operations.append(Operation(f"op{i}", draw(times), forms, tuple(reads), f"t{i}"))
+        operations.append(Operation(f"op{i}", draw(times), forms, tuple(reads), (f"t{i}",)))
         tensors.append(f"t{i}")
     some = st.frozensets(st.sampled_from(tensors), max_size=3)
     return Problem(
@@ -86,7 +86,7 @@ def test_no_assignment_takes_less_time_and_ties_go_to_codes(problem: Problem) ->
 
 
 def unary(number: int, reads: str, float_time: float, **forms: float) -> Operation:
-    return Operation(f"op{number}", float_time, {Form[k]: v for k, v in forms.items()}, (reads,), f"t{number}")
+    return Operation(f"op{number}", float_time, {Form[k]: v for k, v in forms.items()}, (reads,), (f"t{number}",))
 
 
 CHAIN = Problem(
@@ -139,7 +139,7 @@ from qcompile.compiler.plan import Form
 r, ops, tensors = random.Random(1), [], ["x"]
 for i in range(60):
     reads = tuple(r.choices(tensors[-6:], k=2))
-    ops.append(Operation(f"op{i}", r.randint(0, 9), {Form.FULL: r.randint(0, 9)}, reads, f"t{i}"))
+    ops.append(Operation(f"op{i}", r.randint(0, 9), {Form.FULL: r.randint(0, 9)}, reads, (f"t{i}",)))
     tensors.append(f"t{i}")
 forms = place(ops, {t: Conversion(r.randint(0, 3), r.randint(0, 3)) for t in tensors}, tensors[::7], tensors[3::11])
 print([f.name for f in forms.values()])

@@ -24,6 +24,7 @@ from qcompile.compiler.targets.conditions import (
     last_axis,
     weight_is_second,
 )
+from qcompile.compiler.targets.half import Half
 from qcompile.compiler.targets.table import Condition, Cost, Detour, Formats, Lowering, PlacementRule, Row, Target
 
 _ROUNDED = "run: no kernel computes on 16-bit codes; the runtime converts, computes in float and converts again"
@@ -132,6 +133,7 @@ def _pooled(op_type: str, kernel: str, float_ns: float, int8_ns: float) -> Row:
 CPU = Target(
     name="cpu",
     providers=("CPUExecutionProvider",),
+    half=Half(refusal="ONNX Runtime's CPU provider computes in float32 and would convert back and forth"),
     formats=(
         Formats(UINT8, INT8, evidence=_MEASURED),
         Formats(

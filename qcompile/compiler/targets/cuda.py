@@ -25,6 +25,7 @@ from qcompile.compiler.targets.conditions import (
     last_axis,
     weight_is_second,
 )
+from qcompile.compiler.targets.half import CUDA_HALF
 from qcompile.compiler.targets.table import Cost, Formats, Lowering, Merging, PlacementRule, Row, Target
 
 _PLACED = "placement by the CUDA provider of ONNX Runtime 1.31.1"
@@ -136,6 +137,7 @@ CUDA = Target(
             conditions=LOOKS_UP_ROWS,
         ),
     ),
+    half=CUDA_HALF,
     evidence=_PLACED,
     refusal=(
         "ONNX Runtime's CUDA provider has no int8 kernel for Q/DQ graphs: it computes in float and converts "

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from qcompile.compiler.formats import NumericFormat
 from qcompile.compiler.plan import Form
 from qcompile.compiler.specs import PerChannel, QuantSpec
+from qcompile.compiler.targets.half import Half
 from qcompile.errors import TargetError
 
 
@@ -204,6 +205,7 @@ class Target:
         unify_concat: inputs and output of a Concat share their scale.
         rows: the first row that selects a node is its row; a node without one stays float.
         refusal: why nothing of int8-static is placed on this target and what to use instead; empty normally.
+        half: what it computes in float16 and bfloat16.
         evidence: where the table as a whole comes from.
     """
 
@@ -224,6 +226,7 @@ class Target:
     unify_concat: bool = False
     refusal: str = ""
     block: int = 32
+    half: Half = Half()
 
     @property
     def activation(self) -> QuantSpec:

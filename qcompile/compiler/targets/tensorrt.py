@@ -13,6 +13,7 @@ from qcompile.compiler.formats import FP8_E4M3, INT8
 from qcompile.compiler.graph import is_constant, rank
 from qcompile.compiler.plan import Form
 from qcompile.compiler.targets.conditions import CONSTANT_WEIGHT, PLAIN_GEMM, gemm_axis, last_axis, weight_is_second
+from qcompile.compiler.targets.half import Half
 from qcompile.compiler.targets.table import Condition, Cost, Formats, PlacementRule, Row, Target
 
 _RULES = "documentation: TensorRT 10.14, 'Working with Quantized Types', explicit quantization"
@@ -57,6 +58,7 @@ def _residual(shortcut: int) -> Row:
 TENSORRT = Target(
     name="tensorrt",
     providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    half=Half(refusal="TensorRT chooses float16 by itself (provider option trt_fp16_enable)"),
     formats=(
         Formats(INT8, INT8, symmetric=(True,), evidence=_RULES),
         Formats(

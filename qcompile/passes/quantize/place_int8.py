@@ -234,7 +234,7 @@ class _GraphPlacement:
             float_time=candidate.row.float_cost.time(done),
             times={form: cost.time(done) for form, cost in candidate.row.forms.items()},
             reads=tuple(name_of(v) for v in candidate.reads()),
-            writes=name_of(candidate.output),
+            writes=(name_of(candidate.output),),
         )
 
     def add_unit(self, candidate: Candidate, form: Form) -> None:

@@ -1,0 +1,70 @@
+"""Does a tensor fit into a half type: no overflow, no values lost below the smallest normal number.
+
+    constants    max |x| <= largest, ||x - half(x)|| <= 2 u ||x||,  u = 2^-11 (float16), 2^-8 (bfloat16)
+    activations  2 max |x| <= largest, mean |x| >= smallest normal
+
+of the samples that were observed; the factor 2 is for what they do not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.observation import observe
+from qcompile.compiler.serialization import runnable
+from qcompile.compiler.statistics import RANGE, StatisticsTable, TensorRange
+from qcompile.compiler.tally import Tally
+from qcompile.runtime.calibration import read_samples
+
+_MARGIN = 2.0
+
+
+def largest(dtype: ir.DataType) -> float:
+    return float(ml_dtypes.finfo(dtype.numpy()).max)
+
+
+def unfit_constant(array: npt.NDArray[np.float32], dtype: ir.DataType) -> str:
+    """Why `array` cannot be stored as `dtype`, empty when it can. Infinite elements are what they are in any type."""
+    finite = array[np.isfinite(array)]
+    if float(np.abs(finite).max(initial=0.0)) > largest(dtype):
+        return f"exceeds {dtype.name.lower()}"
+    with np.errstate(under="ignore"):
+        lost = finite - finite.astype(dtype.numpy()).astype(np.float32)
+    bound = float(ml_dtypes.finfo(dtype.numpy()).eps)
+    if float(np.linalg.norm(lost)) > bound * float(np.linalg.norm(finite)):
+        return f"is below what {dtype.name.lower()} resolves"
+    return ""
+
+
+def unfit_range(seen: TensorRange, dtype: ir.DataType) -> str:
+    """Why an activation cannot be `dtype`, empty when it can."""
+    most = max(abs(seen.low), abs(seen.high))
+    if not _MARGIN * most <= largest(dtype):
+        return f"reaches {most:.3g}"
+    if 0 < seen.mean_magnitude < float(ml_dtypes.finfo(dtype.numpy()).smallest_normal):
+        return f"has magnitude {seen.mean_magnitude:.2g} on average"
+    return ""
+
+
+def observed_ranges(model: ir.Model, names: Collection[str], context: CompileContext) -> StatisticsTable:
+    """The ranges of activations of `model` as it is, over the held-out samples; empty where there are none.
+
+    The graph at the end of a recipe has tensors that no calibration has seen, so it is observed itself.
+
+    Raises:
+        DataError: the model cannot run on a sample.
+    """
+    if not context.held_out or not names:
+        return StatisticsTable()
+    observation = observe(model, {name: [RANGE] for name in sorted(names)})
+    tally = Tally(observation, judged=False)
+    with runnable(observation.model) as opened:
+        for seen in read_samples(opened, context.held_out, context.target.providers, observation.read):
+            tally.add(seen)
+    return tally.table()

@@ -1,0 +1,143 @@
+"""What stays float32 whatever it gains: operators and their surroundings that half precision would spoil.
+
+1. operators for which the target has no half kernel that is as safe as float32
+2. the inside of a normalization that is written out: what a reduction reads (x^2) and what is added to or
+   subtracted from its result (x - mean, variance + epsilon)
+3. numbers made from wide integers (positions, lengths), since a half type holds whole numbers only up to
+   2048 (float16) or 256 (bfloat16)
+4. what is computed to become an integer again (sizes, indices), back to the last product
+5. the argument of Sin and Cos, back to where it comes from: its rounding error is an absolute angle
+6. constants that do not fit, and activations whose observed range does not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+import onnx_ir as ir
+
+from qcompile.compiler.graph import constant, is_constant, is_float32, nodes
+from qcompile.compiler.statistics import StatisticsTable
+from qcompile.passes.lower.half.operands import Operands
+from qcompile.passes.lower.half.ranges import unfit_constant, unfit_range
+
+PRODUCTS = {
+    "Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "MatMulNBits",
+}  # fmt: skip
+"""Operators that tensor cores compute: half precision pays whatever the conversions around it cost."""
+
+_REDUCTIONS = {
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum",
+    "ReduceSumSquare", "CumSum",
+}  # fmt: skip
+_BOUNDED = {
+    "AveragePool", "GlobalAveragePool", "LayerNormalization", "LogSoftmax", "MaxPool", "RMSNormalization", "Sigmoid",
+    "Softmax", "Tanh",
+}  # fmt: skip
+_WIDE = {
+    ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT16, ir.DataType.UINT32,
+    ir.DataType.UINT64,
+}  # fmt: skip
+_ROUNDING = {"Floor", "Ceil", "Round", "Range", "Mod"}
+_ANGLE = 16.0
+"""Largest angle whose rounding in float16 leaves the sine right to about 2^-8."""
+
+
+def kept_nodes(
+    model: ir.Model, members: Mapping[ir.Node, Operands], ranges: StatisticsTable, dtype: ir.DataType
+) -> dict[ir.Node, str]:
+    """The members that stay float32 by rule, each with its reason."""
+    kept: dict[ir.Node, str] = {}
+    for node in nodes(model):
+        if node.op_type in ("Sin", "Cos") and not _small_angle(node.inputs[0], ranges):
+            for behind in _ancestors(node, lambda _: False):
+                kept.setdefault(behind, f"it makes the argument of {node.op_type}")
+        elif _makes_integers(node):
+            for behind in _ancestors(node, lambda n: n.op_type in PRODUCTS | _BOUNDED):
+                kept.setdefault(behind, "its result becomes an integer")
+    for node, typed in members.items():
+        why = _inside_normalization(node) or _unfit_constants(node, typed, dtype)
+        if not why and node.op_type == "Pow" and ranges.range_of(str(node.outputs[0].name)) is None:
+            why = "a power whose range was not observed"
+        if why:
+            kept.setdefault(node, why)
+    return {node: why for node, why in kept.items() if node in members}
+
+
+def kept_tensors(values: Collection[ir.Value], ranges: StatisticsTable, dtype: ir.DataType) -> dict[str, str]:
+    """The activations that stay float32, wherever they are read, each with its reason."""
+    kept: dict[str, str] = {}
+    for value in values:
+        name = str(value.name)
+        seen = ranges.range_of(name)
+        if seen is not None:
+            why = unfit_range(seen, dtype)
+        else:
+            why = "a wide integer" if _from_wide_integer(value) else ""
+        if seen is not None and not why and _from_wide_integer(value):
+            most = max(abs(seen.low), abs(seen.high))
+            why = f"whole numbers up to {most:.0f}" if most > 2 ** _digits(dtype) else ""
+        if why:
+            kept[name] = why
+    return kept
+
+
+def _digits(dtype: ir.DataType) -> int:
+    """Whole numbers up to 2^digits are exact."""
+    return 11 if dtype is ir.DataType.FLOAT16 else 8
+
+
+def _small_angle(value: ir.Value | None, ranges: StatisticsTable) -> bool:
+    seen = ranges.range_of(str(value.name)) if value is not None else None
+    return seen is not None and max(abs(seen.low), abs(seen.high)) <= _ANGLE
+
+
+def _makes_integers(node: ir.Node) -> bool:
+    if node.op_type == "Cast":
+        return is_float32(node.inputs[0]) and node.outputs[0].dtype in _WIDE
+    return node.op_type in _ROUNDING
+
+
+def _from_wide_integer(value: ir.Value) -> bool:
+    node = value.producer()
+    source = node.inputs[0] if node is not None and node.op_type == "Cast" else None
+    return source is not None and source.dtype in _WIDE
+
+
+def _ancestors(node: ir.Node, stop: Callable[[ir.Node], bool]) -> Iterator[ir.Node]:
+    """The nodes behind `node` through float32 values; those where `stop` holds are not entered."""
+    waiting, seen = list(node.inputs), set[ir.Node]()
+    while waiting:
+        value = waiting.pop()
+        producer = value.producer() if is_float32(value) and value is not None else None
+        if producer is None or producer in seen or stop(producer):
+            continue
+        seen.add(producer)
+        yield producer
+        waiting += producer.inputs
+
+
+def _inside_normalization(node: ir.Node) -> str:
+    if node.op_type in ("Add", "Sub") and any(_made_by_reduction(v) for v in node.inputs):
+        return "it belongs to a normalization"
+    squares = node.op_type == "Pow" or (node.op_type == "Mul" and node.inputs[0] is node.inputs[1])
+    if squares and any(use.node.op_type in _REDUCTIONS for use in node.outputs[0].uses()):
+        return "a reduction adds up its results"
+    return ""
+
+
+def _made_by_reduction(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type in _REDUCTIONS
+
+
+def _unfit_constants(node: ir.Node, typed: Operands, dtype: ir.DataType) -> str:
+    for position in typed.inputs:
+        value = node.inputs[position]
+        if value is not None and is_constant(value):
+            array = constant(value)
+            assert array is not None
+            why = unfit_constant(array, dtype)
+            if why:
+                return f"its constant '{value.name}' {why}"
+    return ""
