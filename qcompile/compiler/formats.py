@@ -59,4 +59,7 @@ INT32 = NumericFormat("int32", ir.DataType.INT32, -(2**31), 2**31 - 1, 10)
 FP8_E4M3 = NumericFormat("fp8-e4m3", ir.DataType.FLOAT8E4M3FN, -448.0, 448.0, 19, 3, -6)
 FP8_E5M2 = NumericFormat("fp8-e5m2", ir.DataType.FLOAT8E5M2, -57344.0, 57344.0, 19, 2, -14)
 
+FLOAT16 = NumericFormat("fp16", ir.DataType.FLOAT16, -65504.0, 65504.0, 19, 10, -14)
+BFLOAT16 = NumericFormat("bf16", ir.DataType.BFLOAT16, -(2 - 2.0**-7) * 2.0**127, (2 - 2.0**-7) * 2.0**127, 19, 7, -126)
+
 FORMATS = {f.name: f for f in (INT8, UINT8, INT16, UINT16, INT4, UINT4, INT32, FP8_E4M3, FP8_E5M2)}

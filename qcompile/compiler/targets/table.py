@@ -226,7 +226,7 @@ class Target:
     unify_concat: bool = False
     refusal: str = ""
     block: int = 32
-    half: Half = Half()
+    half: Half = field(default_factory=Half)
 
     @property
     def activation(self) -> QuantSpec:

@@ -6,6 +6,7 @@ float32 whatever T is. The variants of a `qcompile` operator differ in the types
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -73,7 +74,7 @@ def _schema(op_type: str, version: int) -> onnx.defs.OpSchema | None:
         return None
 
 
-def _variable(formal: list[onnx.defs.OpSchema.FormalParameter], position: int) -> str | None:
+def _variable(formal: Sequence[onnx.defs.OpSchema.FormalParameter], position: int) -> str | None:
     """The type variable of an operand; the last formal operand stands for any number where it is variadic."""
     if position < len(formal):
         return str(formal[position].type_str)

@@ -9,13 +9,14 @@ of the samples that were observed; the factor 2 is for what they do not show.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.formats import BFLOAT16, FLOAT16
 from qcompile.compiler.observation import observe
 from qcompile.compiler.serialization import runnable
 from qcompile.compiler.statistics import RANGE, StatisticsTable, TensorRange
@@ -25,29 +26,27 @@ from qcompile.runtime.calibration import read_samples
 _MARGIN = 2.0
 
 
-def largest(dtype: ir.DataType) -> float:
-    return float(ml_dtypes.finfo(dtype.numpy()).max)
+HALF = {f.dtype: f for f in (FLOAT16, BFLOAT16)}
 
 
-def unfit_constant(array: npt.NDArray[np.float32], dtype: ir.DataType) -> str:
+def unfit_constant(array: npt.NDArray[Any], dtype: ir.DataType) -> str:
     """Why `array` cannot be stored as `dtype`, empty when it can. Infinite elements are what they are in any type."""
-    finite = array[np.isfinite(array)]
-    if float(np.abs(finite).max(initial=0.0)) > largest(dtype):
+    half, finite = HALF[dtype], array[np.isfinite(array)].astype(np.float64)
+    if float(np.abs(finite).max(initial=0.0)) > half.high:
         return f"exceeds {dtype.name.lower()}"
     with np.errstate(under="ignore"):
-        lost = finite - finite.astype(dtype.numpy()).astype(np.float32)
-    bound = float(ml_dtypes.finfo(dtype.numpy()).eps)
-    if float(np.linalg.norm(lost)) > bound * float(np.linalg.norm(finite)):
+        lost = finite - finite.astype(dtype.numpy()).astype(np.float64)
+    if float(np.linalg.norm(lost)) > 2.0**-half.mantissa_bits * float(np.linalg.norm(finite)):
         return f"is below what {dtype.name.lower()} resolves"
     return ""
 
 
 def unfit_range(seen: TensorRange, dtype: ir.DataType) -> str:
     """Why an activation cannot be `dtype`, empty when it can."""
-    most = max(abs(seen.low), abs(seen.high))
-    if not _MARGIN * most <= largest(dtype):
+    half, most = HALF[dtype], max(abs(seen.low), abs(seen.high))
+    if not _MARGIN * most <= half.high:
         return f"reaches {most:.3g}"
-    if 0 < seen.mean_magnitude < float(ml_dtypes.finfo(dtype.numpy()).smallest_normal):
+    if 0 < seen.mean_magnitude < 2.0**half.lowest_exponent:
         return f"has magnitude {seen.mean_magnitude:.2g} on average"
     return ""
 

@@ -84,16 +84,17 @@ class Rewrite:
     def cast(self, value: ir.Value, to: ir.DataType) -> ir.Value:
         """`value` in another type, right behind where it is made, so that every body can read it."""
         name = self.names.fresh(f"{value.name}_{to.name.lower()}")
-        node = ir.node("Cast", [value], {"to": int(to)}, name=self.names.fresh(f"{name}.Cast"))
-        made = node.outputs[0]
-        made.name, made.type, made.shape = name, ir.TensorType(to), value.shape
         producer, graph = value.producer(), value.graph
         assert isinstance(graph, ir.Graph)
+        of = [producer] if producer is not None else [use.node for use in value.uses()]
+        node = ir.node("Cast", [value], {"to": int(to)}, name=self.names.fresh(f"{name}.Cast"))
+        stamp(node, self.made_by, of)
+        made = node.outputs[0]
+        made.name, made.type, made.shape = name, ir.TensorType(to), value.shape
         if producer is None:
             graph.insert_before(next(iter(graph)), node)
         else:
             graph.insert_after(producer, node)
-        stamp(node, self.made_by, [producer] if producer is not None else [])
         self.casts += 1
         return made
 

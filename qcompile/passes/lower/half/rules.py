@@ -19,7 +19,7 @@ import onnx_ir as ir
 from qcompile.compiler.graph import constant, is_constant, is_float32, nodes
 from qcompile.compiler.statistics import StatisticsTable
 from qcompile.passes.lower.half.operands import Operands
-from qcompile.passes.lower.half.ranges import unfit_constant, unfit_range
+from qcompile.passes.lower.half.ranges import HALF, unfit_constant, unfit_range
 
 PRODUCTS = {
     "Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "MatMulNBits",
@@ -68,23 +68,16 @@ def kept_tensors(values: Collection[ir.Value], ranges: StatisticsTable, dtype: i
     """The activations that stay float32, wherever they are read, each with its reason."""
     kept: dict[str, str] = {}
     for value in values:
-        name = str(value.name)
-        seen = ranges.range_of(name)
-        if seen is not None:
-            why = unfit_range(seen, dtype)
+        seen, counts = ranges.range_of(str(value.name)), _from_wide_integer(value)
+        if seen is None:
+            why = "is a whole number of unknown size" if counts else ""
         else:
-            why = "a wide integer" if _from_wide_integer(value) else ""
-        if seen is not None and not why and _from_wide_integer(value):
             most = max(abs(seen.low), abs(seen.high))
-            why = f"whole numbers up to {most:.0f}" if most > 2 ** _digits(dtype) else ""
+            inexact = counts and most > 2 ** (HALF[dtype].mantissa_bits + 1)
+            why = unfit_range(seen, dtype) or (f"counts up to {most:.0f}" if inexact else "")
         if why:
-            kept[name] = why
+            kept[str(value.name)] = why
     return kept
-
-
-def _digits(dtype: ir.DataType) -> int:
-    """Whole numbers up to 2^digits are exact."""
-    return 11 if dtype is ir.DataType.FLOAT16 else 8
 
 
 def _small_angle(value: ir.Value | None, ranges: StatisticsTable) -> bool:
