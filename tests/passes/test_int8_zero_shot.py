@@ -27,7 +27,7 @@ HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 
 
 def test_a_network_with_batch_norm_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qcompile.frontends.api.target_named", lambda name: eager_target())
+    monkeypatch.setattr("qcompile.frontends.job.target_named", lambda name: eager_target())
     model, pictures = trained()
     source = tmp_path / "m.onnx"
     ir.save(model, source)

@@ -194,9 +194,7 @@ def test_bodies_read_outer_values_through_one_cast() -> None:
 
 
 def test_scales_of_a_resize_stay_float32() -> None:
-    text = (
-        head() + "g (float[1,3,4,4] x) => (float[1,3,8,8] y) { c = Conv (x, w) r = Resize (c, , s) y = Conv (r, w) }"
-    )
+    text = head() + "g (float[1,3,4,4] x) => (float[1,3,8,8] y) { c = Conv (x, w) r = Resize (c, , s) y = Conv (r, w) }"
     weights = {"w": normal(3, 3, 1, 1), "s": np.float32([1, 1, 2, 2])}
     model, _ = precise(text, weights, {"x": normal(1, 3, 4, 4)})
     assert half(model) == ["Conv", "Resize", "Conv"]
