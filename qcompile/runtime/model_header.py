@@ -21,6 +21,7 @@ MANIFEST = "qcompile.manifest"
 
 GRAPH = 7
 METADATA = 14
+FUNCTIONS = 25
 _VARINT, _BYTES = 0, 2
 _FIELDS = {
     1: _VARINT,  # ir_version
@@ -33,7 +34,7 @@ _FIELDS = {
     8: _BYTES,  # opset_import
     METADATA: _BYTES,
     20: _BYTES,  # training_info
-    25: _BYTES,  # functions
+    FUNCTIONS: _BYTES,
     26: _BYTES,  # configuration
 }
 
@@ -66,7 +67,8 @@ def fields(file: BinaryIO) -> Iterator[Field]:
         NotAModel: a tag that a ModelProto does not have.
         Truncated: the last field runs past the end of the file.
     """
-    end = os.fstat(file.fileno()).st_size
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
     while file.tell() < end:
         number, kind = divmod(_varint(file), 8)
         if _FIELDS.get(number) != kind:

@@ -97,6 +97,8 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
     ONNX Runtime falls back to the CPU on its own, with lines on stdout and stderr. Here a provider
     that does not load is an error with its reason, and the caller decides.
 
+    Operators of domain `qcompile` run by the kernels of our library where it is there, see `ops.kernels.choose`.
+
     Raises:
         TargetError: the provider does not load.
         ModelError: ONNX Runtime refuses the model.
@@ -104,11 +106,13 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
     import onnxruntime
 
     from qcompile.errors import ModelError
+    from qcompile.runtime.ops import kernels
 
     if provider != CPU:
         _find_cuda_libraries()
     for entry, value in session_entries(provider).items():
         options.add_session_config_entry(entry, value)
+    kernels.choose(model, provider).register(options)
     chain = [(provider, provider_options)] if provider == CPU else _chain(provider, provider_options)
     try:
         with _quiet_loading():

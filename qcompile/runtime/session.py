@@ -20,6 +20,7 @@ import numpy as np
 
 from qcompile.errors import DataError, ModelError, TargetError, UsageError
 from qcompile.runtime import arrays, model_header
+from qcompile.runtime.ops import kernels
 from qcompile.runtime.providers import CPU, Candidate, candidates, open_session, provider_options, reason
 
 _NUMPY = {
@@ -55,6 +56,7 @@ class Session:
         provider: the execution provider that runs the model.
         why: why this one, and why not a better one.
         inputs, outputs: the model's ports.
+        kernels: how operators of domain `qcompile` run.
         manifest: how the model was compiled, None for a model that qcompile did not make.
 
     Raises:
@@ -86,6 +88,7 @@ class Session:
         self._session, chosen, lost = self._open(candidates(providers, target), threads, cache)
         self.provider = chosen.provider
         self.why = "; ".join([*lost, chosen.why])
+        self.kernels = kernels.choose(self.path, chosen.provider)
         self.inputs = [_port(i) for i in self._session.get_inputs()]
         self.outputs = [_port(o) for o in self._session.get_outputs()]
         self._by_name = {i.name: i for i in self.inputs}
@@ -138,6 +141,8 @@ class Session:
         lines = [f"{self.path.name} on {self.provider} ({self.why})"]
         lines += [f"  in   {port}" for port in self.inputs]
         lines += [f"  out  {port}" for port in self.outputs]
+        if self.kernels.operators:
+            lines.append(f"  {self.kernels}")
         if self.manifest:
             recipe = self.manifest.get("recipe", {})
             lines.append(f"  compiled by recipe {recipe.get('name', '?')} for {self.manifest.get('target', '?')}")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import qcompile
-from qcompile.frontends.cli import bench, calibrate, compile, diff, inspect, recipes, verify
+from qcompile.frontends.cli import bench, calibrate, compile, diff, inspect, ops, recipes, verify
 from qcompile.frontends.cli.dispatch import MAIN_JOB, MainJobGroup
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("diff")(diff.diff_models)
 app.command("verify")(verify.verify_model)
 app.command("bench")(bench.bench_models)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(ops.app, name="ops")
 
 
 def _version(wanted: bool) -> None:

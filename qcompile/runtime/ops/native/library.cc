@@ -1,4 +1,4 @@
-// The library's two doors: RegisterCustomOps, which ONNX Runtime calls, and qcompile_operators, a list of what is inside.
+// The library's doors: RegisterCustomOps, which ONNX Runtime calls, and two texts that say what is inside.
 
 #include <onnxruntime_c_api.h>
 
@@ -118,4 +118,15 @@ QCOMPILE_EXPORT const char* qcompile_operators() {
   } catch (...) {
     return nullptr;
   }
+}
+
+// What it was built for: "onnxruntime API, cuda VERSION, architectures LIST", the last two for a build with CUDA.
+QCOMPILE_EXPORT const char* qcompile_build() {
+#define QCOMPILE_TEXT(value) #value
+#define QCOMPILE_VALUE(value) QCOMPILE_TEXT(value)
+#ifdef QCOMPILE_CUDA
+  return "onnxruntime " QCOMPILE_VALUE(ORT_API_VERSION) ", cuda " QCOMPILE_CUDA ", architectures " QCOMPILE_ARCHITECTURES;
+#else
+  return "onnxruntime " QCOMPILE_VALUE(ORT_API_VERSION);
+#endif
 }
