@@ -32,7 +32,7 @@ class Operand:
         shape: dimensions in the letters of the operator: "..." stands for any leading dimensions, "1" for itself.
         meaning: what it holds.
         or_one: a tensor of shape [1] serves as well, one value for all rows.
-        optional: an output that a node may leave out.
+        optional: an output that a node may leave out; those come before the others.
     """
 
     name: str
