@@ -19,6 +19,7 @@ from qcompile.compiler.targets import target_named
 from qcompile.compiler.targets.table import Merging
 from qcompile.passes.prepare.merge_linear import MergeLinear
 from tests.passes.harness import NAMED, Arrays, assert_close, check_pass, context, model_of, outputs, run
+from tests.passes.llama import WIDTH, llama
 from tests.zoo import MODELS
 
 TARGET = replace(target_named("cuda"), merging=Merging("", multiple=1, activations=frozenset({"Relu", "Gelu", "Silu"})))
@@ -145,6 +146,17 @@ def test_layers_in_a_branch_read_from_outside() -> None:
     check_pass(MergeLinear(), model, feeds, before=NAMED, target=TARGET)
     branches = list(model.graph.subgraphs())
     assert sorted([n.op_type for n in g] for g in branches) == [["MatMul", "Neg", "MatMul"], ["MatMul", "Split"]]
+
+
+def test_a_decoder_merges_what_its_kernels_do_not_activate() -> None:
+    feeds = {"x": normal(2, 5, WIDTH)}
+    model = check_pass(MergeLinear(), llama(layers=2), feeds, before=NAMED, target=target_named("cuda"))
+    splits = [[v.shape[-1] for v in n.outputs if v.shape] for n in nodes(model) if n.op_type == "Split"]
+    assert splits == [[32, 16, 16]] * 2, "keys and values are narrower; the gate keeps its SiLU, and up stays alone"
+    bare = replace(TARGET, merging=Merging(""))
+    model = check_pass(MergeLinear(), llama(layers=1), feeds, before=NAMED, target=bare)
+    splits = [[v.shape[-1] for v in n.outputs if v.shape] for n in nodes(model) if n.op_type == "Split"]
+    assert splits == [[32, 16, 16], [48, 48]], "where no kernel computes SiLU, gate and up merge"
 
 
 @settings(max_examples=40, deadline=None)
