@@ -1,0 +1,41 @@
+"""Layers that became one product are proved as what they are: one layer, known in the float state too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.compiler.context import SilentProgress
+from qcompile.compiler.diff import Change, diff
+from qcompile.compiler.targets.table import Merging
+from qcompile.compiler.verification.layers import measure_layers
+from qcompile.compiler.verification.reference import Reference
+from tests.passes.int8 import compiled
+from tests.passes.llama import WIDTH, llama
+from tests.sweep.harness import eager_target
+
+MERGES = replace(eager_target(), merging=Merging("for this test"))
+SAMPLES = [{"x": np.random.default_rng(i).standard_normal((1, 6, WIDTH)).astype(np.float32)} for i in range(4)]
+
+
+def test_the_noise_of_each_merged_layer_is_measured_and_its_sources_are_told(tmp_path: Path) -> None:
+    proto = ir.to_proto(llama(layers=2))
+    result = compiled(proto, SAMPLES, target=MERGES)
+    merged = [u for u in result.plan.units.values() if u.node.endswith("_merged")]
+    assert len(merged) == 4, "queries with keys and values, gate with up, in each of two blocks"
+    path, state = tmp_path / "int8.onnx", result.context.unquantized
+    path.write_bytes(result.data)
+    assert state is not None
+    layers, skipped = measure_layers(Reference.of_state(state), path, result.plan.units, SAMPLES[:1], SilentProgress())
+    assert skipped == ""
+    found = {layer.node: layer for layer in layers}
+    for unit in merged:
+        assert (found[unit.node].isolated_sqnr or 0) > 25
+        assert (found[unit.node].sqnr or 0) > 15
+    (tmp_path / "float.onnx").write_bytes(proto.SerializeToString())
+    rows = [n for n in diff(tmp_path / "float.onnx", path).nodes if len(n.before) > 1 and Change.FUSED in n.changes]
+    assert sorted([ref.op_type for ref in row.before] for row in rows) == [["MatMul"] * 2] * 2 + [["MatMul"] * 3] * 2
+    assert all([ref.op_type for ref in row.after][1:] == ["Split"] for row in rows)
