@@ -1,6 +1,6 @@
 """Our CUDA kernels on a machine without a GPU: their own source, compiled as plain C++ against `emulator/`.
 
-Of the kernels' folder all is taken as it is, but for `ptx.cuh`, whose three instructions the emulator plays.
+Of the kernels' folder all is taken as it is, but for `ptx.cuh`, whose few instructions the emulator plays.
 """
 
 from __future__ import annotations
@@ -8,25 +8,25 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 import qcompile.runtime.ops
-from tests.gpu.machine import NumpyMemory
+from qcompile.compiler.operators import Operator
+from tests.gpu.memory import NumpyMemory
+from tests.operators.reference import Array
 
-Array = npt.NDArray[Any]
-Type = ir.DataType
 FAMILIES = ("linear_w4a16", "norm_quant", "quantize_rows")
 """Kernels that need no library of NVIDIA's."""
 
 _EMULATOR = Path(__file__).parent / "emulator"
-_TYPES = {Type.FLOAT: ctypes.c_int(0), Type.FLOAT16: ctypes.c_int(1), Type.BFLOAT16: ctypes.c_int(2)}
-_CODES = {Type.INT8: ctypes.c_int(0), Type.FLOAT8E4M3FN: ctypes.c_int(1)}
+_TYPES = {ir.DataType.FLOAT: 0, ir.DataType.FLOAT16: 1, ir.DataType.BFLOAT16: 2}
+_CODES = {ir.DataType.INT8: 0, ir.DataType.FLOAT8E4M3FN: 1}
 _POISON = 0xA5
 
 
@@ -48,71 +48,81 @@ def build(folder: Path) -> Kernels:
 
 
 class Kernels:
-    """One method a family; arrays of ml_dtypes stand for bfloat16 and E4M3.
-
-    Every call runs twice, with the threads in ascending and in descending order: a barrier that is missing shows in
-    one of them. The bits of the two must be the same.
-    """
+    """The kernels by the operators they carry out."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
 
-    def quantize_rows(self, x: Array, codes: Type) -> list[Array]:
-        """x_q and x_scale of x[M, K]."""
-        outputs = ((x.shape, codes), ((x.shape[0], 1), Type.FLOAT))
-        return self._run("quantize_rows", (*x.shape, x, _type(x), _CODES[codes]), outputs)
+    def run(
+        self, operator: Operator, inputs: Mapping[str, Array], attributes: Mapping[str, int | float]
+    ) -> dict[str, Array]:
+        """Every output of `operator`, optional ones too, by name.
 
-    def norm_quant(
-        self, x: Array, skip: Array | None, gamma: Array, beta: Array | None, epsilon: float, codes: Type
-    ) -> list[Array]:
-        """x_q, x_scale, y and sum; RMS norm without `beta`."""
-        kind = (ctypes.c_float(epsilon), ctypes.c_bool(beta is None), _type(x), _CODES[codes])
-        floats = (x.shape, Type.from_numpy(x.dtype))
-        outputs = ((x.shape, codes), ((x.shape[0], 1), Type.FLOAT), floats, floats)
-        return self._run("norm_quant", (*x.shape, x, skip, gamma, beta, *kind), outputs)
+        Runs twice, with the threads in ascending and in descending order: a barrier that is missing shows in one of
+        them. The bits of the two must be the same, and outputs lie between guards.
 
-    def linear_w4a16(
-        self, x: Array, w: Array, w_scale: Array, w_zero: Array | None, bias: Array | None, block: int
-    ) -> Array:
-        """y[M, N] of x[M, K] and packed codes w[N, K/2]."""
-        (m, k), n = x.shape, len(w)
-        inputs = (m, n, k, block, x, w, w_scale, w_zero, bias, _type(x))
-        return self._run("linear_w4a16", inputs, [((m, n), Type.from_numpy(x.dtype))])[0]
-
-    def _run(self, name: str, inputs: Sequence[Any], outputs: Sequence[tuple[tuple[int, ...], Type]]) -> list[Array]:
-        function = self._library[name]
-        function.restype = ctypes.c_char_p
-        kept = [_input(value) for value in inputs]
+        Raises:
+            AssertionError: with what the kernel, or the emulator, had to say.
+        """
+        shapes = _output_shapes(operator, inputs)
+        sources = {name: _memory(array) for name, array in inputs.items()}
         answers = []
         for descending in (False, True):
             self._library.run_descending(ctypes.c_bool(descending))
-            sinks = [NumpyMemory(int(np.prod(shape)) * dtype.numpy().itemsize) for shape, dtype in outputs]
-            for sink in sinks:
+            sinks = {name: NumpyMemory(int(np.prod(shape)) * dtype.itemsize) for name, (shape, dtype) in shapes.items()}
+            for sink in sinks.values():
                 sink.write(bytes([_POISON]) * sink.size, _POISON)
-            error = function(*(_argument(value) for value in (*kept, *sinks)))
-            assert error is None, error.decode()
-            answers.append([sink.take(_POISON) for sink in sinks])
+            self._call(operator, inputs, attributes, {**sources, **sinks})
+            answers.append({name: sink.take(_POISON) for name, sink in sinks.items()})
         assert answers[0] == answers[1], "the order of the threads changes the answer"
-        return [
-            np.frombuffer(data, dtype.numpy()).reshape(shape)
-            for data, (shape, dtype) in zip(answers[0], outputs, strict=True)
-        ]
+        return {name: np.frombuffer(answers[0][name], dtype).reshape(shape) for name, (shape, dtype) in shapes.items()}
+
+    def _call(
+        self,
+        operator: Operator,
+        inputs: Mapping[str, Array],
+        attributes: Mapping[str, int | float],
+        memory: Mapping[str, NumpyMemory],
+    ) -> None:
+        def at(*names: str) -> list[ctypes.c_void_p]:
+            return [ctypes.c_void_p(memory[name].address if name in memory else None) for name in names]
+
+        x, k = inputs["x"], inputs["x"].shape[-1]
+        m, dtype = ctypes.c_int64(x.size // k), ctypes.c_int(_TYPES[ir.DataType.from_numpy(x.dtype)])
+        codes = ctypes.c_int(next((_CODES[o.dtype] for o in operator.outputs if o.name == "x_q"), -1))
+        arguments: list[Any]
+        if operator.name.startswith("LinearW4A16"):
+            name = "linear_w4a16"
+            sizes = [ctypes.c_int64(value) for value in (len(inputs["w"]), k, int(attributes["block_size"]))]
+            arguments = [m, *sizes, *at("x", "w", "w_scale", "w_zero", "bias"), dtype, *at("y")]
+        elif "NormQuant" in operator.name:
+            name = "norm_quant"
+            kind = [ctypes.c_float(attributes["epsilon"]), ctypes.c_bool("RMS" in operator.name), dtype, codes]
+            floats = [*at("x", "skip", "gamma", "beta"), *kind]
+            arguments = [m, ctypes.c_int64(k), *floats, *at("x_q", "x_scale", "y", "sum")]
+        else:
+            name = "quantize_rows"
+            arguments = [m, ctypes.c_int64(k), *at("x"), dtype, codes, *at("x_q", "x_scale")]
+        function = self._library[name]
+        function.restype = ctypes.c_char_p
+        error = function(*arguments)
+        assert error is None, error.decode()
 
 
-def _type(x: Array) -> ctypes.c_int:
-    return _TYPES[Type.from_numpy(x.dtype)]
+def _output_shapes(operator: Operator, inputs: Mapping[str, Array]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    *leading, k = inputs["x"].shape
+    sizes = {"...": leading, "K": [k], "1": [1], "N": [len(inputs.get("w", ()))]}
+    return {
+        operand.name: (tuple(d for letter in operand.shape for d in sizes[letter]), np.dtype(operand.dtype.numpy()))
+        for operand in operator.outputs
+    }
 
 
-def _input(value: Any) -> Any:
-    """Arrays at an address as the runtime aligns them, NaN behind them."""
-    if not isinstance(value, np.ndarray):
-        return value
-    memory = NumpyMemory(value.nbytes)
-    memory.write(value.tobytes(), 0xFF)
+def _memory(array: Array) -> NumpyMemory:
+    """`array` as ONNX Runtime holds it, 4-bit codes two a byte; NaN behind it."""
+    if array.dtype in (ml_dtypes.int4, ml_dtypes.uint4):
+        array = ir.tensor(array).tobytes()
+    data = array if isinstance(array, bytes) else array.tobytes()
+    memory = NumpyMemory(len(data))
+    memory.write(data, 0xFF)
     return memory
-
-
-def _argument(value: Any) -> Any:
-    if isinstance(value, NumpyMemory):
-        return ctypes.c_void_p(value.address)
-    return ctypes.c_int64(value) if isinstance(value, int) else value
