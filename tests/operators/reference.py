@@ -44,7 +44,8 @@ class Expected:
         found, value = got.astype(np.float64), self.value
         if _is_float(self.dtype):
             np.testing.assert_array_equal(np.isnan(found), np.isnan(value), err_msg=what)
-            beyond = float(ml_dtypes.finfo(self.dtype).max) + _half_step(ml_dtypes.finfo(self.dtype).max, self.dtype)
+            largest = float(ml_dtypes.finfo(self.dtype).max)
+            beyond = largest + 2 * _half_step(largest, self.dtype)  # infinity stands where the next number would
             found, value = np.clip(found, -beyond, beyond), np.clip(value, -beyond, beyond)
         ordinary = ~np.isnan(value)
         off = np.abs(found - value)[ordinary]
@@ -183,11 +184,12 @@ def _saturated(ratio: Array, codes: np.dtype[Any]) -> Array:
 
 
 def _half_step(value: Array | float, dtype: np.dtype[Any]) -> Array:
-    """Half the distance between neighbours in `dtype` at `value`."""
+    """Half the distance between neighbours in `dtype` at `value`; beyond its largest number, as there."""
     if dtype == np.int8:
         return np.full(np.shape(value), 0.5)
     info = ml_dtypes.finfo(dtype)
-    exponent = np.maximum(np.frexp(np.abs(np.asarray(value, np.float64)))[1] - 1, info.minexp)
+    largest = int(np.frexp(float(info.max))[1]) - 1
+    exponent = np.clip(np.frexp(np.abs(np.asarray(value, np.float64)))[1] - 1, int(info.minexp), largest)
     return np.ldexp(0.5, exponent - info.nmant)
 
 
