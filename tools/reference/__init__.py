@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tools.reference import passes, recipes, schema, targets
+from tools.reference import operators, passes, recipes, schema, targets
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -15,5 +15,6 @@ def pages() -> dict[Path, str]:
         DOCS / "passes.md": passes.page(),
         DOCS / "recipes.md": recipes.page(),
         DOCS / "targets.md": targets.page(),
+        DOCS / "operators.md": operators.page(),
         DOCS / "recipe.schema.json": schema.text(),
     }

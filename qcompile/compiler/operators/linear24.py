@@ -59,14 +59,14 @@ def linear24_w8a8(
     dtype: ir.DataType = ir.DataType.FLOAT,
     requant: bool = False,
 ) -> Operator:
-    """Linear24W8A8{Bias}{Activation}{T}, or ...Requant."""
+    """Linear24W8A8{Bias}{Activation}{T|Requant}: operands and body of LinearW8A8."""
     return _sparse(linear_w8a8(bias=bias, activation=activation, dtype=dtype, requant=requant))
 
 
 def linear24_e4m3(
     *, bias: bool = False, activation: Activation = "", dtype: ir.DataType = ir.DataType.FLOAT
 ) -> Operator:
-    """Linear24E4M3{Bias}{Activation}{T}."""
+    """Linear24E4M3{Bias}{Activation}{T}: operands and body of LinearE4M3."""
     return _sparse(linear_e4m3(bias=bias, activation=activation, dtype=dtype))
 
 

@@ -15,7 +15,7 @@ BLOCK_SIZES = (32, 64, 128)
 
 
 def linear_w4a16(*, zero: bool = False, bias: bool = False, dtype: ir.DataType = ir.DataType.FLOAT16) -> Operator:
-    """LinearW4A16{Zero}{Bias}{T}: int4 codes, or uint4 codes with a zero point for each block."""
+    """LinearW4A16{Zero}{Bias}{T}: int4 codes, or with Zero uint4 codes and a zero point for each block."""
     codes = ir.DataType.UINT4 if zero else ir.DataType.INT4
     inputs = [
         Operand("x", dtype, ("...", "K"), "activations"),

@@ -18,7 +18,7 @@ def linear_w8a8(
     dtype: ir.DataType = ir.DataType.FLOAT,
     requant: bool = False,
 ) -> Operator:
-    """LinearW8A8{Bias}{Activation}{T}, or ...Requant: the result as int8 codes, whatever `dtype` is."""
+    """LinearW8A8{Bias}{Activation}{T|Requant}: Requant gives int8 codes of the result, whatever `dtype` is."""
 
     def write(body: Body) -> list[ir.Value]:
         product = body.add(

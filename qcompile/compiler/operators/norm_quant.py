@@ -29,7 +29,7 @@ def norm_quant(
     dtype: ir.DataType = ir.DataType.FLOAT,
     codes: ir.DataType = ir.DataType.INT8,
 ) -> Operator:
-    """{Add}{LayerNorm|RMSNorm}Quant{E4M3}{T}: normalize x, or x + skip with `add`."""
+    """{Add}{LayerNorm|RMSNorm}Quant{E4M3}{T}: the Add variants normalize x + skip."""
     rows = ("...", "K")
     inputs = [Operand("x", dtype, rows, "activations")]
     if add:

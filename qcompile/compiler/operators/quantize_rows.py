@@ -20,7 +20,7 @@ _FORMATS: dict[ir.DataType, NumericFormat] = {f.dtype: f for f in (INT8, FP8_E4M
 
 
 def quantize_rows(*, dtype: ir.DataType = ir.DataType.FLOAT, codes: ir.DataType = ir.DataType.INT8) -> Operator:
-    """QuantizeRows{E4M3}{T}: x of type `dtype` as `codes` (INT8 or FLOAT8E4M3FN) with one scale a row."""
+    """QuantizeRows{E4M3}{T}: int8 codes, or E4M3 codes, of rows of type T."""
     high = _FORMATS[codes].high
     return Operator(
         name=f"QuantizeRows{CODES[codes]}{FLOAT_TYPES[dtype]}",
