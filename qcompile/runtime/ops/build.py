@@ -34,7 +34,7 @@ def build(tools: Tools, jobs: int | None = None, step: Step = lambda _done, _all
     target = cache() / _key(tools) / FILE
     with contextlib.suppress(TargetError):
         return open_library(target).path
-    target.parent.mkdir(parents=True, exist_ok=True)
+    cache().mkdir(parents=True, exist_ok=True)
     log = cache() / "build.log"
     with tempfile.TemporaryDirectory(dir=cache(), prefix=".building-") as folder, log.open("w") as file:
         configure = [str(tools.cmake), "-S", str(SOURCES), "-B", folder, *_options(tools)]
@@ -45,6 +45,7 @@ def build(tools: Tools, jobs: int | None = None, step: Step = lambda _done, _all
                 raise TargetError("building the library failed:\n" + "\n".join(lines), hint=_advice(lines, log))
         made = Path(folder) / FILE
         open_library(made)
+        target.parent.mkdir(exist_ok=True)
         os.replace(made, target)
     return target
 

@@ -20,6 +20,9 @@ T = TypeVar("T")
 _CMAKE, _NVCC, _API = (3, 24), (12, 8), 18
 """The oldest versions that serve: of CMake, of CUDA's compiler, of ONNX Runtime's C API."""
 
+_ROOTS = (Path("/usr/include"), Path("/usr/local/include"), Path("/opt/onnxruntime/include"))
+_CUDA_ROOT = Path("/usr/local")
+
 
 @dataclass(frozen=True)
 class Cuda:
@@ -140,8 +143,8 @@ def _headers(given: Path | None) -> tuple[Path, int]:
 def _header_places() -> Iterator[Path]:
     if named := os.environ.get("ONNXRUNTIME_INCLUDE"):
         yield Path(named)
-    for root in ("/usr/include", "/usr/local/include", "/opt/onnxruntime/include"):
-        yield from (Path(root), Path(root) / "onnxruntime", Path(root) / "onnxruntime/core/session")
+    for root in _ROOTS:
+        yield from (root, root / "onnxruntime", root / "onnxruntime/core/session")
 
 
 def _nvcc() -> tuple[Path, str]:
@@ -157,7 +160,7 @@ def _nvcc() -> tuple[Path, str]:
 def _nvcc_path() -> Path | None:
     named = [os.environ.get("CUDACXX", "")]
     named += [f"{os.environ[name]}/bin/nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
-    installed = sorted(Path("/usr/local").glob("cuda*/bin/nvcc"), reverse=True)
+    installed = sorted(_CUDA_ROOT.glob("cuda*/bin/nvcc"), reverse=True)
     packages = [path for place in _package("nvidia") for path in sorted(place.glob("*/bin/nvcc"), reverse=True)]
     for name in (*named, "nvcc", *map(str, (*installed, *packages))):
         if name and (path := shutil.which(name)):
@@ -178,7 +181,7 @@ def _cusparselt() -> Path:
 def _folder(header: str, what: str, variable: str, package: str, places: list[Path]) -> Path:
     """The first folder that has `header`."""
     named = [Path(os.environ[variable])] if os.environ.get(variable) else []
-    for place in (*named, *places, Path("/usr/include"), Path("/usr/local/include"), Path("/usr/local/cuda/include")):
+    for place in (*named, *places, *_ROOTS, _CUDA_ROOT / "cuda" / "include"):
         if (place / header).is_file():
             return place
     raise _Missing(f"{what}'s headers are missing (pip install {package}, or {variable}=FOLDER)")
