@@ -1,4 +1,4 @@
-"""Every operator of the domain `qcompile` against the reference: its body, our CPU kernel, our CUDA kernel.
+"""Every operator of the domain `qcompile` against the reference: our CPU kernel and our CUDA kernel.
 
 A file for each family. A test takes the fixture `machine` and says which operator it checks on which shapes:
 

@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.operators import Operator
+from qcompile.runtime.ops.library import register
 from tests.gpu.memory import Memory, NumpyMemory, TorchMemory
 from tests.operators.operands import CONSTANTS, attributes_of, operands
 from tests.operators.reference import UNIT, Array, expected
@@ -100,7 +101,7 @@ class Machine:
         options.log_severity_level = 3
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if self.library is not None:
-            options.register_custom_ops_library(str(self.library))
+            register(options, self.library)
         if self.kind == "cuda":
             onnxruntime.preload_dlls()
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

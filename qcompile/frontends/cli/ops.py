@@ -1,4 +1,4 @@
-"""`qcompile ops build` and `qcompile ops status`: the library of kernels for the operators of domain `qcompile`."""
+"""`qcompile ops build`, `status` and `tune`: the library of kernels for the operators of domain `qcompile`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from qcompile.frontends.cli import ops_tune
 from qcompile.frontends.cli.options import Json
 from qcompile.frontends.cli.outcome import reported
 
-app = typer.Typer(no_args_is_help=True, help="Build and look at the library of kernels.")
+app = typer.Typer(no_args_is_help=True, help="Build, look at and tune the library of kernels.")
+app.command("tune")(ops_tune.tune_kernels)
 
 
 @app.command("build")

@@ -46,7 +46,7 @@ def open_library(path: Path) -> Library:
 
 
 def register(options: Any, path: Path) -> None:
-    """Register the kernels of the library at `path` in an `onnxruntime.SessionOptions`.
+    """Register the kernels of the library at `path` in an `onnxruntime.SessionOptions`, tuned as it was on this device.
 
     Raises:
         TargetError: as `open_library`, or ONNX Runtime refuses the library.
@@ -58,6 +58,9 @@ def register(options: Any, path: Path) -> None:
         raise TargetError(
             f"ONNX Runtime refuses the library of kernels: {error}", where=str(path), hint=_HINT
         ) from None
+    from qcompile.runtime.ops import tuning
+
+    tuning.apply(path)
 
 
 @functools.lru_cache
