@@ -7,7 +7,7 @@ the runtime fuses Q/DQ only with operators of the same graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -94,15 +94,20 @@ class Codes:
         scale, zero = self.scale_and_zero(graph, name, params)
         producer = source.producer()
         node = self.node("QuantizeLinear", [source, scale, zero], f"{name}_quantized", params.spec.format.dtype, value)
-        inside = producer is not None and producer.graph is graph
-        if producer is not None and inside:
-            graph.insert_after(producer, node)
-            stamp(node, self.made_by, [producer])
-        else:
-            graph.insert_before(next(iter(graph)), node)
-            stamp(node, self.made_by, [producer] if producer else [])
+        insert_behind(graph, source, node)
+        stamp(node, self.made_by, [producer] if producer else [])
         self.values[id(graph), "quantized", name] = node.outputs[0]
         return node.outputs[0]
+
+    def rows(self, graph: ir.Graph, value: ir.Value, make: Callable[[ir.Value], ir.Node]) -> tuple[ir.Value, ir.Value]:
+        """Codes of an activation with a scale for each row, and these scales, from the node that `make` makes of it."""
+        name = name_of(value)
+        keys = [(id(graph), part, name) for part in ("rows", "row scales")]
+        if keys[0] not in self.values:
+            node = make(value)
+            insert_behind(graph, value, node)
+            self.values |= zip(keys, node.outputs, strict=True)
+        return self.values[keys[0]], self.values[keys[1]]
 
     def dequantized(self, graph: ir.Graph, value: ir.Value, name: str | None = None) -> ir.Value:
         """The values that the codes of an activation stand for, behind one DequantizeLinear; `name` as above."""
@@ -194,6 +199,15 @@ class Codes:
         if dequantized.is_graph_output():
             result.name, dequantized.name = None, name
         graph.remove(list(reversed(old)), safe=True)
+
+
+def insert_behind(graph: ir.Graph, source: ir.Value, node: ir.Node) -> None:
+    """Put `node` into `graph` right behind what makes `source`, or first where that lies outside."""
+    producer = source.producer()
+    if producer is not None and producer.graph is graph:
+        graph.insert_after(producer, node)
+    else:
+        graph.insert_before(next(iter(graph)), node)
 
 
 def axis_of(params: QuantParams) -> dict[str, int]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 from pydantic import BaseModel
 
 from qcompile.compiler.graph import graphs
 from qcompile.compiler.reading import read_structure, stays_in_folder
+
+if TYPE_CHECKING:
+    from qcompile.compiler.units import Candidate
 
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
@@ -65,14 +68,12 @@ class Coverage(BaseModel):
         nodes: operations of the model, constants left out.
         quantizable: those that the table has a low-precision form for and nothing speaks against.
         obstacles: why others with a form must stay float, with counts.
-        refusal: why the target runs nothing of this kind, empty normally.
     """
 
     target: str
     nodes: int
     quantizable: int
     obstacles: dict[str, int]
-    refusal: str = ""
 
 
 class Inspection(BaseModel):
@@ -241,6 +242,12 @@ def _external(tensors: list[ir.TensorProtocol]) -> list[ExternalFile]:
     ]
 
 
+def _obstacle(candidate: Candidate) -> str:
+    """Why an operator that the target knows of stays float, empty when it need not."""
+    refused = "" if candidate.row.forms else next(iter((candidate.row.refused or {}).values()), "")
+    return candidate.obstacle or refused
+
+
 def _coverage(model: ir.Model) -> list[Coverage]:
     from qcompile.compiler.targets import TARGETS
     from qcompile.compiler.units import candidates
@@ -253,9 +260,8 @@ def _coverage(model: ir.Model) -> list[Coverage]:
             Coverage(
                 target=target.name,
                 nodes=nodes,
-                quantizable=0 if target.refusal else sum(not c.obstacle for c in found),
-                obstacles=dict(Counter(c.obstacle for c in found if c.obstacle).most_common()),
-                refusal=target.refusal,
+                quantizable=sum(bool(c.row.forms) and not c.obstacle for c in found),
+                obstacles=dict(Counter(why for c in found if (why := _obstacle(c))).most_common()),
             )
         )
     return rows

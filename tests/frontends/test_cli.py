@@ -171,7 +171,7 @@ def test_recipes() -> None:
     assert "int8-static" in run("recipes").stdout
     assert "int8-static" in json.loads(run("recipes", "--json").stdout)
     shown = json.loads(run("recipes", "show", "int8-static", "--json").stdout)
-    assert any(step.get("calibrate", {}).get("method") == "min-max" for step in shown["steps"])
+    assert any(step.get("calibrate", {}).get("method") == "auto" for step in shown["steps"])
     assert "- calibrate" in run("recipes", "show", "int8-static").stdout
     result = run("recipes", "show", "int8-statik")
     assert result.exit_code == 2

@@ -17,7 +17,6 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.passes import Pass, import_passes
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.printer import print_model
-from qcompile.compiler.recipe import Recipe, Step
 from qcompile.frontends.builtin_recipes import find_recipe
 from tests.golden import assert_golden
 from tests.passes.harness import Arrays, model_of
@@ -66,7 +65,6 @@ MODEL_OF_PASS = {
     "lower-integer-matmul": TEXT,
     "lower-rows": TEXT,
     "detour-slow-fusions": TEXT,
-    "outline": IMAGE,
     "place-dynamic": TEXT,
     "lower-dynamic": TEXT,
     "lower-blocks": TEXT,
@@ -118,14 +116,11 @@ def inputs(text: str) -> tuple[Arrays, Samples]:
 
 
 @cache
-def states(text: str, recipe: str, *options: str, outlined: bool = False) -> dict[str, tuple[State, State]]:
-    """The state before and after each pass of a recipe; outlining takes the place of plain lowering."""
+def states(text: str, recipe: str, *options: str) -> dict[str, tuple[State, State]]:
+    """The state before and after each pass of a recipe."""
     weights, samples = inputs(text)
     model = model_of(text, weights)
     context = CompileContext(eager_target(), Path("unused"), calibration=samples, held_out=[samples[0]])
-    steps = [s for s in find_recipe(recipe).with_overrides(options).steps if s.name != "outline"]
-    if outlined:
-        steps.insert([s.name for s in steps].index("lower-integer-matmul"), Step(name="outline"))
     found: dict[str, tuple[State, State]] = {}
     before = print_model(model, provenance=True), describe(context)
 
@@ -134,7 +129,7 @@ def states(text: str, recipe: str, *options: str, outlined: bool = False) -> dic
         after = print_model(now, provenance=True), describe(context)
         found[done.name], before = (before, after), after
 
-    run_pipeline(Recipe(name="golden", steps=tuple(steps)).passes(), model, context, remember)
+    run_pipeline(find_recipe(recipe).with_overrides(options).passes(), model, context, remember)
     return found
 
 
@@ -159,11 +154,8 @@ def describe(context: CompileContext) -> str:
 
 @pytest.mark.parametrize("name", MODEL_OF_PASS)
 def test_golden(name: str) -> None:
-    before, after = states(
-        MODEL_OF_PASS[name],
-        *RECIPE_OF_PASS.get(name, ("int8-static", "calibrate.method=min-max")),
-        outlined=name == "outline",
-    )[name]
+    recipe = RECIPE_OF_PASS.get(name, ("int8-static", "calibrate.method=min-max"))
+    before, after = states(MODEL_OF_PASS[name], *recipe)[name]
     assert before != after, "the model must give the pass something to do"
     changes = [new if new != old else "(no change)\n" for old, new in zip(before, after, strict=True)]
     assert_golden(f"passes/{name}", "# before\n{}\n{}\n# after\n{}\n{}".format(*before, *changes))

@@ -172,24 +172,6 @@ def _run(session: Any) -> None:
         session.run(None, {i.name: np.zeros(i.shape, kinds[i.type]) for i in inputs})
 
 
-def dynamic() -> dict[str, str]:
-    """What int8-dynamic for CUDA makes of an embedding and two linear layers: the provider of each node."""
-    import onnxruntime as ort
-
-    from qcompile.frontends.builtin_recipes import find_recipe
-    from tests.passes.int8 import compiled
-    from tests.targets.linear_layers import MODEL, SAMPLES, TARGET
-
-    data = compiled(MODEL, SAMPLES, recipe=find_recipe("int8-dynamic"), target=TARGET).data
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    session = ort.InferenceSession(data, options, providers=providers)
-    assigned = session.get_provider_graph_assignment_info()
-    return {n.name: part.ep_name for part in assigned for n in part.get_nodes()}
-
-
 def executed(model: Model) -> list[str]:
     """Operators of the optimized graph on the CUDA provider."""
     from pathlib import Path
@@ -273,7 +255,6 @@ if __name__ == "__main__":
     from tests.verification.qdq_models import convolutions
 
     found: dict[str, Any] = {f"{op_type}|{case}": landing(make()) for (op_type, case), make in CASES.items()}
-    found["dynamic"] = dynamic()
     found["convolutions"] = executed(convolutions(signed=True))
     found["statistics"] = statistics()
     found["bodies"] = bodies()

@@ -42,6 +42,6 @@ def test_a_scale_of_zero_is_a_fault() -> None:
     assert {f.rule for f in faults} == {"its scale is not positive"}
 
 
-def test_the_cuda_target_refuses_and_says_what_to_use() -> None:
+def test_the_cuda_target_takes_no_pairs_and_says_what_to_use() -> None:
     faults = find_faults(ir.from_proto(convolutions(signed=True)), target_named("cuda"))
     assert any("tensorrt" in f.rule for f in faults)

@@ -4,54 +4,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 
+from qcompile.compiler.context import SilentProgress
 from qcompile.compiler.diff import diff
 from qcompile.compiler.plan import Form
-from qcompile.compiler.recipe import Recipe, Step
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification.dispatch import prove_dispatch
+from qcompile.compiler.verification.layers import measure_layers
 from qcompile.compiler.verification.legality import find_faults
+from qcompile.compiler.verification.reference import Reference
 from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.runtime.providers import why_not_loaded
 from tests.passes.int8 import Lowered, head, int8, normal
 
-WEIGHTS = {
-    "k1": normal(8, 3, 3, 3), "b1": normal(8), "k2": normal(8, 8, 3, 3), "k3": normal(8, 8, 1, 1),
-    "w": normal(8, 8), "b": normal(8), "v": normal(8, 8, seed=1), "c": normal(8, seed=1), "g": normal(8, 4),
-}  # fmt: skip
+CPU, CUDA = target_named("cpu"), target_named("cuda")
+WEIGHTS = {"w": normal(16, 64) / 4, "b": normal(64), "v": normal(64, 8) / 8, "c": normal(8)}
 MODEL = (
     head()
-    + """
-graph (float[1, 3, 8, 8] x) => (float[64, 8] y, float[64, 4] z) <int64[2] rows = {64, 8}> {
-    c1 = Conv<pads = [1, 1, 1, 1]>(x, k1, b1)
-    r1 = Relu(c1)
-    c2 = Conv<pads = [1, 1, 1, 1]>(r1, k2)
-    c3 = Conv(c2, k3)
-    t = Transpose<perm = [0, 2, 3, 1]>(c3)
-    f = Reshape(t, rows)
-    s = Softmax(f)
-    m1 = MatMul(s, w)
-    a1 = Add(m1, b)
-    e = Exp(a1)
-    m2 = MatMul(e, v)
-    y = Add(m2, c)
-    z = Gemm(e, g)
-}
-"""
+    + """g (float[N, 16] x) => (float[N, 8] y) {
+    m = MatMul (x, w)
+    a = Add (m, b)
+    r = Relu (a)
+    y = Gemm (r, v, c)
+}"""
 )
+SAMPLES = [{"x": normal(5, 16, seed=i)} for i in range(4)]
 
 
-def recipe() -> Recipe:
-    steps = list(find_recipe("int8-static").steps)
-    steps.insert([s.name for s in steps].index("lower-integer-matmul"), Step(name="outline"))
-    return Recipe(name="outlined", steps=tuple(steps))
-
-
-@pytest.fixture(scope="module")
-def outlined() -> Lowered:
-    samples = [{"x": normal(1, 3, 8, 8, seed=i)} for i in range(4)]
-    weights = {name: array * 0.2 for name, array in WEIGHTS.items()}
-    return int8(MODEL, weights, samples, recipe=recipe())
+@pytest.fixture(scope="module", params=["int8-static", "int8-dynamic", "fp8-static"])
+def outlined(request: pytest.FixtureRequest) -> Lowered:
+    return int8(MODEL, WEIGHTS, SAMPLES, target=CUDA, recipe=find_recipe(request.param))
 
 
 @pytest.fixture
@@ -61,61 +47,56 @@ def artifact(outlined: Lowered, tmp_path: Path) -> Path:
     return path
 
 
-def test_every_unit_is_found_in_the_inlined_graph(outlined: Lowered, artifact: Path) -> None:
-    assert [n.domain for n in outlined.model.graph if "W8A8" in n.op_type] == ["qcompile"] * 6
-    found = prove_dispatch(artifact, target_named("cpu"), outlined.plan)
-    assert found.proof.passed, found.proof.detail
-    kernels = {u.node: u.kernel for u in found.units}
-    assert [k for k in kernels.values() if k == "QLinearConv"] == ["QLinearConv"] * 3
-    assert [k for k in kernels.values() if k == "QGemm"] == ["QGemm"] * 3
+def test_on_the_cpu_the_bodies_are_what_runs(outlined: Lowered, artifact: Path) -> None:
+    found = prove_dispatch(artifact, CPU, outlined.plan)
+    fp8 = any("E4M3" in n.op_type for n in outlined.model.graph)
+    assert found.proof.passed is not fp8, "an FP8 body computes in float there"
+    assert [u.kernel in ("MatMul", "FusedMatMul", "Gemm") if fp8 else u.kernel == "MatMulInteger" for u in found.units]
+    assert [u.node for u in found.units] == list(outlined.plan.units)
 
 
-def test_without_a_plan_the_bodies_tell_what_is_expected(outlined: Lowered, artifact: Path) -> None:
-    planned = prove_dispatch(artifact, target_named("cpu"), outlined.plan)
-    read = prove_dispatch(artifact, target_named("cpu"))
-    assert read.proof.passed, read.proof.detail
-    assert sorted((u.op_type, u.form, u.kernel) for u in read.units) == sorted(
-        (u.op_type, u.form, u.kernel) for u in planned.units
-    )
-    assert [f.node for f in read.kept_float] == []
+@pytest.mark.skipif(not why_not_loaded("CUDAExecutionProvider"), reason="there is a GPU here")
+def test_without_a_gpu_the_proof_says_what_was_seen_and_where(outlined: Lowered, artifact: Path) -> None:
+    found = prove_dispatch(artifact, CUDA, outlined.plan)
+    assert found.proof.passed is None
+    assert "on the CPU provider the bodies run" in found.proof.detail
+    assert "BiasRelu" in found.proof.detail
+    assert [u.proved for u in found.units] == [None, None]
+    assert all("on CUDAExecutionProvider it is qcompile::Linear" in u.reason for u in found.units)
 
 
-def test_an_outlined_unit_that_runs_in_float_is_no_proved_one(outlined: Lowered, artifact: Path) -> None:
-    """A Tanh before the conversion: the runtime inlines the body and has no integer kernel for it."""
-    import onnx
+def test_without_a_plan_the_calls_tell_what_is_expected(outlined: Lowered, artifact: Path) -> None:
+    read, planned = (prove_dispatch(artifact, CUDA, plan).units for plan in (None, outlined.plan))
+    assert [(u.form, u.kernel) for u in read] == [(u.form, u.kernel) for u in planned]
 
+
+def test_a_call_that_vanished_is_no_proved_unit(outlined: Lowered, artifact: Path) -> None:
     model = onnx.load(artifact)
-    [function] = [f for f in model.functions if f.name == "ConvW8A8Requant"]
-    [convolution] = [n for n in function.node if n.op_type == "Conv"]
-    bent = onnx.helper.make_node("Tanh", ["straight"], list(convolution.output), name="bent")
-    convolution.output[0] = "straight"
-    function.node.insert(list(function.node).index(convolution) + 1, bent)
+    [call] = [n for n in model.graph.node if n.op_type.endswith("BiasRelu")]
+    call.name = "somebody else"
     onnx.save(model, artifact)
-    found = prove_dispatch(artifact, target_named("cpu"), outlined.plan)
+    found = prove_dispatch(artifact, CPU, outlined.plan)
     assert found.proof.passed is False
-    assert [u.kernel for u in found.units if u.proved is False] == ["FusedConv"] * 2
+    assert outlined.plan.units[found.units[0].node].weight == "w"
+
+
+def test_the_noise_of_each_call_is_measured(outlined: Lowered, artifact: Path) -> None:
+    """Also of the one that swallowed a Relu: its result is compared with the Relu's."""
+    reference = Reference.of_state(outlined.float_model)
+    layers, skipped = measure_layers(reference, artifact, outlined.plan.units, SAMPLES, SilentProgress())
+    assert skipped == ""
+    assert [layer.value for layer in layers] == ["r", "y"]
+    assert all(layer.isolated_sqnr is not None and layer.isolated_sqnr > 25 for layer in layers)
+    assert all(np.isfinite(layer.sqnr or np.nan) for layer in layers)
 
 
 def test_diff_shows_what_the_units_are(outlined: Lowered, artifact: Path, tmp_path: Path) -> None:
-    import onnx_ir as ir
-
     ir.save(outlined.float_model, tmp_path / "float.onnx")
-    forms = {row.after[0].op_type: row.after[0].form for row in diff(tmp_path / "float.onnx", artifact).nodes}
-    assert forms["qcompile::ConvW8A8BiasRequant"] == Form.FULL
-    assert forms["qcompile::LinearW8A8Bias"] == Form.INPUTS
+    shown = {after.op_type: after.form for row in diff(tmp_path / "float.onnx", artifact).nodes for after in row.after}
+    forms = {form for op_type, form in shown.items() if op_type.startswith("qcompile::Linear")}
+    dynamic = any(n.op_type == "QuantizeRows" for n in outlined.model.graph)
+    assert forms == {Form.DYNAMIC if dynamic else Form.INPUTS}
 
 
-def test_a_target_with_float_biases_keeps_them_float(tmp_path: Path) -> None:
-    samples = [{"x": normal(1, 3, 8, 8, seed=i)} for i in range(4)]
-    weights = {name: array * 0.2 for name, array in WEIGHTS.items()}
-    tensorrt = target_named("tensorrt")
-    result = int8(MODEL, weights, samples, recipe=recipe(), target=tensorrt)
-    assert find_faults(result.model, tensorrt) == []
-    assert {f for _, f, _ in result.model.functions} >= {"ConvW8A8FloatBias", "LinearW8A8FloatBias"}
-    assert min(result.sqnr("y"), result.sqnr("z")) > 20
-
-
-def test_the_body_is_held_to_the_rules_of_the_target(outlined: Lowered) -> None:
-    assert find_faults(outlined.model, target_named("cpu")) == []
-    faults = find_faults(outlined.model, target_named("tensorrt"))
-    assert "a DequantizeLinear on its bias" in {fault.rule for fault in faults}
+def test_the_artifact_keeps_the_rules_of_its_target(outlined: Lowered) -> None:
+    assert find_faults(outlined.model, CUDA) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qcompile.compiler.plan import Form
 from qcompile.compiler.targets import TARGETS
 from qcompile.compiler.targets.cuda import CUDA, LANDINGS
 from qcompile.compiler.targets.table import Cost, Formats, Row, Target
@@ -42,15 +43,15 @@ def _target(target: Target) -> str:
             f"{target.merging.multiple} and none of {apart} follows; {target.merging.evidence}"
         )
     text = f"\n## {target.name}\n\n" + "\n".join(facts) + "\n"
-    if target.refusal:
-        text += f"\n{target.refusal}.\n"
+    if target.unfused:
+        text += f"\nNothing is written in Q/DQ: {target.unfused}.\n"
     header = ["Activations", "Weights", "Arithmetic", "Evidence"]
     text += "\n" + table(header, [_formats(f) for f in target.formats]) + "\n"
     for reason in dict.fromkeys(target.refused.values()):
         names = ", ".join(name for name, why in target.refused.items() if why == reason)
         text += f"\nNot offered, {names}: {reason}.\n"
-    for op_type, reason in dict.fromkeys((r.op_type, why) for r in target.rows for why in (r.refused or {}).values()):
-        text += f"\nNot offered, {op_type} that quantizes as it runs: {reason}.\n"
+    for what, reason in dict.fromkeys((_refused(r), why) for r in target.rows for why in (r.refused or {}).values()):
+        text += f"\nNot offered, {what}: {reason}.\n"
     if target.rows:
         timed = any(r.float_cost != Cost() for r in target.rows)
         evidence = list(dict.fromkeys(r.evidence for r in target.rows))
@@ -59,6 +60,16 @@ def _target(target: Target) -> str:
         text += "\n" + table(header, rows) + "\n\nEvidence:\n\n"
         text += "".join(f"{i}. {words}\n" for i, words in enumerate(evidence, 1))
     return text + (_landings() if target is CUDA else "")
+
+
+def _refused(row: Row) -> str:
+    """The operator, and which form of it its row refuses, as far as others are left."""
+    match list(row.refused or {}):
+        case [Form.DYNAMIC]:
+            return f"{row.op_type} that quantizes as it runs"
+        case [Form.INPUTS]:
+            return f"{row.op_type} with scales from calibration, {row.variant}"
+    return row.op_type
 
 
 def _formats(formats: Formats) -> list[str]:

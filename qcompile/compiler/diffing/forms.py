@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.compiler.operators import calls
 from qcompile.compiler.plan import Form
 
 _WEIGHTED = {"MatMul": (0, 1), "Gemm": (0, 1), "Conv": (0, 1), "ConvTranspose": (0, 1)}
@@ -55,8 +56,8 @@ def form_of(node: ir.Node) -> Form | str:
         return Form.ROWS
     if node.op_type in ("LSTM", "GRU") and _is_restored(node.inputs[1]):
         return Form.WEIGHTS
-    if node.domain not in ("", "ai.onnx") and _is_codes(node.inputs[0] if node.inputs else None):
-        return Form.FULL if _is_codes(node.outputs[0]) else Form.INPUTS
+    if calls.is_linear(node):
+        return calls.form_of(node)
     return _from_conversions(node)
 
 

@@ -110,9 +110,6 @@ def _stored(found: Inspection) -> Table:
 def _coverage(coverage: Sequence[Coverage]) -> Table:
     table = _grid("target", "operations", "what keeps others float", right=(1,))
     for row in coverage:
-        if row.refusal:
-            table.add_row(row.target, "0", Text(plain(row.refusal), "dim"))
-            continue
         reasons = [f"{n} {plain(reason)}" for reason, n in row.obstacles.items()]
         rest = len(reasons) - _MOST_OBSTACLES
         text = "; ".join(reasons[:_MOST_OBSTACLES]) + (f"; … and {count(rest, 'reason')} more" if rest > 0 else "")

@@ -1,17 +1,20 @@
-"""What the CUDA provider of stock ONNX Runtime executes of int8: conversions and one unfused product.
+"""What runs in int8 and FP8 on the CUDA provider: linear layers, by operators of our own.
 
-Q/DQ around a float operator stays just that on CUDA, a float kernel with conversions before and after,
-so nothing of int8-static is placed here. `LANDINGS` says where each quantized operator ends up; the
-lowering of formats that do pay on CUDA, and the explanation a user gets, rest on it.
+Stock ONNX Runtime has conversions and one unfused product there: Q/DQ around a float operator stays a float
+kernel with conversions before and after. So linear layers become operators of the domain `qcompile`, whose
+bodies consist of what `LANDINGS` says stays on the device, and nothing is written in Q/DQ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from qcompile.compiler.formats import INT8
+import onnx_ir as ir
+
+from qcompile.compiler.formats import FP8_E4M3, INT8
 from qcompile.compiler.graph import is_constant
 from qcompile.compiler.plan import Form
 from qcompile.compiler.targets.conditions import (
@@ -83,7 +86,47 @@ LANDINGS = (
     Landing("Cast", "int8 to float", Lands.CUDA),
 )
 
-_LINEAR: dict[str, Any] = {
+_TILE_K, _TILE_N = 16, 8
+"""Weights of tensor-core kernels: 16 bytes of a row are read at once, and 8 outputs are written at once."""
+
+_KERNEL = (
+    "not measured: the kernel exists since 0.1.0. By arithmetic intensity on an H100: up to some 300 rows a layer "
+    "waits for its weights, of which there are half the bytes of fp16; beyond, 8-bit tensor cores multiply twice as "
+    "fast as fp16 ones. Quantizing the input as it runs costs a pass over it, which then pays from some 200 outputs "
+    "on (float32 around it) or 600 (fp16), counted over all layers that read it"
+)
+_SHAPE = f"its shape: the 8-bit kernels take weights of K a multiple of {_TILE_K} and N a multiple of {_TILE_N}"
+_NO_CONVOLUTION = (
+    "there is no 8-bit convolution on CUDA: ONNX Runtime would compute in float and convert before and after, which is "
+    "slower than float. For convolutions use --target tensorrt"
+)
+
+
+def _fits_tiles(axis: Callable[[ir.Node], int]) -> Callable[[ir.Node], bool]:
+    """Whether a node's constant weight [K, N], or [N, K] where `axis` says so, has a shape that the kernels take."""
+
+    def fits(node: ir.Node) -> bool:
+        weight = node.inputs[1] if weight_is_second(node) else None
+        if weight is None or weight.shape is None or weight.shape.rank() != 2:
+            return False
+        shape, columns = weight.shape.numpy(), axis(node)
+        return shape[1 - columns] % _TILE_K == 0 and shape[columns] % _TILE_N == 0
+
+    return fits
+
+
+_OPERATORS: dict[str, Any] = {
+    "float_cost": Cost(),
+    "forms": {Form.INPUTS: Cost(), Form.DYNAMIC: Cost()},
+    "kernels": ("LinearW8A8", "LinearE4M3", "MatMulInteger"),
+    "evidence": _KERNEL,
+    "activations": (0,),
+    "weight": 1,
+    "lowering": {Form.INPUTS: Lowering.OPERATOR, Form.DYNAMIC: Lowering.OPERATOR},
+}
+"""What the rows of linear layers have in common; a body, inlined, shows as MatMulInteger."""
+
+_BLOCKS: dict[str, Any] = {
     "float_cost": Cost(),
     "forms": {Form.WEIGHTS: Cost()},
     "kernels": ("MatMulNBits",),
@@ -91,13 +134,19 @@ _LINEAR: dict[str, Any] = {
     "activations": (0,),
     "weight": 1,
     "lowering": {Form.WEIGHTS: Lowering.BLOCKS},
+    "refused": {Form.INPUTS: _SHAPE},
 }
-"""What the rows of linear layers have in common."""
+"""The same for those of any other shape."""
+
+_GEMM = (CONSTANT_WEIGHT, CONSTANT_BIAS, ROW_BIAS, PLAIN_GEMM)
 
 CUDA = Target(
     name="cuda",
     providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
-    formats=(Formats(INT8, INT8, symmetric=(True,), evidence=_PLACED),),
+    formats=(
+        Formats(INT8, INT8, symmetric=(True,), evidence=_KERNEL),
+        Formats(FP8_E4M3, FP8_E4M3, symmetric=(True,), evidence=_KERNEL),
+    ),
     quantize=Cost(),
     dequantize=Cost(),
     merging=Merging(
@@ -111,17 +160,43 @@ CUDA = Target(
         Row(
             op_type="MatMul",
             variant="constant weight",
+            selects=_fits_tiles(last_axis),
+            weight_axis=last_axis,
+            **_OPERATORS,
+        ),
+        Row(
+            op_type="MatMul",
+            variant="constant weight of another shape",
             selects=weight_is_second,
             weight_axis=last_axis,
             conditions=(MATRIX_WEIGHT,),
-            **_LINEAR,
+            **_BLOCKS,
         ),
         Row(
             op_type="Gemm",
+            selects=_fits_tiles(gemm_axis),
             bias=2,
             weight_axis=gemm_axis,
-            conditions=(CONSTANT_WEIGHT, CONSTANT_BIAS, ROW_BIAS, PLAIN_GEMM),
-            **_LINEAR,
+            conditions=_GEMM,
+            **_OPERATORS,
+        ),
+        Row(
+            op_type="Gemm",
+            variant="weight of another shape",
+            bias=2,
+            weight_axis=gemm_axis,
+            conditions=_GEMM,
+            **_BLOCKS,
+        ),
+        Row(
+            op_type="Conv",
+            float_cost=Cost(),
+            forms={},
+            kernels=("Conv",),
+            evidence=_PLACED,
+            activations=(0,),
+            weight=1,
+            refused={Form.INPUTS: _NO_CONVOLUTION, Form.DYNAMIC: _NO_CONVOLUTION},
         ),
         Row(
             op_type="Gather",
@@ -139,9 +214,9 @@ CUDA = Target(
     ),
     half=CUDA_HALF,
     evidence=_PLACED,
-    refusal=(
-        "ONNX Runtime's CUDA provider has no int8 kernel for Q/DQ graphs: it computes in float and converts "
-        "before and after, which is slower than the float model. For int8 on NVIDIA use --target tensorrt, or the "
-        "recipe int8-dynamic, which stores the weights of linear layers as int8"
+    unfused=(
+        "ONNX Runtime's CUDA provider has no int8 kernel for Q/DQ graphs: it computes in float and converts before and "
+        "after, which is slower than the float model. Linear layers have operators of ours; for convolutions use "
+        "--target tensorrt"
     ),
 )

@@ -69,6 +69,7 @@ class Lowering(StrEnum):
     DYNAMIC_LSTM = "com.microsoft::DynamicQuantizeLSTM"
     WEIGHTS = "codes times scale, multiplied when the model loads"
     BLOCKS = "com.microsoft::MatMulNBits of 8 bits"
+    OPERATOR = "an operator of the domain qcompile, which carries its definition"
 
 
 def _every_node(_: ir.Node) -> bool:
@@ -204,7 +205,7 @@ class Target:
         float_bias: the bias of a quantized unit must stay float.
         unify_concat: inputs and output of a Concat share their scale.
         rows: the first row that selects a node is its row; a node without one stays float.
-        refusal: why nothing of int8-static is placed on this target and what to use instead; empty normally.
+        unfused: why Q/DQ around a float operator gains nothing here; empty where the runtime fuses them.
         half: what it computes in float16 and bfloat16.
         evidence: where the table as a whole comes from.
     """
@@ -224,7 +225,7 @@ class Target:
     merging: Merging | None = None
     float_bias: bool = False
     unify_concat: bool = False
-    refusal: str = ""
+    unfused: str = ""
     block: int = 32
     half: Half = field(default_factory=Half)
 

@@ -20,6 +20,7 @@ from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.provenance import sources
 from qcompile.compiler.report import FloatRecord, Proof, UnitRecord
 from qcompile.compiler.targets.table import Target
+from qcompile.compiler.verification import operators
 from qcompile.compiler.verification.expectations import expected_units, rows_for
 from qcompile.compiler.verification.optimized import MOVES, OptimizedGraph, optimize, original_name
 from qcompile.errors import QCompileError, TargetError
@@ -51,24 +52,41 @@ def prove_dispatch(artifact: Path, target: Target, plan: QuantPlan | None = None
     model = ir.load(artifact)
     units = plan.units if plan is not None else expected_units(model, target)
     reasons = plan.kept_float if plan is not None else {}
-    provider = target.providers[0]
+    provider, called = target.providers[0], operators.calls(model, units)
     try:
         graph = optimize(artifact, provider)
     except TargetError as error:
-        records = [_record(u, None, None, "not examined on this machine") for u in units.values()]
-        proof = Proof(name="dispatch", passed=None, detail=error.what)
+        proof, records = _elsewhere(artifact, units, called, provider, error.what)
         return Dispatch(proof, records, _planned_floats(model, reasons))
     except QCompileError as error:
         return Dispatch(Proof(name="dispatch", passed=False, detail=error.what), [], _planned_floats(model, reasons))
     if not graph.nodes:
         records = [_assigned(unit, graph, provider) for unit in units.values()]
     else:
-        by_name = _by_original_name(graph)
+        by_name = graph.by_origin()
         for name, gathers in _lookups(model, graph).items():
             by_name.setdefault(name, []).extend(gathers)
-        records = [_lookup(unit, graph, by_name, target, plan is not None) for unit in units.values()]
+        records = [
+            operators.record(unit, called[name], graph, by_name, provider)
+            if name in called
+            else _lookup(unit, graph, by_name, target, plan is not None)
+            for name, unit in units.items()
+        ]
     kept = _planned_floats(model, reasons) + _heavy_floats(model, graph, units, reasons, target)
     return Dispatch(_summary(records, provider), records, kept)
+
+
+def _elsewhere(
+    artifact: Path, units: Mapping[str, Unit], called: Mapping[str, ir.Node], provider: str, missing: str
+) -> tuple[Proof, list[UnitRecord]]:
+    """What can be said where `provider` does not load."""
+    if called:
+        try:
+            return operators.prove_elsewhere(artifact, units, called, provider, missing)
+        except QCompileError as error:
+            return Proof(name="dispatch", passed=False, detail=error.what), []
+    records = [_record(u, None, None, "not examined on this machine") for u in units.values()]
+    return Proof(name="dispatch", passed=None, detail=missing), records
 
 
 def _record(unit: Unit, kernel: str | None, proved: bool | None, reason: str = "") -> UnitRecord:
@@ -84,14 +102,6 @@ def _assigned(unit: Unit, graph: OptimizedGraph, provider: str) -> UnitRecord:
     if took == provider:
         return _record(unit, provider, True)
     return _record(unit, took, False, f"assigned to {took}" if took else "not found among the assigned nodes")
-
-
-def _by_original_name(graph: OptimizedGraph) -> dict[str, list[onnx.NodeProto]]:
-    found: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.nodes:
-        name = original_name(node.name)
-        found.setdefault(graph.callers.get(name, name), []).append(node)
-    return found
 
 
 def _lookups(model: ir.Model, graph: OptimizedGraph) -> dict[str, list[onnx.NodeProto]]:

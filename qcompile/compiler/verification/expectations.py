@@ -6,11 +6,11 @@ Used where no plan is at hand: `qcompile verify` on a model that somebody else m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import onnx_ir as ir
 
 from qcompile.compiler.graph import is_constant, name_of, nodes
+from qcompile.compiler.operators.calls import form_of, is_linear
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.targets.table import Row, Target
 
@@ -28,7 +28,7 @@ def expected_units(model: ir.Model, target: Target) -> dict[str, Unit]:
     """The units of the artifact `model`, by node name, as `target` would run them."""
     found: dict[str, Unit] = {}
     for node in nodes(model):
-        unit = _integer_operator(node) or _between_conversions(node, target) or _body(node, model, target)
+        unit = _integer_operator(node) or _operator_call(node) or _between_conversions(node, target)
         if unit is not None:
             found[unit.node] = unit
     return found
@@ -123,13 +123,17 @@ def _is_rounded(conversion: ir.Node | None, target: Target) -> bool:
     return bool(computed) and not any(computed)
 
 
-def _body(node: ir.Node, model: ir.Model, target: Target) -> Unit | None:
-    """`node` as a unit when it calls a function whose body is one: the body's operator, under the call's name."""
-    function = model.functions.get(node.op_identifier())
-    inner = next((u for n in function or () if (u := _between_conversions(n, target)) is not None), None)
-    if inner is None:
+def _operator_call(node: ir.Node) -> Unit | None:
+    """`node` as a unit when it is a linear layer of the domain `qcompile`."""
+    if not is_linear(node):
         return None
-    return replace(inner, node=str(node.name), inputs=tuple(None for _ in node.inputs), output=name_of(node.outputs[0]))
+    return Unit(
+        node=str(node.name),
+        op_type=node.op_type,
+        form=form_of(node),
+        inputs=tuple(None for _ in node.inputs),
+        output=name_of(node.outputs[0]),
+    )
 
 
 def _quantized_value(conversion: ir.Node | None) -> str | None:

@@ -29,9 +29,11 @@ _MOST_BYTES = 300_000_000
 
 @dataclass
 class _Layer:
-    """One unit under measurement: its value's name in the artifact, the graph it lies in, and the sums."""
+    """One unit under measurement: the names of its value in the float model and in the artifact, the graph it lies
+    in, and the sums."""
 
     unit: Unit
+    value: str
     tapped: str
     piece: Piece | None
     home: int
@@ -45,7 +47,7 @@ class _Layer:
         return LayerNoise(
             node=self.unit.node,
             op_type=self.unit.op_type,
-            value=self.unit.output,
+            value=self.value,
             sqnr=self.gathered.sqnr if comparable else None,
             cosine=self.gathered.cosine if comparable else None,
             isolated_sqnr=self.alone.sqnr if isolated else None,
@@ -100,12 +102,14 @@ class _Bench:
         quantized = {n.input[0]: n.output[0] for n in self.index.producers.values() if n.op_type == "QuantizeLinear"}
         layers, in_bodies, fused = [], 0, 0
         for unit in units.values():
-            tapped = unit.output
+            value = tapped = unit.output
             if unit.form in (Form.FULL, Form.PASS):
                 tapped = quantized.get(unit.output, f"{unit.output}_quantized")
-            if unit.output in known and tapped in present:
+            elif tapped not in present:  # an operator that swallowed the activation writes its result
+                value = tapped = next(iter(self.index.made_by.get(f"{unit.node}_int8", ())), unit.output)
+            if value in known and tapped in present:
                 home = id(self.index.homes.get(tapped))
-                layers.append(_Layer(unit, tapped, cut_out(unit, tapped, self.index, known), home))
+                layers.append(_Layer(unit, value, tapped, cut_out(unit, tapped, self.index, known - {value}), home))
             elif unit.output in inside:
                 in_bodies += 1
             else:
@@ -123,9 +127,7 @@ class _Bench:
         alone = [layer for layer in layers if layer.piece is not None]
         pieces = [layer.piece for layer in alone if layer.piece is not None]
         reads = {name for piece in pieces for name in piece.reads} - inputs
-        float_probe = Probe(
-            self.exact, [*(layer.unit.output for layer in layers), *sorted(reads)], weights=self.weights
-        )
+        float_probe = Probe(self.exact, [*(layer.value for layer in layers), *sorted(reads)], weights=self.weights)
         compiled_probe = Probe(self.compiled, [layer.tapped for layer in layers], self.folder, self.entries)
         pieces_probe: Probe | None = None
         weight = 0
@@ -151,7 +153,7 @@ class _Bench:
 def _add(
     layer: _Layer, noise: Noise, floats: Mapping[str, Array], found: Array, codes: Mapping[str, tuple[Array, Array]]
 ) -> None:
-    expected = floats[layer.unit.output]
+    expected = floats[layer.value]
     if layer.tapped in codes:
         scale, zero = codes[layer.tapped]
         found = (found.astype(np.float32) - zero) * scale

@@ -110,8 +110,8 @@ def _operator_faults(node: ir.Node, target: Target) -> Iterator[Fault]:
 
 def _pattern_faults(node: ir.Node, target: Target) -> Iterator[Fault]:
     """Rules of an operator that reads dequantized values."""
-    if target.refusal:
-        yield _fault(node, f"computes in float between conversions: {target.refusal}", "choose another target")
+    if target.unfused:
+        yield _fault(node, f"computes in float between conversions: {target.unfused}", "compile for this target")
         return
     rows = rows_for(target, node.op_type)
     weighted = next((row for row in rows if row.weight is not None and _reads_weight(node, row)), None)

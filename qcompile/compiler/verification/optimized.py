@@ -21,7 +21,9 @@ MOVES = {  # operators that hand values on, or some of them, as they are
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity", "MaxPool", "Expand", "Resize",
     "ReorderInput", "ReorderOutput", "DepthToSpace", "SpaceToDepth", "Split", "Gather",
 }  # fmt: skip
-_RENAMED = re.compile(r"(_token_\d+|_nchwc|_nhwc|/MatMulAddFusion|/GatherSliceToSplitFusion|/MatmulTransposeFusion)$")
+_RENAMED = re.compile(
+    r"(_token_\d+|_nchwc|_nhwc|/MatMulAddFusion|/GatherSliceToSplitFusion|/MatmulTransposeFusion|/MatMulScaleFusion/)$"
+)
 
 
 @dataclass
@@ -46,6 +48,14 @@ class OptimizedGraph:
         """Whether the node is a low-precision kernel: it reads codes and is no conversion."""
         conversion = node.op_type in ("QuantizeLinear", "DequantizeLinear")
         return not conversion and any(self.types.get(name) in _CODES for name in node.input)
+
+    def by_origin(self) -> dict[str, list[onnx.NodeProto]]:
+        """The nodes by the name that they, or the call whose body they are of, have in the artifact."""
+        found: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            name = original_name(node.name)
+            found.setdefault(self.callers.get(name, name), []).append(node)
+        return found
 
     def makers(self, value: str) -> Iterator[onnx.NodeProto]:
         """The producer of `value` and, through nodes that only move it, those before it."""

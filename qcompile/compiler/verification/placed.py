@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from qcompile.compiler.graph import is_constant, nodes
+from qcompile.compiler.operators.calls import is_row_quantizer
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.provenance import sources
 from qcompile.compiler.report import PlacedNode
@@ -54,7 +55,7 @@ def _entering(value: ir.Value | None, writers: Mapping[str, Unit]) -> ir.Value |
     node = value.producer() if value is not None else None
     if node is not None and node.op_type == "DequantizeLinear":
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if node is None or node.op_type != "QuantizeLinear" or node.inputs[0] is None:
+    if node is None or not (node.op_type == "QuantizeLinear" or is_row_quantizer(node)) or node.inputs[0] is None:
         return None
     name = node.outputs[0].name or ""
     return None if name.removesuffix("_quantized") in writers else node.outputs[0]

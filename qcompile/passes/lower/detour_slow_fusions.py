@@ -3,11 +3,13 @@
     Add(a, b) -> LayerNormalization   becomes   Sum(a, b) -> LayerNormalization
     DQ -> Conv(x, float w) -> Q       becomes   DQ -> Conv(x, float w) -> Sum -> Q
     Clip -> Q to FP8                  becomes   Clip -> Sum -> Q to FP8
+    Reshape -> Q to FP8 -> operator   becomes   Reshape -> Sum -> Q to FP8 -> operator
 
 Sum of two tensors is the same function bit for bit, but no fusion looks for it; Sum of one hands it on.
-The second keeps a float operator float where the runtime would quantize its weight by itself. With the third
-pair a model does not load: ONNX Runtime 1.31 compares the bounds with the range of the codes, whatever the
-provider, and knows no FP8. Which other pairs to keep apart, and what was measured, stands in the target's table.
+The second keeps a float operator float where the runtime would quantize its weight by itself. With the last two
+pairs a model does not load. ONNX Runtime 1.31 compares the bounds with the range of the codes, whatever the
+provider, and knows no FP8; and it moves the Q in front of operators that move values, of which none takes FP8.
+Which other pairs to keep apart, and what was measured, stands in the target's table.
 """
 
 from __future__ import annotations
@@ -20,9 +22,13 @@ from qcompile.compiler.codes import Codes
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import FP8_E4M3, FP8_E5M2
 from qcompile.compiler.graph import is_constant, nodes
+from qcompile.compiler.operators.definition import DOMAIN
 from qcompile.compiler.passes import Pass, Phase
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.targets.table import Detour
+
+_MOVES = {"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+"""Operators behind which the runtime takes a Q back to their input."""
 
 
 class DetourSlowFusions(Pass):
@@ -38,10 +44,10 @@ class DetourSlowFusions(Pass):
         codes = Codes.of(model, context, self.name)
         takers = [n for n in nodes(model) if n.op_type in context.target.swallows]
         swallowed = [v for n in takers if (v := _swallowed(n)) is not None]
-        clipped = [n.outputs[0] for n in nodes(model) if n.op_type == "Clip" and _becomes_fp8(n.outputs[0])]
-        for value in (*swallowed, *clipped):
+        unloadable = [n.outputs[0] for n in nodes(model) if _must_stand_apart(n)]
+        for value in (*swallowed, *unloadable):
             _hand_on(value, codes)
-        return bool(found or swallowed or clipped)
+        return bool(found or swallowed or unloadable)
 
 
 def _matches(node: ir.Node, detour: Detour) -> bool:
@@ -51,11 +57,14 @@ def _matches(node: ir.Node, detour: Detour) -> bool:
     return [use.node.op_type for use in node.outputs[0].uses()] == [detour.second]
 
 
-def _becomes_fp8(value: ir.Value) -> bool:
-    """Whether a QuantizeLinear makes FP8 codes of `value`."""
-    readers = [use.node for use in value.uses() if use.node.op_type == "QuantizeLinear"]
+def _must_stand_apart(node: ir.Node) -> bool:
+    """Whether `node` before a QuantizeLinear to FP8 keeps the model from loading."""
+    if node.op_type != "Clip" and node.op_type not in _MOVES:
+        return False
     kinds = {f.dtype for f in (FP8_E4M3, FP8_E5M2)}
-    return any(len(r.inputs) > 2 and r.inputs[2] is not None and r.inputs[2].dtype in kinds for r in readers)
+    quantized = [r.outputs[0] for use in node.outputs[0].uses() if (r := use.node).op_type == "QuantizeLinear"]
+    fp8 = [v for v in quantized if v.dtype in kinds]
+    return bool(fp8) and (node.op_type == "Clip" or any(use.node.domain == DOMAIN for v in fp8 for use in v.uses()))
 
 
 def _swallowed(node: ir.Node) -> ir.Value | None:

@@ -94,9 +94,22 @@ def _activation(coefficient: float, factors: list[ir.Value], version: int) -> ir
             return ir.node("HardSwish", [x])
         if version >= 14 and _hard_sigmoid(gate) is x and math.isclose(coefficient, 1.0, rel_tol=1e-6):
             return ir.node("HardSwish", [x])
-        if version >= 20 and _one_plus_erf(gate) is x and math.isclose(coefficient, 0.5, rel_tol=1e-6):
-            return ir.node("Gelu", [x])
-    return None
+    gelu_of = _erf_gelu(coefficient, factors)
+    return ir.node("Gelu", [gelu_of]) if version >= 20 and gelu_of is not None else None
+
+
+def erf_gelu(node: ir.Node) -> ir.Value | None:
+    """x of x * (1 + erf(x / sqrt 2)) / 2 whose last product is `node`, or None where it is something else."""
+    if node.op_type not in ("Mul", "Div") or node.domain != "":
+        return None
+    coefficient, factors, _ = _product(node)
+    return _erf_gelu(coefficient, factors)
+
+
+def _erf_gelu(coefficient: float, factors: list[ir.Value]) -> ir.Value | None:
+    if len(factors) != 2 or not math.isclose(coefficient, 0.5, rel_tol=1e-6):
+        return None
+    return next((x for x, gate in (factors, factors[::-1]) if _one_plus_erf(gate) is x), None)
 
 
 def _shifted_relu6(value: ir.Value) -> ir.Value | None:

@@ -7,7 +7,7 @@ A tensor stays float when an 8-bit grid over its range does not resolve it (acti
 Times come from the target's table and the element counts that calibration saw, so placement knows
 that a conversion can cost more than the operator it serves.
 
-Errors: TargetError when the target has no static int8 path.
+Errors: TargetError when the target does not take the formats.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qcompile.compiler.specs import PerChannel, PerTensor, QuantSpec
 from qcompile.compiler.statistics import RANGE
 from qcompile.compiler.targets.table import Formats, Lowering, PlacementRule, Work
 from qcompile.compiler.units import Candidate, candidates, weight_spec, within_reach, work
-from qcompile.errors import RecipeError, TargetError
+from qcompile.errors import RecipeError
 from qcompile.passes.quantize.activation_scales import ActivationScales
 from qcompile.passes.quantize.keep_float import kept_by, pin
 
@@ -85,11 +85,9 @@ class PlaceInt8(Pass):
         """`pair`, where nothing speaks against placing it in `model`.
 
         Raises:
-            TargetError: the target has no static path, or not for these formats.
+            TargetError: the target does not take these formats.
             RecipeError: the model's opset has no conversion to one of them.
         """
-        if context.target.refusal:
-            raise TargetError(context.target.refusal, where=f"target '{context.target.name}'")
         formats = self.pair(context)
         for fmt in (formats.activation, formats.weight):
             if opset(model) < fmt.opset:
@@ -106,7 +104,9 @@ class PlaceInt8(Pass):
         if kept:
             return kept
         if _STATIC.isdisjoint(candidate.row.forms):
-            return "it has no form whose scales are fixed by calibration"
+            return (candidate.row.refused or {}).get(
+                Form.INPUTS, "it has no form whose scales are fixed by calibration"
+            )
         if not formats.computed and candidate.row.weight is None:
             return f"it has no weight, and no kernel computes on {formats.activation.name} codes"
         if candidate.row.on_request and not self.activation_products:
@@ -176,7 +176,7 @@ class _GraphPlacement:
     def choose(self, open_to_choice: list[Candidate]) -> dict[str, Form]:
         """Forms by the target's placement rule."""
         if self.target.placement is PlacementRule.WEIGHTED_INPUTS:
-            return {str(c.node.name): next(iter(c.row.forms)) for c in open_to_choice}
+            return {str(c.node.name): next(f for f in c.row.forms if f in _STATIC) for c in open_to_choice}
         if not self.formats.computed:
             kept = {Form.ROWS}
             return {str(c.node.name): next(iter(kept & set(c.row.forms)), Form.ROUNDED) for c in open_to_choice}
@@ -248,6 +248,7 @@ class _GraphPlacement:
         ]
         output = candidate.output
         whole = form in (Form.FULL, Form.PASS)
+        weight = self.target.weight if form is Form.ROWS else self.weight  # rows are looked up, whatever computes
         unit = Unit(
             node=str(node.name),
             op_type=node.op_type,
@@ -257,7 +258,7 @@ class _GraphPlacement:
             weight=name_of(w) if row.weight is not None and (w := node.inputs[row.weight]) is not None else None,
             bias=str(candidate.bias.name) if candidate.bias else None,
             activation=str(candidate.activation.name) if candidate.activation and whole else None,
-            weight_spec=weight_spec(node, row, form, self.weight, self.target.block),
+            weight_spec=weight_spec(node, row, form, weight, self.target.block),
         )
         self.plan.units[unit.node] = unit
         for name in reads:

@@ -9,7 +9,6 @@ import pytest
 
 from qcompile.compiler.plan import Form
 from qcompile.compiler.targets import target_named
-from qcompile.errors import TargetError
 from tests.passes.int8 import check, head, int8, normal
 
 POINT = normal(8, 8, 1, 1, seed=2)
@@ -218,9 +217,10 @@ def test_the_reader_of_a_swallowed_convolution() -> None:
     check(result)
 
 
-def test_a_target_without_int8_refuses() -> None:
-    with pytest.raises(TargetError, match="CUDA provider has no int8 kernel"):
-        int8(CHAIN, WEIGHTS, SAMPLES, target=target_named("cuda"))
+def test_an_operator_that_the_target_refuses_stays_float_and_says_why() -> None:
+    result = int8(CHAIN, WEIGHTS, SAMPLES, target=target_named("cuda"))
+    assert result.plan.units == {}
+    assert "no 8-bit convolution on CUDA" in result.plan.kept_float["Conv_0"]
 
 
 @pytest.mark.parametrize("small", [0.001, 0.1])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 _SOURCE = Path(__file__).with_name("stub.c")
 _LIBRARIES = re.compile(r"lib(?:cu|nv)[A-Za-z]+\.so\.\d+")
@@ -40,6 +43,26 @@ def headers() -> Path | None:
     places = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"]
     places += [include for package in packages for include in sorted(package.glob("*/include"))]
     return next((place for place in places if (place / "cuda_runtime_api.h").exists()), None)
+
+
+def run(module: str, folder: Path, *arguments: str, **environment: str) -> Any:
+    """What the program `module` prints as JSON in a process in which the stub, built in `folder`, stands in for CUDA.
+
+    Results of operators mean nothing there, so models are compiled outside and come as files.
+    """
+    build(folder)
+    library = provider_library()
+    assert library is not None
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, **environment, "LD_LIBRARY_PATH": f"{folder}:{library.parent}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def build(folder: Path) -> None:
