@@ -109,6 +109,17 @@ def test_any_shape(name: str, leading: list[int], n: int, k: int, block: int, st
     check(operator, values, block=block)
 
 
+@pytest.mark.parametrize(
+    "name", ["Linear24BiasReluFp16", "LinearE4M3BiasGelu", "LinearW4A16", "LinearE4M3Silu", "RMSNormQuantE4M3"]
+)
+def test_nan_fills_its_row_and_no_other(name: str) -> None:
+    operator = OPERATORS[name]
+    values = operands(operator, (5,), 8, 64)
+    x = values["x" if "x" in values else "x_q"]
+    x[1, 3] = np.nan
+    check(operator, values)
+
+
 def test_an_exact_product_of_the_largest_codes() -> None:
     """Beyond 2^24, where float32 sums would round: K * 127 * 127."""
     operator, k = OPERATORS["LinearW8A8"], 4096
