@@ -60,7 +60,7 @@ def sources_digest() -> str:
     """A digest of all sources: a library that was built from others is not used."""
     digest = hashlib.sha256()
     for path in sorted((SOURCES / "native").rglob("*")):
-        if path.suffix in (".h", ".cc", ".cu"):
+        if path.is_file():
             digest.update(path.relative_to(SOURCES).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update((SOURCES / "CMakeLists.txt").read_bytes())
     return digest.hexdigest()[:16]

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def find_tools(cuda: bool | None = None, headers: Path | None = None) -> Tools:
 
 
 def _cmake() -> Path:
-    path = _program("cmake", package="cmake")
+    path = _program("cmake")
     if path is None:
         raise _Missing("CMake is missing (pip install cmake)")
     version = _version([str(path), "--version"])
@@ -107,7 +108,7 @@ def _cmake() -> Path:
 
 
 def _make() -> tuple[str, Path]:
-    if ninja := _program("ninja", package="ninja"):
+    if ninja := _program("ninja"):
         return "Ninja", ninja
     if make := shutil.which("make"):
         return "Unix Makefiles", Path(make)
@@ -187,14 +188,10 @@ def _folder(header: str, what: str, variable: str, package: str, places: list[Pa
     raise _Missing(f"{what}'s headers are missing (pip install {package}, or {variable}=FOLDER)")
 
 
-def _program(name: str, package: str) -> Path | None:
-    """A program of the system, or of a Python package that brings it."""
-    if path := shutil.which(name):
-        return Path(path)
-    for place in _package(package):
-        if path := shutil.which(name, path=str(place / "data" / "bin")):
-            return Path(path)
-    return None
+def _program(name: str) -> Path | None:
+    """A program of the system, or of a package beside this Python."""
+    path = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+    return Path(path) if path else None
 
 
 def _package(name: str) -> list[Path]:

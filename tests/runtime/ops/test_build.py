@@ -33,6 +33,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tools, "_ROOTS", ())
     monkeypatch.setattr(tools, "_CUDA_ROOT", tmp_path / "no-cuda")
     monkeypatch.setattr(tools, "_package", lambda name: [])
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(programs))
     return programs
 
 

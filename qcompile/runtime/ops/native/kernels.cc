@@ -17,7 +17,7 @@ template <class Args>
 struct Functions {
   void (*cpu)(const Args&);
   size_t (*workspace)(const Args&);
-  const char* (*cuda)(const Args&, void* workspace, cudaStream_t);  // null: not in this build
+  const char* (*cuda)(const Args&, void* workspace, cudaStream_t);
 };
 
 #ifdef QCOMPILE_CUDA
@@ -175,19 +175,6 @@ void LinearW4A16(const Call& call, const Launcher& launch, int64_t block) {
 }
 
 }  // namespace
-
-bool Available(const Operator& op, Provider provider) {
-  if (provider == Provider::cpu) return true;
-  switch (op.family) {
-    case Family::quantize_rows: return kQuantizeRows.cuda != nullptr;
-    case Family::norm_quant: return kNormQuant.cuda != nullptr;
-    case Family::linear_w8a8: return kLinearW8A8.cuda != nullptr;
-    case Family::linear_e4m3: return kLinearE4M3.cuda != nullptr;
-    case Family::linear_w4a16: return kLinearW4A16.cuda != nullptr;
-    case Family::linear_24: return kLinear24.cuda != nullptr;
-  }
-  return false;
-}
 
 Kernel::Kernel(const Operator& op, Provider provider, const OrtKernelInfo* info) : op_(op), provider_(provider) {
   size_t size = 0;

@@ -13,8 +13,12 @@ namespace qcompile {
 
 enum class Provider { cpu, cuda };
 
-// Whether this build has the operator for the provider.
-bool Available(const Operator& op, Provider provider);
+// Those that this build has kernels for; each has all operators.
+#ifdef QCOMPILE_CUDA
+constexpr Provider kProviders[] = {Provider::cpu, Provider::cuda};
+#else
+constexpr Provider kProviders[] = {Provider::cpu};
+#endif
 
 // One node, as its session made it.
 class Kernel {

@@ -74,9 +74,8 @@ OrtCustomOpDomain* Domain() {
     OrtCustomOpDomain* made = nullptr;
     Check(Api().CreateCustomOpDomain("qcompile", &made));
     auto& registrations = *new std::deque<Registration>;
-    for (const Provider provider : {Provider::cpu, Provider::cuda}) {
+    for (const Provider provider : kProviders) {
       for (const Operator& op : Catalogue()) {
-        if (!Available(op, provider)) continue;
         Check(Api().CustomOpDomain_Add(made, &registrations.emplace_back(op, provider)));
       }
     }
@@ -107,9 +106,9 @@ QCOMPILE_EXPORT const char* qcompile_operators() {
   try {
     static const std::string text = [] {
       std::string lines;
-      for (const Provider provider : {Provider::cpu, Provider::cuda}) {
+      for (const Provider provider : kProviders) {
         for (const Operator& op : Catalogue()) {
-          if (Available(op, provider)) lines += (provider == Provider::cpu ? "cpu " : "cuda ") + op.signature() + "\n";
+          lines += (provider == Provider::cpu ? "cpu " : "cuda ") + op.signature() + "\n";
         }
       }
       return lines;

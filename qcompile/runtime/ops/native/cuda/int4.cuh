@@ -28,7 +28,7 @@ struct Blocks {
   int log2_size;        // of 32, 64 or 128 codes
 
   __device__ explicit Blocks(const BlockLinearArguments& a)
-      : scale(a.w_scale), zero(a.w_zero), per_row(a.k / a.block), log2_size(__ffsll(a.block) - 1) {}
+      : scale(a.w_scale), zero(a.w_zero), per_row(a.k / a.block), log2_size(a.block == 32 ? 5 : a.block == 64 ? 6 : 7) {}
 
   __device__ int64_t index(int64_t row, int64_t k) const { return row * per_row + (k >> log2_size); }
   __device__ float scale_at(int64_t index) const { return __half2float(same_bits<__half>(scale[index])); }
