@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import qcompile
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -24,7 +26,7 @@ def save(name: str, rows: Sequence[dict[str, Any]], notes: dict[str, Any], file:
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
         "commit": commit(),
         "machine": machine(),
-        "versions": {p: version(p) for p in ("qcompile", "onnx", _runtime(), "numpy")},
+        "versions": {"qcompile": qcompile.__version__} | {p: version(p) for p in ("onnx", _runtime(), "numpy")},
         **notes,
         "rows": rows,
     }

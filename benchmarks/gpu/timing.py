@@ -75,6 +75,12 @@ def captured(call: Callable[[int], Any], calls: int) -> Callable[[], None]:
     return replay
 
 
+def own_stream() -> None:
+    """Make another stream than the default one the current one: ONNX Runtime captures on it, which that one cannot."""
+    torch = _torch()
+    torch.cuda.set_stream(torch.cuda.Stream())
+
+
 def l2_bytes() -> int:
     """Size of the device's L2 cache."""
     return int(_torch().cuda.get_device_properties(0).L2_cache_size)
