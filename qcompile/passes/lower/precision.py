@@ -17,6 +17,7 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import name_of, nodes, opset
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.targets.half import Half
+from qcompile.passes.lower.half.masks import bound_masks
 from qcompile.passes.lower.half.operands import Operands, operands
 from qcompile.passes.lower.half.ranges import observed_ranges
 from qcompile.passes.lower.half.regions import activations, half_nodes
@@ -46,10 +47,10 @@ class Precision(Pass):
         dtype = _TYPES.get(self.dtype) if self.dtype else half.dtype
         if dtype is None or half.dtype is None:
             return False
-        members = _members(model, half, dtype)
-        values = activations(model)
-        ranges = observed_ranges(model, {name_of(v) for v in values}, context)
-        kept = kept_nodes(model, members, ranges, dtype)
+        ranges = observed_ranges(model, {name_of(v) for v in activations(model)}, context)
+        ranges, bounds = bound_masks(model, ranges, dtype, self.name)
+        members, values = _members(model, half, dtype), activations(model)
+        kept = kept_nodes(model, members, ranges, dtype) | dict.fromkeys(bounds, "it bounds a mask")
         kept |= {node: why for node in members if (why := kept_by(str(node.name), self.keep_float))}
         tensors = kept_tensors(values, ranges, dtype)
         chosen = half_nodes(model, members, kept, tensors)

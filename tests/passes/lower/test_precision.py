@@ -224,3 +224,31 @@ def test_the_recipe_on_the_cpu_changes_nothing_and_says_so() -> None:
     run(model, *find_recipe("fp16").passes(), on=on)
     assert half(model) == []
     assert "computes in float32" in on.notices[0]
+
+
+MASKED = (
+    head()
+    + "g (float[2,5,8] x, float[2,1,5] m) => (float[2,5,8] y) { q = MatMul (x, w) t = Transpose <perm=[0,2,1]> (q) "
+    "s = MatMul (q, t) n = Mul (m, lowest) a = Add (s, n) p = Softmax <axis=-1> (a) y = MatMul (p, q) }"
+)
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_mask_is_bounded_so_that_scores_stay_half(sampled: bool) -> None:
+    """A penalty of -3.4e38 overflows; -32768 masks as well. The bound comes from samples or from the constant."""
+    penalty = np.float32([[[0, 0, 0, 1, 1]], [[0, 0, 0, 0, 0]]])
+    weights = {"w": normal(8, 8) / 3, "lowest": np.finfo(np.float32).min}
+    sample = {"x": normal(2, 5, 8), "m": penalty} if sampled else None
+    model, _ = precise(MASKED, weights, sample)
+    assert half(model) == ["MatMul", "Transpose", "MatMul", "Add", "Softmax", "MatMul"]
+    assert casts(model) == 3, "of x, of the mask, of y"
+    assert [n.op_type for n in model.graph].count("Max") == 1
+
+
+def test_a_constant_mask_is_bounded_as_a_constant() -> None:
+    text = MASKED.replace("n = Mul (m, lowest) a = Add (s, n)", "a = Add (s, lowest)")
+    causal = np.triu(np.full((5, 5), np.finfo(np.float32).min), 1)
+    sample = {"x": normal(2, 5, 8), "m": normal(2, 1, 5)}
+    model, _ = precise(text, {"w": normal(8, 8) / 3, "lowest": causal}, sample)
+    assert casts(model) == 2
+    assert not [n for n in model.graph if n.op_type == "Max"]

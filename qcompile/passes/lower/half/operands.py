@@ -18,8 +18,8 @@ from qcompile.compiler.graph import is_float32
 if TYPE_CHECKING:
     import onnx
 
-_WITH = {"RMSNormalization": {"T", "V"}, "Attention": {"T1", "T2", "U"}}
-"""Operators whose results have one type only together with that of other variables."""
+_WITH = {"RMSNormalization": {"T", "V"}, "Attention": {"T1", "T2", "U"}, "Pow": {"T", "T1"}}
+"""Operators with more than one variable whose kernels want one type."""
 
 _STRINGS = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "tensor(bfloat16)"}
 

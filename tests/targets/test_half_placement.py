@@ -1,0 +1,96 @@
+"""Half precision on the CUDA provider, placed on a stub: the table is true, and whole models stay on the device."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qcompile.compiler.provenance import PASS
+from qcompile.compiler.targets import target_named
+from qcompile.compiler.targets.half import CUDA_HALF
+from qcompile.frontends.builtin_recipes import find_recipe
+from tests.sweep.harness import compile_in_memory, session
+from tests.targets import cuda_stub
+from tests.targets.half_cases import CASES, TYPES
+from tests.targets.half_models import MODELS, half_model
+
+CASTS = {"encoder": 2, "decoder": 5, "convolutions": 2}
+"""Casts that the pass adds, those at the inputs and outputs included."""
+
+HANDLES_SHAPES = {"Shape", "Gather", "Unsqueeze", "Squeeze", "Concat", "Slice", "Cast"}
+"""What the CUDA provider may leave to the CPU, where it is about shapes."""
+
+stubbed = pytest.mark.skipif(bool(cuda_stub.why_not()), reason=cuda_stub.why_not())
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each small model in each half type."""
+    folder, found = tmp_path_factory.mktemp("half"), {}
+    for name, (_, sample) in MODELS.items():
+        for dtype in TYPES.values():
+            recipe = find_recipe("fp16").with_overrides([f"precision.dtype={dtype}"])
+            done = compile_in_memory(half_model(name), [sample], recipe.passes(), target_named("cuda"))
+            found[f"{name}-{dtype}"] = folder / f"{name}-{dtype}.onnx"
+            found[f"{name}-{dtype}"].write_bytes(done.data)
+    return found
+
+
+@pytest.fixture(scope="module")
+def placed(cuda_environment: dict[str, str], halves: dict[str, Path]) -> dict[str, Any]:
+    """What `tests.targets.half_cases` prints when the stub stands in for CUDA."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.targets.half_cases", *map(str, halves.values())],
+        cwd=Path(__file__).parents[2],
+        env=cuda_environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def test_every_operator_of_the_table_has_a_case() -> None:
+    assert set().union(*CUDA_HALF.kernels.values()) == set(CASES)
+
+
+@pytest.mark.cuda_stub
+@stubbed
+@pytest.mark.parametrize("dtype", TYPES, ids=TYPES.values())
+def test_the_table_lists_what_runs_on_the_device(dtype: ir.DataType, placed: dict[str, Any]) -> None:
+    """And no less: what it leaves out of a type has no kernel there."""
+    taken = {op for op in CASES if placed["operators"][f"{op}|{TYPES[dtype]}"] == "CUDAExecutionProvider"}
+    assert taken == CUDA_HALF.kernels[dtype]
+
+
+@pytest.mark.cuda_stub
+@stubbed
+@pytest.mark.parametrize("dtype", TYPES.values())
+@pytest.mark.parametrize("name", MODELS)
+def test_models_stay_on_the_device(name: str, dtype: str, placed: dict[str, Any]) -> None:
+    found = placed["models"][f"{name}-{dtype}"]
+    assert set(found.get("CPUExecutionProvider", ())) <= HANDLES_SHAPES
+    assert not [op for op in found["executed"] if op.startswith("Memcpy")]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_casts_are_few_and_numbers_stay(name: str, halves: dict[str, Path]) -> None:
+    model, sample = half_model(name), MODELS[name][1]
+    data = halves[f"{name}-float16"].read_bytes()
+    compiled = ir.from_proto(onnx.load_from_string(data))
+    casts = [n for n in compiled.graph if n.op_type == "Cast" and n.metadata_props.get(PASS) == "precision"]
+    assert len(casts) == CASTS[name]
+    [expected] = session(model.SerializeToString(), optimized=False).run(None, sample)
+    for optimized in (False, True):
+        [got] = session(data, optimized=optimized).run(None, sample)
+        assert got.dtype == expected.dtype
+        assert np.abs(got - expected).max() <= 1e-2 * np.abs(expected).max()
