@@ -78,7 +78,8 @@ def place(
             readers.setdefault(tensor, []).append(op)
     for tensor, conversion in conversions.items():
         _add_tensor(graph, tensor, conversion, writer.get(tensor), readers.get(tensor, []), tensor in outside)
-    _, (codes, _) = nx.minimum_cut(graph, _CODES, _FLOAT)
+    flow = nx.algorithms.flow.boykov_kolmogorov
+    _, (codes, _) = nx.minimum_cut(graph, _CODES, _FLOAT, flow_func=flow)
     return {op.name: _form(op, codes) for op in operations}
 
 

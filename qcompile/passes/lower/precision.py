@@ -14,7 +14,7 @@ import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import name_of, nodes, opset
+from qcompile.compiler.graph import nodes, opset
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.targets.half import Half
 from qcompile.passes.lower.half.masks import bound_masks
@@ -47,7 +47,7 @@ class Precision(Pass):
         dtype = _TYPES.get(self.dtype) if self.dtype else half.dtype
         if dtype is None or half.dtype is None:
             return False
-        ranges = observed_ranges(model, {name_of(v) for v in activations(model)}, context)
+        ranges = observed_ranges(model, activations(model), context)
         ranges, bounds = bound_masks(model, ranges, dtype, self.name)
         members, values = _members(model, half, dtype), activations(model)
         kept = kept_nodes(model, members, ranges, dtype) | dict.fromkeys(bounds, "it bounds a mask")

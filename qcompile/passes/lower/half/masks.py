@@ -14,7 +14,7 @@ import onnx_ir as ir
 from qcompile.compiler.graph import add_initializer, constant, is_float32, nodes
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.statistics import StatisticsTable
-from qcompile.passes.lower.half.ranges import HALF
+from qcompile.passes.lower.half.ranges import HALF, origins
 from qcompile.passes.prepare.surgery import Names
 
 _LOWEST = np.float32(-(2.0**15))
@@ -51,9 +51,9 @@ def bound_masks(
 def _is_mask(value: ir.Value, ranges: StatisticsTable, dtype: ir.DataType) -> bool:
     """Whether `value` holds numbers too low for `dtype`, as samples show or as a constant behind it says."""
     lowest = HALF[dtype].low
-    seen = ranges.range_of(str(value.name))
-    if seen is not None:
-        return 2 * seen.low < lowest and abs(seen.high) < -_LOWEST
+    seen = [r for origin in origins(value) if (r := ranges.range_of(str(origin.name))) is not None]
+    if seen:
+        return 2 * min(r.low for r in seen) < lowest and max(abs(r.high) for r in seen) < float(-_LOWEST)
     waiting, known = [value], set[ir.Value]()
     while waiting:
         current = waiting.pop()

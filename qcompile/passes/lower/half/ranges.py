@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import BFLOAT16, FLOAT16
+from qcompile.compiler.graph import is_constant, is_float32, name_of
 from qcompile.compiler.observation import observe
 from qcompile.compiler.serialization import runnable
 from qcompile.compiler.statistics import RANGE, StatisticsTable, TensorRange
@@ -26,16 +27,23 @@ from qcompile.runtime.calibration import read_samples
 _MARGIN = 2.0
 
 
+_WITHIN_INPUTS = {
+    "Abs", "AveragePool", "Compress", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements",
+    "GatherND", "GlobalAveragePool", "GlobalMaxPool", "Identity", "MaxPool", "Neg", "Relu", "Reshape", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze",
+}  # fmt: skip
+"""Operators whose results are within the range of their inputs."""
+
 HALF = {f.dtype: f for f in (FLOAT16, BFLOAT16)}
 
 
 def unfit_constant(array: npt.NDArray[Any], dtype: ir.DataType) -> str:
     """Why `array` cannot be stored as `dtype`, empty when it can. Infinite elements are what they are in any type."""
-    half, finite = HALF[dtype], array[np.isfinite(array)].astype(np.float64)
+    half, finite = HALF[dtype], array[np.isfinite(array)]
     if float(np.abs(finite).max(initial=0.0)) > half.high:
         return f"exceeds {dtype.name.lower()}"
     with np.errstate(under="ignore"):
-        lost = finite - finite.astype(dtype.numpy()).astype(np.float64)
+        lost = finite - finite.astype(dtype.numpy()).astype(np.float32)
     if float(np.linalg.norm(lost)) > 2.0**-half.mantissa_bits * float(np.linalg.norm(finite)):
         return f"is below what {dtype.name.lower()} resolves"
     return ""
@@ -51,14 +59,30 @@ def unfit_range(seen: TensorRange, dtype: ir.DataType) -> str:
     return ""
 
 
-def observed_ranges(model: ir.Model, names: Collection[str], context: CompileContext) -> StatisticsTable:
-    """The ranges of activations of `model` as it is, over the held-out samples; empty where there are none.
+def origins(value: ir.Value) -> set[ir.Value]:
+    """The values whose numbers `value` holds, or whose range holds those of `value`."""
+    found, waiting = set[ir.Value](), [value]
+    while waiting:
+        current = waiting.pop()
+        producer = current.producer()
+        inside = producer is not None and producer.op_type in _WITHIN_INPUTS and producer.domain == ""
+        sources = [v for v in producer.inputs if is_float32(v) and v is not None] if inside and producer else []
+        if sources and not any(map(is_constant, sources)):
+            waiting += sources
+        else:
+            found.add(current)
+    return found
+
+
+def observed_ranges(model: ir.Model, values: Collection[ir.Value], context: CompileContext) -> StatisticsTable:
+    """The ranges of the origins of `values` in `model` as it is, over the held-out samples; empty without samples.
 
     The graph at the end of a recipe has tensors that no calibration has seen, so it is observed itself.
 
     Raises:
-        DataError: the model cannot run on a sample.
+        DataError: the model cannot run on a sample, or a tensor becomes NaN.
     """
+    names = {name_of(origin) for value in values for origin in origins(value)}
     if not context.held_out or not names:
         return StatisticsTable()
     observation = observe(model, {name: [RANGE] for name in sorted(names)})

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from qcompile.compiler.graph import constant, is_constant, is_float32, nodes
 from qcompile.compiler.statistics import StatisticsTable
 from qcompile.passes.lower.half.operands import Operands
-from qcompile.passes.lower.half.ranges import HALF, unfit_constant, unfit_range
+from qcompile.passes.lower.half.ranges import HALF, origins, unfit_constant, unfit_range
 
 PRODUCTS = {
     "Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "MatMulNBits",
@@ -68,21 +68,25 @@ def kept_tensors(values: Collection[ir.Value], ranges: StatisticsTable, dtype: i
     """The activations that stay float32, wherever they are read, each with its reason."""
     kept: dict[str, str] = {}
     for value in values:
-        seen, counts = ranges.range_of(str(value.name)), _from_wide_integer(value)
-        if seen is None:
-            why = "is a whole number of unknown size" if counts else ""
-        else:
-            most = max(abs(seen.low), abs(seen.high))
-            inexact = counts and most > 2 ** (HALF[dtype].mantissa_bits + 1)
-            why = unfit_range(seen, dtype) or (f"counts up to {most:.0f}" if inexact else "")
+        reasons = (_unfit(origin, ranges, dtype) for origin in origins(value))
+        why = next(filter(None, reasons), "")
         if why:
             kept[str(value.name)] = why
     return kept
 
 
+def _unfit(value: ir.Value, ranges: StatisticsTable, dtype: ir.DataType) -> str:
+    seen, counts = ranges.range_of(str(value.name)), _from_wide_integer(value)
+    if seen is None:
+        return "is a whole number of unknown size" if counts else ""
+    most = max(abs(seen.low), abs(seen.high))
+    inexact = counts and most > 2 ** (HALF[dtype].mantissa_bits + 1)
+    return unfit_range(seen, dtype) or (f"counts up to {most:.0f}" if inexact else "")
+
+
 def _small_angle(value: ir.Value | None, ranges: StatisticsTable) -> bool:
-    seen = ranges.range_of(str(value.name)) if value is not None else None
-    return seen is not None and max(abs(seen.low), abs(seen.high)) <= _ANGLE
+    seen = [ranges.range_of(str(origin.name)) for origin in origins(value)] if value is not None else []
+    return all(r is not None and max(abs(r.low), abs(r.high)) <= _ANGLE for r in seen)
 
 
 def _makes_integers(node: ir.Node) -> bool:
