@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +42,12 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def placed(cuda_environment: dict[str, str], halves: dict[str, Path]) -> dict[str, Any]:
+def placed(tmp_path_factory: pytest.TempPathFactory, halves: dict[str, Path]) -> dict[str, Any]:
     """What `tests.targets.half_cases` prints when the stub stands in for CUDA."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.targets.half_cases", *map(str, halves.values())],
-        cwd=Path(__file__).parents[2],
-        env=cuda_environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    found: dict[str, Any] = cuda_stub.run(
+        "tests.targets.half_cases", tmp_path_factory.mktemp("cuda_stub"), *map(str, halves.values())
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+    return found
 
 
 def test_every_operator_of_the_table_has_a_case() -> None:
