@@ -17,6 +17,7 @@ import onnx_ir as ir
 from qcompile.compiler.codes import Codes
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, graphs, is_constant, name_of, nodes, opset
+from qcompile.compiler.operators.calls import is_row_quantizer
 from qcompile.compiler.operators.definition import DOMAIN
 from qcompile.compiler.operators.norm_quant import norm_quant
 from qcompile.compiler.operators.quantize_rows import CODES
@@ -35,16 +36,12 @@ class FuseNormQuant(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
-        fused = [_fuse(model, node, codes) for node in list(nodes(model)) if _quantizes_rows(node)]
+        fused = [_fuse(model, node, codes) for node in list(nodes(model)) if is_row_quantizer(node)]
         if any(fused):
             for graph in list(graphs(model)):
                 remove_unread(graph)
             _forget_unused(model)
         return any(fused)
-
-
-def _quantizes_rows(node: ir.Node) -> bool:
-    return node.domain == DOMAIN and node.op_type.startswith("QuantizeRows")
 
 
 def _fuse(model: ir.Model, rows: ir.Node, codes: Codes) -> bool:

@@ -26,7 +26,7 @@ from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.units import bias_add, planned
-from qcompile.passes.lower.following_activation import following_activation
+from qcompile.passes.prepare.following_activation import following_activation
 
 
 class Outline(Pass):

@@ -23,6 +23,7 @@ from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.targets.conditions import PLAIN_GEMM, gemm_axis
 from qcompile.compiler.targets.table import Merging
+from qcompile.passes.prepare.following_activation import following_activation
 from qcompile.passes.prepare.surgery import Names, bypass, is_unread, remove_unread, sole_reader
 
 
@@ -143,8 +144,11 @@ def _groups(graph: ir.Graph, rule: Merging) -> list[list[_Layer]]:
     for node in graph:
         layer = _layer(node) if not is_unread(node) else None
         source = node.inputs[0] if layer is not None else None
-        if layer is None or source is None or layer.columns % rule.multiple or _computed_with(layer.output, rule):
+        if layer is None or source is None or layer.columns % rule.multiple:
             continue
+        activation, _ = following_activation(layer.output)
+        if activation in rule.activations:
+            continue  # a Split would tear it from the kernel that computes it
         found.setdefault((source, layer.weight.dtype), []).append(layer)
     return list(found.values())
 
@@ -183,15 +187,3 @@ def _is_row(bias: ir.Value, columns: int, most: int) -> bool:
         return False
     shape = bias.shape.numpy()
     return int(np.prod(shape)) == (shape[-1] if shape else 1) and (not shape or shape[-1] in (1, columns))
-
-
-def _computed_with(value: ir.Value, rule: Merging) -> bool:
-    """Whether the kernel that makes `value` computes what alone reads it, too; a Split would tear them apart."""
-    readers = [use.node for use in value.uses()]
-    kinds = sorted(n.op_type for n in readers)
-    if value.is_graph_output() or not kinds:
-        return False
-    if kinds == ["Mul", "Sigmoid"]:
-        gate = next(n for n in readers if n.op_type == "Sigmoid").outputs[0]
-        return "Silu" in rule.activations and sole_reader(gate) in readers
-    return len(kinds) == 1 and kinds[0] in rule.activations

@@ -14,7 +14,7 @@ from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.targets import target_named
 from qcompile.frontends.builtin_recipes import find_recipe
-from qcompile.passes.lower.following_activation import following_activation
+from qcompile.passes.prepare.following_activation import following_activation
 from tests.golden import assert_golden
 from tests.passes.harness import model_of
 from tests.passes.int8 import Lowered, head, int8, normal
