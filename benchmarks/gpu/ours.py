@@ -93,6 +93,7 @@ def session(model: ir.Model, sets: Sequence[Tensors], *, library: bool = True) -
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if library:
         from qcompile.runtime.ops.library import register
 
@@ -101,6 +102,9 @@ def session(model: ir.Model, sets: Sequence[Tensors], *, library: bool = True) -
     made = onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=[("CUDAExecutionProvider", cuda)]
     )
+    ran = {node.op_type for part in made.get_provider_graph_assignment_info() for node in part.get_nodes()}
+    if missing := {node.op_type for node in model.graph} - ran:
+        raise RuntimeError(f"no kernel for {', '.join(sorted(missing))}: the definition would be timed")
     binding, kept = made.io_binding(), list(sets)
     for value in model.graph.inputs:
         assert value.name is not None

@@ -151,3 +151,14 @@ def test_on_the_command_line(library: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert json.loads(text)["choices"][0]["configuration"] == "small"
     assert run()[0] == 2
     assert "'64,16' is no shape" in run("--shape", "64,16")[1]
+
+
+def test_cusparselt_of_a_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qcompile.runtime.ops import places
+
+    library = tmp_path / "nvidia" / "cusparselt" / "lib" / "libcusparseLt.so.0"
+    library.parent.mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert places.cusparselt() != library
+    library.touch()
+    assert places.cusparselt() == library

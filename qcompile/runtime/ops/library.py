@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.errors import TargetError
+from qcompile.runtime.ops import places, tuning
 
 _HINT = "build it again: qcompile ops build"
 
@@ -58,8 +60,8 @@ def register(options: Any, path: Path) -> None:
         raise TargetError(
             f"ONNX Runtime refuses the library of kernels: {error}", where=str(path), hint=_HINT
         ) from None
-    from qcompile.runtime.ops import tuning
-
+    if found := places.cusparselt():
+        os.environ.setdefault(places.CUSPARSELT, str(found))
     tuning.apply(path)
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 VARIABLE = "QCOMPILE_OPS"
 """The environment variable that names a library, or says `off`: run the definitions of the operators instead."""
 
+CUSPARSELT = "QCOMPILE_CUSPARSELT"
+"""The environment variable that tells the library where cuSPARSELt is."""
+
 PACKAGES = ("qcompile_ops_cu13", "qcompile_ops")
 """Python packages that may bring a library, best first."""
 
@@ -46,6 +49,14 @@ def find() -> Place | None:
         return None
     with_cuda = [path for path in built if "-cuda" in path.parent.name]
     return Place(max(with_cuda or built, key=lambda path: path.stat().st_mtime), "built here")
+
+
+def cusparselt() -> Path | None:
+    """NVIDIA's cuSPARSELt where a Python package brings it: the system's loader does not look there."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    found = (path for folder in folders for path in sorted(Path(folder).glob("*/lib/libcusparseLt.so.0"), reverse=True))
+    return next(found, None)
 
 
 def cache() -> Path:
