@@ -61,7 +61,7 @@ class Pass(BaseModel):
         phase: where in a recipe it may stand.
         requires, provides, invalidates: facts about the model.
         float_equivalent: the pass leaves the float function unchanged (to 1e-5); the pipeline checks it.
-        measures: the pass runs quantized copies of the model to decide or to correct; it is left out
+        measures: the pass runs copies of the model to decide or to correct; it is left out
             when such a copy is made (compiler/simulation.py).
     """
 

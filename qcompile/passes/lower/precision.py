@@ -34,6 +34,7 @@ class Precision(Pass):
     name: ClassVar[str] = "precision"
     phase: ClassVar[Phase] = Phase.LOWER
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.UNIQUE_NAMES, Fact.SHAPES})
+    measures: ClassVar[bool] = True
 
     dtype: Literal["float16", "bfloat16", "float32"] | None = Field(
         default=None, description="type of what may leave float32; left out, the target's table says"
