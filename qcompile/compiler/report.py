@@ -156,7 +156,11 @@ class Proof(BaseModel):
 
 
 class Report(BaseModel):
-    """Everything a compilation found out. `page` is where its HTML page lies, empty when none was written."""
+    """Everything a compilation found out.
+
+    `page` is where its HTML page lies, empty when none was written; `kernels` says how the artifact's operators of
+    domain `qcompile` ran in the proofs, empty when it has none.
+    """
 
     model: str
     artifact: str
@@ -172,6 +176,7 @@ class Report(BaseModel):
     notices: list[str] = Field(default_factory=list)
     passes: list[PassRecord] = Field(default_factory=list)
     units: list[UnitRecord] = Field(default_factory=list)
+    kernels: str = ""
     kept_float: list[FloatRecord] = Field(default_factory=list)
     placement: list[PlacedNode] = Field(default_factory=list)
     proofs: list[Proof] = Field(default_factory=list)

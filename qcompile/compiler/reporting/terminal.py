@@ -145,7 +145,7 @@ def _units(report: Report) -> RenderableType | None:
             Text(plain(", ".join(group.kernels))),
         )
     _mention_rest(table, len(groups), "group", _MOST_ROWS + 2)
-    return table
+    return Group(table, Text(plain(report.kernels), style="dim")) if report.kernels else table
 
 
 def _kept_float(report: Report) -> RenderableType | None:

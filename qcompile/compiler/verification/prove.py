@@ -28,6 +28,7 @@ from qcompile.compiler.verification.reference import Reference
 from qcompile.compiler.verification.speed import prove_speed
 from qcompile.compiler.verification.weights import group_bytes, worst_histograms
 from qcompile.errors import QCompileError
+from qcompile.runtime.ops.kernels import choose
 from qcompile.runtime.providers import CPU, session_entries, why_not_loaded
 
 _TIMED = 1.0  # seconds for the timing
@@ -151,6 +152,8 @@ class _Prover:
     def dispatch(self) -> Proof:
         found = prove_dispatch(self.artifact, self.target, self.plan)
         self.report.units, self.report.kept_float = found.units, found.kept_float
+        kernels = choose(self.artifact, CPU if why_not_loaded(self.provider) else self.provider)
+        self.report.kernels = str(kernels) if kernels.operators else ""
         return found.proof
 
     def runner(self, model: Path) -> Runner:

@@ -47,10 +47,10 @@ class Kernels:
         return tuple(sorted(self.with_kernel + self.by_body))
 
     def __str__(self) -> str:
-        parts = [f"{len(self.with_kernel)} run by kernels of {self.library} ({self.why})"] if self.library else []
-        if self.by_body:
-            parts.append(f"{len(self.by_body)} by definition" + ("" if self.library else f": {self.why}"))
-        return f"kinds of qcompile's operators: {', '.join(parts) or 'none'}"
+        if self.library is None:
+            return f"{_kinds(len(self.by_body))} run by definition: {self.why}"
+        rest = f"; {len(self.by_body)} by definition" if self.by_body else ""
+        return f"{_kinds(len(self.with_kernel))} run by kernels of {self.library} ({self.why}){rest}"
 
     def register(self, options: Any) -> None:
         """Register the library, if there is one, in an `onnxruntime.SessionOptions`.
@@ -94,6 +94,10 @@ def choose(model: Path | bytes, provider: str) -> Kernels:
     there = library.operators[_PROVIDERS[provider]]
     with_kernel = tuple(name for name in names if name in there)
     return Kernels(with_kernel, tuple(name for name in names if name not in there), library.path, place.origin)
+
+
+def _kinds(count: int) -> str:
+    return f"{count} kind{'' if count == 1 else 's'} of qcompile's operators"
 
 
 def _fault(wanted: dict[str, str], library: Library, provider: str) -> str:

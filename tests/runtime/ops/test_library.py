@@ -44,7 +44,7 @@ def nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_library_the_definition_runs(model: Path) -> None:
     session = Session(model)
     assert session.kernels.library is None
-    assert "1 by definition: no library of kernels is installed" in session.describe()
+    assert "1 kind of qcompile's operators run by definition: no library of kernels is installed" in session.describe()
     np.testing.assert_array_equal(session({"x": X})["x_q"], X)
 
 
@@ -52,7 +52,7 @@ def test_a_named_library_runs(model: Path, library: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv(places.VARIABLE, str(library))
     session = Session(model)
     assert session.kernels.with_kernel == ("QuantizeRows",)
-    assert f"1 run by kernels of {library.resolve()} (QCOMPILE_OPS)" in session.describe()
+    assert f"operators run by kernels of {library.resolve()} (QCOMPILE_OPS)" in session.describe()
     np.testing.assert_array_equal(session({"x": X})["x_q"], X)
     monkeypatch.setenv(places.VARIABLE, "off")
     assert Session(model).kernels.library is None
@@ -200,3 +200,12 @@ def test_sessions_share_the_library(model: Path, library: Path, monkeypatch: pyt
         del first
         np.testing.assert_array_equal(second({"x": X})["x_q"], X)
         np.testing.assert_array_equal(Session(model)({"x": X})["x_q"], X)
+
+
+def test_the_report_says_how_operators_ran(model: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qcompile.compiler.targets import target_named
+    from qcompile.compiler.verification.prove import verify
+
+    assert "run by definition: no library" in verify(model, target_named("cpu")).kernels
+    monkeypatch.setenv(places.VARIABLE, str(library))
+    assert f"run by kernels of {library.resolve()}" in verify(model, target_named("cpu")).kernels
