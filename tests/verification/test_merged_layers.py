@@ -39,3 +39,11 @@ def test_the_noise_of_each_merged_layer_is_measured_and_its_sources_are_told(tmp
     rows = [n for n in diff(tmp_path / "float.onnx", path).nodes if len(n.before) > 1 and Change.FUSED in n.changes]
     assert sorted([ref.op_type for ref in row.before] for row in rows) == [["MatMul"] * 2] * 2 + [["MatMul"] * 3] * 2
     assert all([ref.op_type for ref in row.after][1:] == ["Split"] for row in rows)
+
+
+def test_a_user_who_keeps_a_layer_float_keeps_what_it_became_part_of() -> None:
+    proto = ir.to_proto(llama(layers=1))
+    keys = next(i for i, node in enumerate(proto.graph.node) if "w_k0" in node.input)
+    result = compiled(proto, SAMPLES, f"place-int8.keep-float=[MatMul_{keys}]", target=MERGES)
+    kept = {name: why for name, why in result.plan.kept_float.items() if "keep-float" in why}
+    assert [name.endswith("_merged") for name in kept] == [True]

@@ -52,7 +52,7 @@ class Precision(Pass):
         ranges, bounds = bound_masks(model, ranges, dtype, self.name)
         members, values = _members(model, half, dtype), activations(model)
         kept = kept_nodes(model, members, ranges, dtype) | dict.fromkeys(bounds, "it bounds a mask")
-        kept |= {node: why for node in members if (why := kept_by(str(node.name), self.keep_float))}
+        kept |= {node: why for node in members if (why := kept_by(node, self.keep_float))}
         tensors = kept_tensors(values, ranges, dtype)
         chosen = half_nodes(model, members, kept, tensors)
         rewrite = Rewrite(model, members, dtype, self.name)

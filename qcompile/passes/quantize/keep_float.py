@@ -12,19 +12,23 @@ import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import nodes
+from qcompile.compiler.provenance import sources
 
 
-def kept_by(name: str, patterns: Sequence[str]) -> str:
-    """Why a node stays float, if one of the patterns (with * and ?) names it."""
-    pattern = next((p for p in patterns if fnmatch.fnmatchcase(name, p)), None)
+def kept_by(node: ir.Node, patterns: Sequence[str]) -> str:
+    """Why a node stays float, if one of the patterns (with * and ?) names it or a node that went into it."""
+    pattern = next((p for p in patterns if _names(node, p)), None)
     return "" if pattern is None else f"kept float by the option keep-float ('{pattern}')"
 
 
 def pin(model: ir.Model, patterns: Sequence[str], context: CompileContext, placing: str) -> None:
     """Pin the nodes that the patterns name, and say so where one names none."""
-    names = [str(node.name) for node in nodes(model)]
     for pattern in patterns:
-        matched = fnmatch.filter(names, pattern)
+        matched = [str(node.name) for node in nodes(model) if _names(node, pattern)]
         context.plan.pinned.update(matched)
         if not matched:
             context.notice(f"no node is called '{pattern}' (option keep-float of {placing})")
+
+
+def _names(node: ir.Node, pattern: str) -> bool:
+    return bool(fnmatch.filter([str(node.name), *sources(node)], pattern))

@@ -68,8 +68,7 @@ class PlaceDynamic(Pass):
         return (*linear, Form.ROWS, Form.WEIGHTS)
 
     def _refusal(self, candidate: Candidate, form: Form | None) -> str:
-        name, row = str(candidate.node.name), candidate.row
-        kept = kept_by(name, self.keep_float)
+        row, kept = candidate.row, kept_by(candidate.node, self.keep_float)
         if kept:
             return kept
         if form is None:

@@ -100,7 +100,7 @@ class PlaceInt8(Pass):
 
     def refusal(self, candidate: Candidate, formats: Formats) -> str:
         """What speaks against a candidate before any statistic is known."""
-        kept = kept_by(str(candidate.node.name), self.keep_float)
+        kept = kept_by(candidate.node, self.keep_float)
         if kept:
             return kept
         if _STATIC.isdisjoint(candidate.row.forms):
