@@ -51,8 +51,8 @@ Array = np.ndarray[Any, Any]
 _NEARLY = 0.1
 """Where the goal is out of reach, this part of the error that could be taken away may stay."""
 
-_WORTH_WHILE = 1.0
-"""dB; where the goal is out of reach and all switches together bring less, none is made."""
+_WORTH_WHILE = 3.0
+"""dB, half the noise; where the goal is out of reach and all switches together bring less, none is made."""
 
 
 class ChooseForms(Pass):
