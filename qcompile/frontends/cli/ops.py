@@ -53,11 +53,11 @@ def show_status(json_output: Json = False) -> None:
     """Say which library is used, what is inside, and whether it loads."""
     from qcompile.errors import TargetError
     from qcompile.runtime.ops.library import open_library
-    from qcompile.runtime.ops.places import find
+    from qcompile.runtime.ops.places import find, why_none
 
     place = find()
     if place is None:
-        found: dict[str, Any] = {"library": None, "loads": False, "why": "there is none: qcompile ops build"}
+        found: dict[str, Any] = {"library": None, "loads": False, "why": why_none()}
     else:
         found = {"library": str(place.path), "found": place.origin}
         try:

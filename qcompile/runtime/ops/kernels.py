@@ -76,7 +76,7 @@ def choose(model: Path | bytes, provider: str) -> Kernels:
         return Kernels()
     place = places.find()
     if place is None:
-        return Kernels((), names, None, "no library of kernels is installed")
+        return Kernels((), names, None, places.why_none())
     named = place.origin == places.VARIABLE
     if provider not in _PROVIDERS:
         return Kernels((), names, None, f"{provider} compiles them itself")

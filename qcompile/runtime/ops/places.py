@@ -34,10 +34,9 @@ class Place:
 
 def find() -> Place | None:
     """The library to use: the one that QCOMPILE_OPS names, else that of a package, else one built here."""
-    named = os.environ.get(VARIABLE, "")
-    if named == "off":
+    if _switched_off():
         return None
-    if named:
+    if named := os.environ.get(VARIABLE):
         return Place(Path(named), VARIABLE)
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -57,6 +56,15 @@ def cusparselt() -> Path | None:
     folders = (spec.submodule_search_locations or ()) if spec else ()
     found = (path for folder in folders for path in sorted(Path(folder).glob("*/lib/libcusparseLt.so.0"), reverse=True))
     return next(found, None)
+
+
+def why_none() -> str:
+    """Why `find` gives no library."""
+    return f"{VARIABLE} is off" if _switched_off() else "no library of kernels is here: qcompile ops build"
+
+
+def _switched_off() -> bool:
+    return os.environ.get(VARIABLE) == "off"
 
 
 def cache() -> Path:

@@ -124,11 +124,14 @@ def test_a_compiler_that_nvcc_refuses(equipped: Path, tmp_path: Path) -> None:
     assert "CUDAHOSTCXX=g++-13" in run("build", "--ort-headers", equipped).stderr
 
 
-def test_status_of_nothing() -> None:
+def test_status_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("status", "--json")
     assert result.exit_code == 0
-    assert json.loads(result.stdout) == {"library": None, "loads": False, "why": "there is none: qcompile ops build"}
-    assert "there is none: qcompile ops build" in run("status").stdout
+    why = "no library of kernels is here: qcompile ops build"
+    assert json.loads(result.stdout) == {"library": None, "loads": False, "why": why}
+    assert why in run("status").stdout
+    monkeypatch.setenv(places.VARIABLE, "off")
+    assert "QCOMPILE_OPS is off" in run("status").stdout
 
 
 def test_status_of_a_library(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_library_the_definition_runs(model: Path) -> None:
     session = Session(model)
     assert session.kernels.library is None
-    assert "1 kind of qcompile's operators run by definition: no library of kernels is installed" in session.describe()
+    assert "1 kind of qcompile's operators run by definition: no library of kernels is here" in session.describe()
     np.testing.assert_array_equal(session({"x": X})["x_q"], X)
 
 
