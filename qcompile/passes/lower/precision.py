@@ -15,6 +15,7 @@ from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import nodes, opset
+from qcompile.compiler.operators.definition import DOMAIN
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.targets.half import Half
 from qcompile.passes.lower.half.masks import bound_masks
@@ -84,7 +85,7 @@ def _members(model: ir.Model, half: Half, dtype: ir.DataType) -> dict[ir.Node, O
     found: dict[ir.Node, Operands] = {}
     for node in nodes(model):
         operator = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
-        if operator not in kernels or any(v.name and v.dtype is None for v in node.outputs):
+        if (operator not in kernels and node.domain != DOMAIN) or any(v.name and v.dtype is None for v in node.outputs):
             continue
         typed = operands(node, version, dtype)
         if typed is not None and (typed.inputs or typed.outputs):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from qcompile.compiler.graph import is_float32
+from qcompile.compiler.operators.catalogue import catalogue
+from qcompile.compiler.operators.definition import DOMAIN, FLOAT_TYPES, Operator
 
 if TYPE_CHECKING:
     import onnx
@@ -37,6 +39,8 @@ class Operands:
 
 def operands(node: ir.Node, version: int, dtype: ir.DataType) -> Operands | None:
     """What of `node` would be `dtype`, at opset `version`; None where the operator has no such variant."""
+    if node.domain == DOMAIN:
+        return _of_variant(node, version, dtype)
     if node.domain == "com.microsoft" and node.op_type == "MatMulNBits":
         return _present(node, _NBITS, (0,))
     if node.domain not in ("", "ai.onnx"):
@@ -55,6 +59,25 @@ def operands(node: ir.Node, version: int, dtype: ir.DataType) -> Operands | None
         return None
     inputs = [i for i, v in enumerate(ins) if v in together]
     return _present(node, tuple(inputs), tuple(i for i, v in enumerate(outs) if v in together))
+
+
+def half_variant(node: ir.Node, dtype: ir.DataType) -> Operator | None:
+    """The operator that computes what the `qcompile` operator of `node` does, with `dtype` in the place of float32."""
+    return _operators().get(node.op_type + FLOAT_TYPES[dtype])
+
+
+def _of_variant(node: ir.Node, version: int, dtype: ir.DataType) -> Operands | None:
+    full, half = _operators().get(node.op_type), half_variant(node, dtype)
+    if full is None or half is None or version < half.lowest_opset:
+        return None
+    inputs = [i for i, (a, b) in enumerate(zip(full.inputs, half.inputs, strict=True)) if a.dtype != b.dtype]
+    outputs = [i for i, (a, b) in enumerate(zip(full.outputs, half.outputs, strict=True)) if a.dtype != b.dtype]
+    return _present(node, tuple(inputs), tuple(outputs))
+
+
+@cache
+def _operators() -> dict[str, Operator]:
+    return catalogue()
 
 
 def _present(node: ir.Node, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Operands:

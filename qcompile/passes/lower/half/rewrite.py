@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.graph import add_initializer, constant, is_constant, name_of
+from qcompile.compiler.operators.definition import DOMAIN
 from qcompile.compiler.provenance import stamp
-from qcompile.passes.lower.half.operands import Operands
+from qcompile.passes.lower.half.operands import Operands, half_variant
 from qcompile.passes.lower.half.regions import activations, reads_any_type
 from qcompile.passes.prepare.surgery import Names
 
@@ -99,9 +100,13 @@ class Rewrite:
         return made
 
     def retype(self, node: ir.Node) -> None:
-        """What says its type in an attribute."""
+        """What says its type in an attribute or in its name."""
         if node.op_type == "Cast":
             node.attributes["to"] = ir.AttrInt64("to", int(self.dtype))
+        variant = half_variant(node, self.dtype) if node.domain == DOMAIN else None
+        if variant is not None:
+            node.op_type = variant.name
+            variant.declare(self.model)
 
     def remove_unread(self) -> None:
         """Float constants that only half nodes read."""
