@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qcompile.compiler.graph import is_constant
+from qcompile.compiler.graph import is_constant, nodes
 from qcompile.compiler.operators.definition import DOMAIN
 from qcompile.compiler.plan import Form
 
@@ -28,3 +28,10 @@ def form_of(node: ir.Node) -> Form:
     if node.op_type.endswith("Requant"):
         return Form.FULL
     return Form.INPUTS if is_constant(node.inputs[1]) else Form.DYNAMIC
+
+
+def forget_unused(model: ir.Model) -> None:
+    """Remove the bodies of operators that nobody calls any more."""
+    called = {(node.domain, node.op_type) for node in nodes(model)}
+    for key in [k for k in model.functions if k[0] == DOMAIN and k[:2] not in called]:
+        del model.functions[key]

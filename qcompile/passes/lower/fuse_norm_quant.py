@@ -17,8 +17,7 @@ import onnx_ir as ir
 from qcompile.compiler.codes import Codes
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, graphs, is_constant, name_of, nodes, opset
-from qcompile.compiler.operators.calls import is_row_quantizer
-from qcompile.compiler.operators.definition import DOMAIN
+from qcompile.compiler.operators.calls import forget_unused, is_row_quantizer
 from qcompile.compiler.operators.norm_quant import norm_quant
 from qcompile.compiler.operators.quantize_rows import CODES
 from qcompile.compiler.passes import Fact, Pass, Phase
@@ -40,7 +39,7 @@ class FuseNormQuant(Pass):
         if any(fused):
             for graph in list(graphs(model)):
                 remove_unread(graph)
-            _forget_unused(model)
+            forget_unused(model)
         return any(fused)
 
 
@@ -111,10 +110,3 @@ def _take(old: ir.Value, new: ir.Value) -> None:
     new.type, new.shape = old.type or new.type, old.shape or new.shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     old.name, new.name = None, name
-
-
-def _forget_unused(model: ir.Model) -> None:
-    """Functions that nobody calls any more."""
-    called = {(n.domain, n.op_type) for n in nodes(model)}
-    for key in [k for k in model.functions if k[0] == DOMAIN and k[:2] not in called]:
-        del model.functions[key]

@@ -10,6 +10,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from qcompile.compiler.graph import add_initializer
+from qcompile.compiler.operators import linear_w8a8, quantize_rows
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.targets import target_named
 from qcompile.frontends.builtin_recipes import find_recipe
@@ -252,3 +254,43 @@ def test_a_constant_mask_is_bounded_as_a_constant() -> None:
     model, _ = precise(text, {"w": normal(8, 8) / 3, "lowest": causal}, sample)
     assert casts(model) == 2
     assert not [n for n in model.graph if n.op_type == "Max"]
+
+
+def test_operators_of_qcompile_become_their_half_variants() -> None:
+    """Activations change their type, scales and biases do not; a float32 body that nobody calls any more goes."""
+    model = model_of(
+        head() + "g (float[2,8] x) => (float[2,4] y) { m = MatMul (x, u) a = Add (m, t) y = MatMul (a, v) }",
+        {"u": normal(8, 16), "t": normal(16), "v": normal(16, 4)},
+    )
+    arrays = {"w": np.ones((16, 16), np.int8), "s": np.full(16, 0.01, np.float32), "b": np.ones(16, np.float32)}
+    constants = [add_initializer(model.graph, name, array) for name, array in arrays.items()]
+    product, add, _ = model.graph
+    rows = quantize_rows().node([product.outputs[0]], name="rows")
+    operator = linear_w8a8(bias=True, activation="Relu")
+    layer = operator.node([*rows.outputs, *constants], name="layer")
+    model.graph.insert_before(add, [rows, layer])
+    add.replace_input_with(0, layer.outputs[0])
+    for used in (quantize_rows(), operator):
+        used.declare(model)
+    sample = {"x": normal(2, 8)}
+    [expected] = outputs(model, sample)
+    run(model, *NAMED, Precision(), on=replace(context(), target=CUDA, held_out=[sample]))
+    called = [n.op_type for n in model.graph if n.domain == "qcompile"]
+    assert called == ["QuantizeRowsFp16", "LinearW8A8BiasReluFp16"]
+    assert sorted(called) == sorted(name for _, name, _ in model.functions)
+    assert [model.graph.initializers[name].dtype for name in ("s", "b")] == [ir.DataType.FLOAT] * 2
+    assert casts(model) == 2
+    [got] = outputs(model, sample)
+    assert np.abs(got - expected).max() <= 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("opset", [17, 19])
+def test_conversions_to_codes_read_half_from_opset_19_on(opset: int) -> None:
+    text = (
+        head(opset) + "g (float[2,8] x) => (float[2,8] y) { m = MatMul (x, w) q = QuantizeLinear (m, s, z) "
+        "d = DequantizeLinear (q, s, z) y = MatMul (d, w) }"
+    )
+    weights = {"w": normal(8, 8), "s": np.float32(0.05), "z": np.int8(0)}
+    model, _ = precise(text, weights, {"x": normal(2, 8)}, close=2e-2)
+    assert half(model) == (["MatMul", "DequantizeLinear", "MatMul"] if opset == 19 else ["MatMul", "MatMul"])
+    assert casts(model) == (2 if opset == 19 else 4)

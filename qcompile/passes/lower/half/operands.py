@@ -20,7 +20,13 @@ from qcompile.compiler.operators.definition import DOMAIN, FLOAT_TYPES, Operator
 if TYPE_CHECKING:
     import onnx
 
-_WITH = {"RMSNormalization": {"T", "V"}, "Attention": {"T1", "T2", "U"}, "Pow": {"T", "T1"}}
+_WITH = {
+    "Attention": {"T1", "T2", "U"},
+    "DequantizeLinear": {"T2", "T3"},
+    "Pow": {"T", "T1"},
+    "QuantizeLinear": {"T1", "T2"},
+    "RMSNormalization": {"T", "V"},
+}
 """Operators with more than one variable whose kernels want one type."""
 
 _STRINGS = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "tensor(bfloat16)"}

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.graph import add_initializer, constant, is_constant, name_of
+from qcompile.compiler.operators.calls import forget_unused
 from qcompile.compiler.operators.definition import DOMAIN
 from qcompile.compiler.provenance import stamp
 from qcompile.passes.lower.half.operands import Operands, half_variant
@@ -50,6 +51,7 @@ class Rewrite:
         for node in half:
             self.retype(node)
         self.remove_unread()
+        forget_unused(self.model)
 
     def constant(self, old: ir.Value) -> ir.Value:
         """The half copy of a constant, made once."""
