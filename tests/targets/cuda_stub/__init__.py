@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from qcompile.runtime.ops.places import FILE, SOURCES
+from qcompile.runtime.ops.tools import find_tools
+
 _SOURCE = Path(__file__).with_name("stub.c")
 _LIBRARIES = re.compile(r"lib(?:cu|nv)[A-Za-z]+\.so\.\d+")
 _FUNCTIONS = re.compile(r"^(?:__cuda|cuda|cublas|curand|cufft|cudnn|cu[A-Z])")
@@ -81,6 +84,24 @@ def build(folder: Path) -> None:
         options = ["-shared", "-fPIC", "-O1", "-w", "-fno-builtin", f"-I{include}"]
         linking = [f"-Wl,-soname,{soname}", f"-Wl,--version-script={script}"]
         subprocess.run(["gcc", *options, *linking, "-o", str(folder / soname), str(_SOURCE), str(rest)], check=True)
+
+
+def build_operators(folder: Path) -> Path:
+    """The library of operators as it registers itself on CUDA, with kernels that do nothing, in `folder`.
+
+    Raises:
+        TargetError: a compiler or ONNX Runtime's headers are not here.
+    """
+    tools, include = find_tools(cuda=False), headers()
+    assert include is not None
+    native, library = SOURCES / "native", folder / FILE
+    sources = [*native.glob("*.cc"), *native.glob("cpu/*.cc"), _SOURCE.with_name("kernels.cc")]
+    defined = ['-DQCOMPILE_CUDA="none"', '-DQCOMPILE_ARCHITECTURES="none"']
+    included = [f"-I{path}" for path in (native, include, tools.headers)]
+    options = ["-std=c++17", "-O0", "-shared", "-fPIC", *defined, *included]
+    command = [str(tools.compiler), *options, "-o", str(library), *map(str, sorted(sources))]
+    subprocess.run(command, check=True)
+    return library
 
 
 def _names(command: list[str], wanted: re.Pattern[str]) -> set[str]:

@@ -1,0 +1,120 @@
+"""Every packaged recipe for CUDA: nothing of the result leaves the device, with a library of kernels and without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from qcompile.compiler.targets import target_named
+from qcompile.errors import TargetError
+from qcompile.frontends.builtin_recipes import find_recipe, recipe_names
+from qcompile.runtime.ops.places import VARIABLE
+from tests.operators.library import cpu_library, options_with
+from tests.passes.int8 import CPU, Lowered, compiled, normal
+from tests.passes.llama import WIDTH, llama
+from tests.targets import cuda_stub
+from tests.zoo import EfficientNetLite0, MiniLM
+
+RECIPES = [name for name in recipe_names() if name != "int16-activations"]
+SAMPLES = [{"x": normal(1, 16, WIDTH, seed=i)} for i in range(6)]
+OF_SHAPES = {"Shape", "Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Cast", "Add", "Mul", "Sub", "Div", "Range"}
+STUB = [pytest.mark.cuda_stub, pytest.mark.skipif(bool(cuda_stub.why_not()), reason=cuda_stub.why_not())]
+
+Placements = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def artifacts() -> dict[str, Lowered]:
+    """A small decoder by every recipe."""
+    proto, cuda = ir.to_proto(llama()), target_named("cuda")
+    return {name: compiled(proto, SAMPLES, recipe=find_recipe(name), target=cuda) for name in RECIPES}
+
+
+def place(models: dict[str, bytes], folder: Path, library: str) -> Placements:
+    """Placements of `models` by name. `library`: a path, or "off"."""
+    for name, data in models.items():
+        (folder / f"{name}.onnx").write_bytes(data)
+    paths = [str(folder / f"{name}.onnx") for name in models]
+    found = cuda_stub.run("tests.targets.cuda_artifacts", folder, *paths, **{VARIABLE: library})
+    return {Path(name).stem: placement for name, placement in found.items()}
+
+
+@pytest.fixture(scope="module", params=["bodies", "library"])
+def placements(
+    request: pytest.FixtureRequest, artifacts: dict[str, Lowered], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[bool, Placements]:
+    """Whether there was a library of kernels, and how each artifact was placed."""
+    folder, library = tmp_path_factory.mktemp("placed"), "off"
+    if request.param == "library":
+        try:
+            library = str(cuda_stub.build_operators(folder))
+        except TargetError as error:
+            pytest.skip(error.what)
+    return library != "off", place({name: a.data for name, a in artifacts.items()}, folder, library)
+
+
+def stays_on_the_device(placement: dict[str, Any]) -> None:
+    assert set(placement["free"]["elsewhere"]) <= OF_SHAPES
+    assert placement["static"]["elsewhere"] == []
+    for kind in ("free", "static"):
+        assert not [node for node in placement[kind]["nodes"] if "Memcpy" in node]
+
+
+class TestOnTheStub:
+    pytestmark = STUB
+
+    @pytest.mark.parametrize("recipe", RECIPES)
+    def test_the_whole_graph_is_on_the_device(self, recipe: str, placements: tuple[bool, Placements]) -> None:
+        stays_on_the_device(placements[1][recipe])
+
+    @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "fp16"])
+    def test_a_kernel_keeps_the_operator_and_the_proof_tells(
+        self, recipe: str, placements: tuple[bool, Placements], artifacts: dict[str, Lowered]
+    ) -> None:
+        """Without one the body runs, which is no proof: it is slower than float."""
+        with_library, placed = placements
+        written = [n.op_type for n in artifacts[recipe].model.graph if n.domain == "qcompile"]
+        kept = [n.removeprefix("qcompile::") for n in placed[recipe]["static"]["nodes"] if n.startswith("qcompile::")]
+        assert sorted(kept) == (sorted(written) if with_library else [])
+        passed, detail = placed[recipe]["proof"]
+        assert passed is with_library
+        assert "all 10 units run on CUDAExecutionProvider" in detail or "no kernel here" in detail
+
+    @pytest.mark.models
+    @pytest.mark.parametrize("recipe", ["int8-static", "int8-dynamic", "fp8-static", "fp16"])
+    @pytest.mark.parametrize("model", [MiniLM, EfficientNetLite0])
+    def test_real_models(self, recipe: str, model: type[MiniLM | EfficientNetLite0], tmp_path: Path) -> None:
+        zoo = model()
+        made = compiled(
+            onnx.load(zoo.path()), zoo.calibration(4), recipe=find_recipe(recipe), target=target_named("cuda")
+        )
+        stays_on_the_device(place({"model": made.data}, tmp_path, "off")["model"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_answers_stay(recipe: str, artifacts: dict[str, Lowered]) -> None:
+    assert artifacts[recipe].sqnr("y") > (20 if recipe == "fp8-static" else 27)
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "fp16"])
+def test_bodies_give_what_kernels_give(recipe: str, artifacts: dict[str, Lowered]) -> None:
+    import onnxruntime as ort
+
+    library = cpu_library()
+    by_kernels, by_bodies = (
+        ort.InferenceSession(artifacts[recipe].data, options_with(path), providers=[CPU]).run(None, SAMPLES[0])[0]
+        for path in (library, None)
+    )
+    assert np.abs(by_kernels - by_bodies).max() < 0.02 * np.abs(by_bodies).max(), "a code may tip"
+    assert np.abs(by_kernels - by_bodies).mean() < 1e-3 * np.abs(by_bodies).mean()
+
+
+def test_16_bit_activations_are_refused_with_what_there_is() -> None:
+    with pytest.raises(TargetError, match="no symmetric int16 activations") as refused:
+        compiled(ir.to_proto(llama()), SAMPLES, recipe=find_recipe("int16-activations"), target=target_named("cuda"))
+    assert "fp8-e4m3" in str(refused.value)
