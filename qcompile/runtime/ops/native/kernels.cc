@@ -72,7 +72,7 @@ class Launcher {
     Check(Api().KernelContext_GetGPUComputeStream(call_.context, &stream));
     const Workspace workspace(allocator_, call_.context, functions.workspace(args));
     const char* fault = functions.cuda(args, workspace.data(), static_cast<cudaStream_t>(stream));
-    if (fault != nullptr) call_.Fail("the CUDA kernel", fault);
+    if (fault != nullptr) call_.Fail("the CUDA kernel:", fault);
   }
 
  private:
