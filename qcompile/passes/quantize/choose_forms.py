@@ -5,12 +5,13 @@
     shortest prefix of that order whose SQNR at the outputs of the whole model reaches the goal, and
     leave out what is not needed beside its last group (fewest.py).
 
-The truer form of a linear layer is int8 in blocks, its input quantized row by row as it runs (BLOCKS); of
-anything else, and where the target has no such form, float. Linear layers that read one tensor are one
-group: they are smoothed, clipped and quantized together. Linear layers that placement left float become BLOCKS first
-where the table says that it is faster. That errors of blocks add up is an assumption, so the goal is held
-against the whole model. Source: layer-wise sensitivity as in HAWQ (Dong et al., 2019) and the "mixed
-precision" of NVIDIA's and Intel's tools, here with measured blocks and times.
+The truer form of a linear layer quantizes its input row by row as it runs: in blocks where the target has
+those (BLOCKS), else with one scale for each output (DYNAMIC, by an operator of ours). Of anything else it is
+float. Linear layers that read one tensor are one group: they are smoothed, clipped and quantized together.
+Linear layers that placement left float become so first where the table says that it is faster. That errors of
+blocks add up is an assumption, so the goal is held against the whole model. Source: layer-wise sensitivity
+as in HAWQ (Dong et al., 2019) and the "mixed precision" of NVIDIA's and Intel's tools, here with measured
+blocks and times.
 
 Errors: DataError without calibration samples.
 """
@@ -37,7 +38,7 @@ from qcompile.compiler.plan import Form, QuantizedWeight, QuantPlan, Unit
 from qcompile.compiler.relative_error import relative_error
 from qcompile.compiler.serialization import runnable
 from qcompile.compiler.simulation import lowered_copy
-from qcompile.compiler.targets.table import Work
+from qcompile.compiler.targets.table import Lowering, Row, Work
 from qcompile.compiler.units import Candidate, candidates, unit_reading_float, work
 from qcompile.compiler.verification.noise import Noise
 from qcompile.errors import DataError
@@ -122,10 +123,11 @@ class _Choice:
         plan, found = self.context.plan, 0
         for name, candidate in self.candidates.items():
             times = self.times(candidate)
+            by_row = _by_row(candidate.row)
             open_to_it = name in plan.kept_float.keys() - plan.pinned and not candidate.obstacle
-            if not open_to_it or times.get(Form.BLOCKS, math.inf) > times[Form.FLOAT]:
+            if not open_to_it or by_row is Form.FLOAT or times[by_row] > times[Form.FLOAT]:
                 continue
-            switch = self.switch([name], Form.BLOCKS)
+            switch = self.switch([name], by_row)
             plan.units |= {u.node: u for u in switch.units}
             plan.weights |= switch.weights
             del plan.kept_float[name]
@@ -167,8 +169,9 @@ class _Choice:
             if unit is None or candidate is None or unit.form not in (Form.INPUTS, Form.FULL):
                 continue
             reads = [r for r in unit.inputs if r is not None]
-            if Form.BLOCKS in candidate.row.forms:
-                groups.setdefault((reads[0], Form.BLOCKS), []).append(name)
+            by_row = _by_row(candidate.row)
+            if by_row is not Form.FLOAT:
+                groups.setdefault((reads[0], by_row), []).append(name)
                 continue
             groups[name, Form.FLOAT] = [name]
             for tensor in (*reads, *([unit.output] if unit.form is Form.FULL else [])):
@@ -239,11 +242,19 @@ class _Choice:
     def tell(self, rescued: int, kept: Sequence[_Switch], before: float, after: float) -> None:
         blocks = rescued + sum(len(s.units) for s in kept)
         floats = sum(len(s.names) for s in kept if not s.units)
-        moved = f"{blocks} linear layers in blocks, {floats} operations float"
+        blocked = any(Form.BLOCKS in c.row.forms for c in self.candidates.values())
+        moved = f"{blocks} linear layers {'in blocks' if blocked else 'row by row'}, {floats} operations float"
         said = f"{moved}: least SQNR of an output {before:.1f} dB -> {after:.1f} dB"
         goal = self.options.output_sqnr
         short = f"; the goal of {goal:g} dB is out of reach" if after < goal else ""
         self.context.notice(f"choose-forms: {said} on {len(self.samples)} calibration samples{short}")
+
+
+def _by_row(row: Row) -> Form:
+    """The form of a row that quantizes its input row by row, FLOAT where there is none."""
+    if Form.BLOCKS in row.forms:
+        return Form.BLOCKS
+    return Form.DYNAMIC if row.how(Form.DYNAMIC) is Lowering.OPERATOR else Form.FLOAT
 
 
 def _with(plan: QuantPlan, switches: Sequence[_Switch]) -> QuantPlan:

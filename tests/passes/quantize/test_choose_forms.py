@@ -37,12 +37,15 @@ def weights(outlier: float) -> dict[str, Array]:
     return {"w": w, "v": v}
 
 
-def chosen(text: str, given: dict[str, Array], samples: list[dict[str, Array]], *options: str) -> Lowered:
+def chosen(
+    text: str, given: dict[str, Array], samples: list[dict[str, Array]], *options: str, target: str | None = None
+) -> Lowered:
     searched = find_recipe("int8-accurate")
     steps = [
         s for s in searched.steps if s.name in {*(t.name for t in find_recipe("int8-static").steps), "choose-forms"}
     ]
-    return int8(head(21) + text, given, samples, *options, recipe=Recipe(name="searched", steps=tuple(steps)))
+    recipe, known = Recipe(name="searched", steps=tuple(steps)), target_named(target) if target else None
+    return int8(head(21) + text, given, samples, *options, recipe=recipe, target=known)
 
 
 def rows(count: int = 4) -> list[dict[str, Array]]:
@@ -59,6 +62,18 @@ def test_the_layer_behind_an_outlier_channel_moves_to_blocks_and_the_other_stays
     assert result.forms == {"a": "INPUTS", "c": "BLOCKS"}
     check(result, least=30)
     assert any("1 linear layers in blocks" in n for n in result.context.notices)
+
+
+def test_on_cuda_a_layer_behind_an_outlier_row_is_quantized_row_by_row() -> None:
+    samples = rows()
+    for sample in samples:
+        sample["x"][0] *= 100
+    options = ("place-int8.resolution=0", "calibrate.method=min-max", "choose-forms.output-sqnr=45")
+    result = chosen(LAYERS, weights(1), samples, *options, target="cuda")
+    assert "DYNAMIC" in result.forms.values()
+    assert any("row by row" in n for n in result.context.notices)
+    called = [n.op_type for n in result.model.graph if n.domain == "qcompile"]
+    assert "QuantizeRows" in called
 
 
 def test_a_layer_that_placement_left_float_moves_to_blocks() -> None:
