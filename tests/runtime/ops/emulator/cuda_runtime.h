@@ -1,6 +1,6 @@
 // A GPU in a few hundred lines, for kernels that plain C++ can compile: every thread of a block is a fiber that runs
-// until it waits for its warp or its block. Blocks run one after the other. What this finds: wrong index arithmetic,
-// barriers that are missing (fibers run in ascending or in descending order, a barrier away from each other) and
+// until it waits for its warp; a warp runs until it waits for its block. What this finds: wrong index arithmetic,
+// barriers that are missing (warps are as far apart as barriers let them, in ascending or in descending order) and
 // copies that nobody waited for (they happen only then). What it cannot find: anything about time.
 
 #pragma once
@@ -86,6 +86,28 @@ std::array<T, 32> exchange(const T& mine) {
   return all;
 }
 
+// Runs a warp until all of it waits for the block, or is done.
+inline void run_warp(int first) {
+  for (;;) {
+    int ran = 0, waiting = 0;
+    for (int i = 0; i < 32; ++i) {
+      Fiber& fiber = fibers[first + (descending ? 31 - i : i)];
+      if (fiber.state == Fiber::ready) {
+        ++ran;
+        current = &fiber;
+        thread_index = fiber.index;
+        swapcontext(&scheduler, &fiber.context);
+      }
+      waiting += fiber.state == Fiber::at_warp;
+    }
+    if (waiting == 32) {
+      for (int i = first; i < first + 32; ++i) fibers[i].state = Fiber::ready;
+    } else if (ran == 0) {
+      return;
+    }
+  }
+}
+
 // Null, or what went wrong.
 inline const char* run_block() {
   const int count = static_cast<int>(fibers.size());
@@ -103,32 +125,14 @@ inline const char* run_block() {
     makecontext(&fiber.context, start, 0);
   }
   for (;;) {
-    bool progress = false;
-    for (int step = 0; step < count; ++step) {
-      Fiber& fiber = fibers[descending ? count - 1 - step : step];
-      if (fiber.state != Fiber::ready) continue;
-      progress = true;
-      current = &fiber;
-      thread_index = fiber.index;
-      swapcontext(&scheduler, &fiber.context);
-    }
-    bool all_done = true, all_wait = true;
-    for (int first = 0; first < count; first += 32) {
-      const auto is_at_warp = [&](int i) { return fibers[i].state == Fiber::at_warp; };
-      int lane = 0;
-      while (lane < 32 && is_at_warp(first + lane)) ++lane;
-      for (int i = first; lane == 32 && i < first + 32; ++i) fibers[i].state = Fiber::ready;
-    }
+    for (int i = 0; i < count / 32; ++i) run_warp(32 * (descending ? count / 32 - 1 - i : i));
+    bool all_done = true;
     for (Fiber& fiber : fibers) {
+      if (fiber.state == Fiber::at_warp) return "lanes wait for others of their warp, which have left";
       all_done &= fiber.state == Fiber::done;
-      all_wait &= fiber.state == Fiber::at_block || fiber.state == Fiber::done;
+      if (fiber.state == Fiber::at_block) fiber.state = Fiber::ready;
     }
     if (all_done) return nullptr;
-    if (all_wait) {
-      for (Fiber& fiber : fibers) fiber.state = fiber.state == Fiber::at_block ? Fiber::ready : fiber.state;
-    } else if (!progress) {
-      return "threads wait for each other: some of a warp or a block have left";
-    }
   }
 }
 
