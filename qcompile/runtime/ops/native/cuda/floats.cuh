@@ -5,6 +5,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <initializer_list>
+
 #include "arguments.h"
 
 namespace qcompile::cuda {
@@ -22,9 +24,9 @@ __device__ inline __half rounded<__half>(float value) { return __float2half_rn(v
 template <>
 __device__ inline __nv_bfloat16 rounded<__nv_bfloat16>(float value) { return __float2bfloat16_rn(value); }
 
-// Aligned to its own size, so that the compiler moves it with the widest instructions there are.
+// Aligned, so that the compiler moves it with the widest instructions there are, of 16 bytes.
 template <class T, int COUNT>
-struct alignas(COUNT * sizeof(T)) Pack {
+struct alignas(COUNT * sizeof(T) < 16 ? COUNT * sizeof(T) : 16) Pack {
   T values[COUNT];
 };
 
@@ -41,6 +43,13 @@ __device__ void write(T* to, const float (&values)[COUNT]) {
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) pack.values[i] = rounded<T>(values[i]);
   *reinterpret_cast<Pack<T, COUNT>*>(to) = pack;
+}
+
+inline bool aligned_to_16(std::initializer_list<const void*> pointers) {
+  for (const void* pointer : pointers) {
+    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) return false;
+  }
+  return true;
 }
 
 // Calls `function` with a value of the C++ type that `type` names.

@@ -20,21 +20,23 @@ __device__ To same_bits(const From& from) {
   return to;
 }
 
-// The blocks of a weight [n, k].
+// The blocks of a weight [n, k]. What is read of one stays raw until it is needed, so that reads need not be waited for.
 struct Blocks {
   const uint16_t* scale;
   const uint8_t* zero;  // null: signed codes
-  int64_t per_row;      // blocks along k
   int log2_size;        // of 32, 64 or 128 codes
+  int64_t per_row;      // blocks along k
 
   __device__ explicit Blocks(const BlockLinearArguments& a)
-      : scale(a.w_scale), zero(a.w_zero), per_row(a.k / a.block), log2_size(a.block == 32 ? 5 : a.block == 64 ? 6 : 7) {}
+      : scale(a.w_scale), zero(a.w_zero), log2_size(a.block == 32 ? 5 : a.block == 64 ? 6 : 7), per_row(a.k >> log2_size) {}
 
   __device__ int64_t index(int64_t row, int64_t k) const { return row * per_row + (k >> log2_size); }
-  __device__ float scale_at(int64_t index) const { return __half2float(same_bits<__half>(scale[index])); }
-  __device__ unsigned zero_at(int64_t index) const {
-    return zero == nullptr ? 8 : zero[index / 2] >> (index % 2 * 4) & 15;
+
+  // The zero point of a block among those of the word that begins with it, or with a block before it.
+  __device__ unsigned zero_of(unsigned word, unsigned index) const {
+    return zero == nullptr ? 8 : word >> index * 4 & 15;
   }
+
   // The highest bit of codes that have one for the sign, to be flipped: in bits 0..3 and 16..19.
   __device__ unsigned sign_bits() const { return zero == nullptr ? 0x00080008u : 0; }
 };
@@ -55,8 +57,10 @@ struct Dequantizer<__half> {
   __half2 scale, offset;
   unsigned base;  // 2^10 twice
 
-  __device__ Dequantizer(float scale_, unsigned zero, unsigned sign_bits)
-      : scale(__float2half2_rn(scale_)), offset(__float2half2_rn(1024.0f + zero)), base(0x64006400u | sign_bits) {}
+  __device__ Dequantizer(uint16_t scale_bits, unsigned zero, unsigned sign_bits)
+      : scale(same_bits<__half2>(scale_bits * 0x00010001u)),
+        offset(same_bits<__half2>((0x6400u + zero) * 0x00010001u)),
+        base(0x64006400u | sign_bits) {}
 
   __device__ unsigned pair(unsigned word, int index) const {
     const __half2 codes = same_bits<__half2>(spread_pair(word, index) ^ base);
@@ -70,8 +74,10 @@ struct Dequantizer<__nv_bfloat16> {
   float scale, offset;
   unsigned base;  // 2^7 twice
 
-  __device__ Dequantizer(float scale_, unsigned zero, unsigned sign_bits)
-      : scale(scale_), offset(-(128.0f + zero) * scale_), base(0x43004300u | sign_bits) {}
+  __device__ Dequantizer(uint16_t scale_bits, unsigned zero, unsigned sign_bits)
+      : scale(__half2float(same_bits<__half>(scale_bits))),
+        offset(-__uint_as_float((0x4300u + zero) << 16) * scale),
+        base(0x43004300u | sign_bits) {}
 
   __device__ unsigned pair(unsigned word, int index) const {
     const unsigned codes = spread_pair(word, index) ^ base;

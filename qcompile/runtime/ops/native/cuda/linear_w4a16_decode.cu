@@ -14,8 +14,8 @@ constexpr int chunk_k = 4 * lane_k;  // what a warp does at a time
 // What a lane reads of the weight for one chunk: row `group` of each tile, 32 codes at 32 `part`.
 struct Weights {
   uint4 codes[tiles];
-  float scale[tiles];
-  unsigned zero[tiles];
+  uint16_t scale[tiles];
+  uint8_t zeros[tiles];  // the byte with the zero point
 };
 
 template <class T>
@@ -25,17 +25,18 @@ __global__ void __launch_bounds__(32 * warps) decode(BlockLinearArguments a) {
   const int64_t chunks = (a.k + chunk_k - 1) / chunk_k;
   const Blocks blocks(a);
 
+  // Past the end of w: its last row, the last codes of a row. Such rows are not stored, and such k meet an x of zero.
+  const auto column_at = [&](int tile) { return min(first_column + tile * 8 + group, a.n - 1); };
+  const auto k_at = [&](int64_t chunk) { return min(chunk * chunk_k + part * lane_k, a.k - lane_k); };
+
   const auto read_weights = [&](int64_t chunk) {
-    Weights weights = {};  // past the end of a row: zeros
-    const int64_t k = chunk * chunk_k + part * lane_k;
+    Weights weights;
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile) {
-      const int64_t column = first_column + tile * 8 + group;
-      if (k >= a.k || column >= a.n) continue;
-      const int64_t block = blocks.index(column, k);
+      const int64_t column = column_at(tile), k = k_at(chunk), block = blocks.index(column, k);
       weights.codes[tile] = __ldcs(reinterpret_cast<const uint4*>(a.w + (column * a.k + k) / 2));
-      weights.scale[tile] = blocks.scale_at(block);
-      weights.zero[tile] = blocks.zero_at(block);
+      weights.scale[tile] = blocks.scale[block];
+      weights.zeros[tile] = blocks.zero == nullptr ? 0 : blocks.zero[block / 2];
     }
     return weights;
   };
@@ -58,7 +59,8 @@ __global__ void __launch_bounds__(32 * warps) decode(BlockLinearArguments a) {
     }
 #pragma unroll
     for (int tile = 0; tile < tiles; ++tile) {
-      const Dequantizer<T> dequantizer(weights.scale[tile], weights.zero[tile], blocks.sign_bits());
+      const unsigned zero = blocks.zero_of(weights.zeros[tile], blocks.index(column_at(tile), k_at(chunk)) % 2);
+      const Dequantizer<T> dequantizer(weights.scale[tile], zero, blocks.sign_bits());
       const unsigned words[4] = {weights.codes[tile].x, weights.codes[tile].y, weights.codes[tile].z,
                                  weights.codes[tile].w};
 #pragma unroll

@@ -24,7 +24,9 @@ __global__ void __launch_bounds__(32 * warps) multiply(BlockLinearArguments a) {
       const int64_t column = first_column + j < a.n ? first_column + j : a.n - 1;  // past the end: any, not stored
       const int64_t block = blocks.index(column, k);
       const unsigned word = *reinterpret_cast<const unsigned*>(a.w + (column * a.k + k) / 2);
-      const float scale = blocks.scale_at(block), offset = 8388608.0f + blocks.zero_at(block);
+      const float scale = __half2float(same_bits<__half>(blocks.scale[block]));
+      const unsigned zeros = blocks.zero == nullptr ? 0 : blocks.zero[block / 2];
+      const float offset = 8388608.0f + blocks.zero_of(zeros, block % 2);
 #pragma unroll
       for (int i = 0; i < lane_k; ++i) w[j][i] = (__uint_as_float((word >> 4 * i & 15) ^ base) - offset) * scale;
     }

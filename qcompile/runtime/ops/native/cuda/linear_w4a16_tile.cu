@@ -40,53 +40,54 @@ struct Tile {
   __device__ explicit Tile(const BlockLinearArguments& arguments) : a(arguments), blocks(arguments) {}
 
   // Starts the copies of the step at `k`; what lies past the end of a tensor becomes zero.
-  __device__ void fetch(Shared& stage, int64_t k) const {
-    for (int i = threadIdx.x; i < rows * (depth / 8); i += threads) {
-      const int row = i / (depth / 8), piece = i % (depth / 8);
-      const int64_t m = first_row + row, at = k + 8 * piece;
-      const bool inside = m < a.m && at < a.k;
-      const T* from = static_cast<const T*>(a.x) + (inside ? m * a.k + at : 0);
-      copy_async<16>(&stage.x[row][Shared::x_place(row, piece)], from, inside ? 16 : 0);
+  __device__ void fetch(Shared& stage, int k) const {
+    constexpr int x_pieces = depth / 8, w_pieces = depth / 32, rows_at_once = threads / x_pieces;
+    {
+      const int row = threadIdx.x / x_pieces, piece = threadIdx.x % x_pieces;
+      const T* from = static_cast<const T*>(a.x) + (first_row + row) * a.k + k + 8 * piece;
+#pragma unroll
+      for (int more = 0; more < rows; more += rows_at_once) {
+        const bool inside = first_row + row + more < a.m && k + 8 * piece < a.k;
+        copy_async<16>(&stage.x[row + more][Shared::x_place(row, piece)], from + more * a.k, inside ? 16 : 0);
+      }
     }
-    const int row = threadIdx.x / 2, piece = threadIdx.x % 2;
-    static_assert(threads == columns * (depth / 32));
+    static_assert(threads == columns * w_pieces);
+    const int row = threadIdx.x / w_pieces, piece = threadIdx.x % w_pieces;
     const int64_t n = first_column + row, at = k + 32 * piece;
     const bool inside = n < a.n && at < a.k;
-    copy_async<16>(&stage.w[row][Shared::w_place(row, piece)], a.w + (inside ? (n * a.k + at) / 2 : 0),
-                   inside ? 16 : 0);
-    const int64_t count = a.n * blocks.per_row, block = inside ? blocks.index(n, at) : 0;
-    const int64_t scales = 2 * (count - block / 2 * 2), zeros = (count - block / 8 * 8 + 1) / 2;  // bytes left
+    copy_async<16>(&stage.w[row][Shared::w_place(row, piece)], a.w + (n * a.k + at) / 2, inside ? 16 : 0);
+    const int64_t block = blocks.index(n, at), block_count = a.n * blocks.per_row;
+    const int64_t scales = 2 * (block_count - block / 2 * 2), zeros = (block_count - block / 8 * 8 + 1) / 2;  // bytes left
     copy_async<4>(&stage.scale[row][piece], a.w_scale + block / 2 * 2, inside ? min(scales, int64_t{4}) : 0);
     if (a.w_zero != nullptr) {
       copy_async<4>(&stage.zero[row][piece], a.w_zero + block / 8 * 4, inside ? min(zeros, int64_t{4}) : 0);
     }
   }
 
-  __device__ void multiply(const Shared& stage, int64_t k) {
+  __device__ void multiply(const Shared& stage, int k) {
     const int lane = threadIdx.x % 32, group = lane / 4, part = lane % 4;
     const int row = warp_row() * 16 * X_TILES + group, column = warp_column() * warp_columns + group;
 #pragma unroll 1  // more would need more registers than two blocks on a multiprocessor have
     for (int step = 0; step < depth / 32; ++step) {
-      uint4 x_low[X_TILES], x_high[X_TILES];
-      const int place = Shared::x_place(row, 4 * step + part);  // rows that are 8 apart have the same
-#pragma unroll
-      for (int i = 0; i < X_TILES; ++i) {
-        x_low[i] = stage.x[row + 16 * i][place];
-        x_high[i] = stage.x[row + 16 * i + 8][place];
-      }
+      // The place of a block in its word is the same for columns that are a multiple of 8 apart.
+      const unsigned block = group * static_cast<unsigned>(blocks.per_row) + ((k + 32 * step) >> blocks.log2_size);
+      unsigned w[W_TILES][4];
 #pragma unroll
       for (int j = 0; j < W_TILES; ++j) {
-        const int tile_column = column + 8 * j;
-        const unsigned word =
-            reinterpret_cast<const unsigned*>(&stage.w[tile_column][Shared::w_place(tile_column, step)])[part];
-        const auto block = static_cast<unsigned>(blocks.index(first_column + tile_column, k + 32 * step));
-        const auto scale_bits = static_cast<uint16_t>(stage.scale[tile_column][step] >> block % 2 * 16);
-        const unsigned zero = a.w_zero == nullptr ? 8 : stage.zero[tile_column][step] >> block % 8 * 4 & 15;
-        const Dequantizer<T> dequantizer(__half2float(same_bits<__half>(scale_bits)), zero, blocks.sign_bits());
-        const unsigned w[4] = {dequantizer.pair(word, 0), dequantizer.pair(word, 1), dequantizer.pair(word, 2),
-                               dequantizer.pair(word, 3)};
+        const int at = column + 8 * j, place = Shared::w_place(at, step);
+        const unsigned word = reinterpret_cast<const unsigned*>(&stage.w[at][place])[part];
+        const auto scale = static_cast<uint16_t>(stage.scale[at][step] >> block % 2 * 16);
+        const unsigned zero = blocks.zero_of(stage.zero[at][step], block % 8);
+        const Dequantizer<T> dequantizer(scale, zero, blocks.sign_bits());
 #pragma unroll
-        for (int i = 0; i < X_TILES; ++i) multiply_32<T>(sums[i][j], x_low[i], x_high[i], w);
+        for (int pair = 0; pair < 4; ++pair) w[j][pair] = dequantizer.pair(word, pair);
+      }
+      const int place = Shared::x_place(row, 4 * step + part);  // the same in rows that are 8 apart
+#pragma unroll
+      for (int i = 0; i < X_TILES; ++i) {
+        const uint4 x_low = stage.x[row + 16 * i][place], x_high = stage.x[row + 16 * i + 8][place];
+#pragma unroll
+        for (int j = 0; j < W_TILES; ++j) multiply_32<T>(sums[i][j], x_low, x_high, w[j]);
       }
     }
   }
@@ -125,24 +126,27 @@ __global__ void __launch_bounds__(threads, 2) multiply_tile(BlockLinearArguments
   using Work = Tile<T, X_TILES, WARP_ROWS>;
   auto* stage = shared_memory<typename Work::Shared>();
   Work tile(a);
-  const int64_t steps = (a.k + depth - 1) / depth;
-  const int64_t begin = steps * blockIdx.z / gridDim.z, end = steps * (blockIdx.z + 1) / gridDim.z;
+  const int steps = (static_cast<int>(a.k) + depth - 1) / depth;
+  const int share = blockIdx.z, shares = gridDim.z;
+  const int begin = steps * share / shares, end = steps * (share + 1) / shares;
 
-  for (int64_t step = begin; step < begin + stages - 1; ++step) {
-    if (step < end) tile.fetch(stage[step % stages], step * depth);
+  int filled = 0, used = 0;  // stages, in turns
+  const auto fetch = [&](int step) {
+    if (step < end) tile.fetch(stage[filled], step * depth);
     end_copy_group();
-  }
-  for (int64_t step = begin; step < end; ++step) {
+    filled = filled + 1 < stages ? filled + 1 : 0;
+  };
+  for (int ahead = 0; ahead < stages - 1; ++ahead) fetch(begin + ahead);
+  for (int step = begin; step < end; ++step) {
     wait_for_copies<stages - 2>();
     __syncthreads();  // this step has arrived for all threads, and all have done with the one before
-    const int64_t ahead = step + stages - 1;
-    if (ahead < end) tile.fetch(stage[ahead % stages], ahead * depth);
-    end_copy_group();
-    tile.multiply(stage[step % stages], step * depth);
+    fetch(step + stages - 1);
+    tile.multiply(stage[used], step * depth);
+    used = used + 1 < stages ? used + 1 : 0;
   }
   if (partial != nullptr) {
-    float* share = partial + blockIdx.z * a.m * a.n;
-    tile.for_each([&](int64_t m, int64_t n, float sum) { share[m * a.n + n] = sum; });
+    float* sums = partial + share * a.m * a.n;
+    tile.for_each([&](int64_t m, int64_t n, float sum) { sums[m * a.n + n] = sum; });
   } else {
     tile.for_each([&](int64_t m, int64_t n, float sum) { write_y<T>(a, m, n, sum); });
   }

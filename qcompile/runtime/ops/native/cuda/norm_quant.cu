@@ -66,8 +66,9 @@ __global__ void __launch_bounds__(Row::threads* rows_of_block<Row>) norm_quant(N
 size_t NormQuant_workspace(const NormQuantArguments&) { return 0; }
 
 const char* NormQuant(const NormQuantArguments& a, void*, cudaStream_t stream) {
+  const bool aligned = aligned_to_16({a.x, a.skip, a.gamma, a.beta, a.x_q, a.y, a.sum});
   return with_type(a.type, [&](auto zero) {
-    return with_row<decltype(zero)>(a.k, [&](auto* none) {
+    return with_row<decltype(zero)>(a.k, aligned, [&](auto* none) {
       using Row = std::remove_pointer_t<decltype(none)>;
       return launch_rows<Row>(norm_quant<Row>, a, stream);
     });

@@ -32,8 +32,9 @@ __global__ void __launch_bounds__(Row::threads* rows_of_block<Row>) quantize_row
 size_t QuantizeRows_workspace(const QuantizeRowsArguments&) { return 0; }
 
 const char* QuantizeRows(const QuantizeRowsArguments& a, void*, cudaStream_t stream) {
+  const bool aligned = aligned_to_16({a.x, a.x_q});
   return with_type(a.type, [&](auto zero) {
-    return with_row<decltype(zero)>(a.k, [&](auto* none) {
+    return with_row<decltype(zero)>(a.k, aligned, [&](auto* none) {
       using Row = std::remove_pointer_t<decltype(none)>;
       return launch_rows<Row>(quantize_rows<Row>, a, stream);
     });

@@ -1,5 +1,5 @@
 // Kernels that look at a whole row before they write it: a row is read once and held in registers by the threads
-// that share it, a warp or a block. A row that no block can hold, or whose length is no multiple of 16 bytes, is
+// that share it, a warp or a block. A row that no block can hold, or that is not made of aligned pieces of 16 bytes, is
 // read again at each look.
 
 #pragma once
@@ -94,8 +94,8 @@ struct RereadRow {
 
 // Calls `start` with a null pointer to the narrowest kind of row that holds k values.
 template <class T, class Start>
-const char* with_row(int64_t k, Start start) {
-  if (k % HeldRow<T, 32>::width != 0) return start(static_cast<RereadRow<T>*>(nullptr));
+const char* with_row(int64_t k, bool aligned, Start start) {
+  if (!aligned || k % HeldRow<T, 32>::width != 0) return start(static_cast<RereadRow<T>*>(nullptr));
   if (k <= HeldRow<T, 32>::longest) return start(static_cast<HeldRow<T, 32>*>(nullptr));
   if (k <= HeldRow<T, 128>::longest) return start(static_cast<HeldRow<T, 128>*>(nullptr));
   if (k <= HeldRow<T, 512>::longest) return start(static_cast<HeldRow<T, 512>*>(nullptr));
