@@ -200,7 +200,6 @@ inline unsigned __float_as_uint(float value) { return emulated_bits<unsigned>(va
 inline float __uint_as_float(unsigned bits) { return emulated_bits<float>(bits); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline int __float2int_rn(float value) { return static_cast<int>(std::nearbyint(value)); }
-inline int __ffsll(long long value) { return __builtin_ffsll(value); }
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   const uint64_t bytes = uint64_t{b} << 32 | a;
   unsigned result = 0;

@@ -28,7 +28,10 @@ struct Blocks {
   int64_t per_row;      // blocks along k
 
   __device__ explicit Blocks(const BlockLinearArguments& a)
-      : scale(a.w_scale), zero(a.w_zero), log2_size(a.block == 32 ? 5 : a.block == 64 ? 6 : 7), per_row(a.k >> log2_size) {}
+      : scale(a.w_scale),
+        zero(a.w_zero),
+        log2_size(a.block == 32 ? 5 : a.block == 64 ? 6 : 7),
+        per_row(a.k >> log2_size) {}
 
   __device__ int64_t index(int64_t row, int64_t k) const { return row * per_row + (k >> log2_size); }
 
