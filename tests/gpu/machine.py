@@ -55,7 +55,7 @@ class Machine:
         inputs = operands(operator, rows, n, k, block=block, static=static)
         attributes = attributes_of(operator, block=block)
         found = self.run(operator, inputs, attributes)
-        accumulation = self._accumulation(operator, inputs)
+        accumulation = self.accumulation(operator, inputs)
         for name, right in expected(operator, inputs, attributes, accumulation=accumulation).items():
             right.check(found[name], f"{operator.name}.{name} of {rows} x {n} x {k} on {self.kind}")
 
@@ -121,7 +121,7 @@ class Machine:
         """`size` bytes between guards."""
         return TorchMemory(size) if self.kind == "cuda" else NumpyMemory(size)
 
-    def _accumulation(self, operator: Operator, inputs: Mapping[str, Array]) -> float:
+    def accumulation(self, operator: Operator, inputs: Mapping[str, Array]) -> float:
         """Relative error of one addition, as the reference wants it."""
         if self.kind != "cuda":
             return UNIT

@@ -210,3 +210,29 @@ template <class T>
 T __ldcs(const T* from) {
   return *from;
 }
+
+// Device memory is the host's.
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+template <class T>
+cudaError_t cudaMalloc(T** data, size_t bytes) {
+  *data = static_cast<T*>(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
+  memset(static_cast<void*>(*data), 0xff, bytes);
+  return nullptr;
+}
+inline cudaError_t cudaFree(void* data) {
+  std::free(data);
+  return nullptr;
+}
+inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  memcpy(to, from, bytes);
+  return nullptr;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+  return cudaMemcpy(to, from, bytes, kind);
+}
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  memset(to, value, bytes);
+  return nullptr;
+}
+inline cudaError_t cudaDeviceSynchronize() { return nullptr; }
+inline void atomicMin(unsigned long long* at, unsigned long long value) { *at = std::min(*at, value); }
