@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.description import describe
-from qcompile.compiler.graph import graphs, name_of
+from qcompile.compiler.graph import constant, graphs, name_of
 from qcompile.compiler.passes import Fact, Pass, Phase
 
 if TYPE_CHECKING:
@@ -85,8 +85,12 @@ def _name_dimensions(model: ir.Model) -> bool:
         found: dict[str, str | int] = {}
         if node.op_type == "Reshape" and node.domain == "":
             found = dict([factor] if (factor := _remaining_factor(node)) else [])
+        elif node.op_type == "Slice" and node.domain == "":
+            found = _beside_the_slice(node)
         elif node.op_type in _BROADCASTING and node.domain == "":
             found = _broadcast(node)
+        elif node.op_type == "MatMul" and node.domain == "":
+            found = _broadcast(node, 2)
         if found:
             known |= found
             [result] = node.outputs
@@ -96,12 +100,24 @@ def _name_dimensions(model: ir.Model) -> bool:
     return modified
 
 
-def _broadcast(node: ir.Node) -> dict[str, str | int]:
-    """The invented dimensions of a broadcast that meet one named dimension."""
+def _beside_the_slice(node: ir.Node) -> dict[str, str | int]:
+    """The invented dimensions of axes that a Slice does not cut, where ONNX knew nothing of its bounds."""
+    source, result = node.inputs[0], node.outputs[0]
+    axes = constant(node.inputs[3]) if len(node.inputs) > 3 else None
+    if axes is None or source is None or source.shape is None or result.shape is None:
+        return {}
+    cut = {int(a) % len(source.shape) for a in axes.reshape(-1)}
+    sizes = [d if isinstance(d, int) else _symbol(d) for d in source.shape]
+    pairs = [(_symbol(d), sizes[i]) for i, d in enumerate(result.shape) if i not in cut]
+    return {name: size for name, size in pairs if name.startswith(_INVENTED) and size and name != size}
+
+
+def _broadcast(node: ir.Node, behind: int = 0) -> dict[str, str | int]:
+    """The invented dimensions of a broadcast that meet one named dimension; the last `behind` do not broadcast."""
     [result] = node.outputs
     shapes = [v.shape for v in node.inputs if v is not None]
     found: dict[str, str | int] = {}
-    for axis in range(1, len(result.shape or ()) + 1):
+    for axis in range(1 + behind, len(result.shape or ()) + 1):
         assert result.shape is not None
         name = _symbol(result.shape[-axis])
         met = {

@@ -72,3 +72,22 @@ def test_an_unknown_size_that_broadcasts_with_a_name_takes_the_name() -> None:
     assert "h: f32[batch,length,4]" in text
     assert "r: f32[batch,length,4]" in text
     assert "p: f32[batch" not in text, "one of two sizes that only broadcast stays unknown"
+
+
+def test_a_slice_whose_bounds_are_computed_leaves_the_other_axes_known() -> None:
+    """As queries and keys cut from one product, in a graph whose bounds are folded only later."""
+    model = model_of(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[batch,5,8] x) => (float[A,5,5] y) {
+          end = Mul (two, two)
+          q = Slice (x, zero, end, two)
+          k = Slice (x, zero, end, two)
+          t = Transpose <perm = [0, 2, 1]> (k)
+          p = MatMul (q, t)
+          y = Softmax <axis = -1> (p)
+        }""",
+        {"zero": np.int64([0]), "two": np.int64([2])},
+    )
+    run(model, *NAMED)
+    text = print_model(model)
+    assert "q: f32[batch,5," in text
+    assert "p: f32[batch,5,5]" in text
