@@ -16,6 +16,7 @@ from qcompile.compiler.passes import Pass
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.report import PassRecord
+from qcompile.compiler.targets import target_named
 from qcompile.compiler.targets.table import Target
 from qcompile.passes.prepare.infer_shapes import InferShapes
 from qcompile.passes.prepare.lift_constants import LiftConstants
@@ -29,7 +30,7 @@ NAMED: list[Pass] = [LiftConstants(), UniqueNames(), InferShapes()]
 
 
 def context(target: Target | None = None) -> CompileContext:
-    return CompileContext(target=target, float_model=Path("unused"))  # type: ignore[arg-type]
+    return CompileContext(target=target or target_named("cpu"), float_model=Path("unused"))
 
 
 def model_of(text: str, weights: dict[str, npt.NDArray[Any]] | None = None) -> ir.Model:

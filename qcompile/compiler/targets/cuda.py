@@ -213,6 +213,7 @@ CUDA = Target(
         ),
     ),
     half=CUDA_HALF,
+    opset=19,  # QuantizeLinear reads float16
     evidence=_PLACED,
     unfused=(
         "ONNX Runtime's CUDA provider has no int8 kernel for Q/DQ graphs: it computes in float and converts before and "

@@ -207,6 +207,7 @@ class Target:
         rows: the first row that selects a node is its row; a node without one stays float.
         unfused: why Q/DQ around a float operator gains nothing here; empty where the runtime fuses them.
         half: what it computes in float16 and bfloat16.
+        opset: the lowest in which its operators are the ones of this table.
         evidence: where the table as a whole comes from.
     """
 
@@ -228,6 +229,7 @@ class Target:
     unfused: str = ""
     block: int = 32
     half: Half = field(default_factory=Half)
+    opset: int = 13
 
     @property
     def activation(self) -> QuantSpec:

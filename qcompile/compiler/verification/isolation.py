@@ -18,6 +18,8 @@ from qcompile.runtime.taps import branches, tappable_values
 
 Array = np.ndarray[Any, Any]
 
+_HALF = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+
 
 @dataclass
 class Piece:
@@ -43,6 +45,7 @@ class Index:
         homes: the graph that a value is made in.
         initializers: tensor by name.
         constants: names of the initializers, and of those that were taken out of the model.
+        halves: values in half precision, each with its ONNX element type.
     """
 
     def __init__(self, model: onnx.ModelProto, taken: Collection[str] = ()) -> None:
@@ -50,10 +53,14 @@ class Index:
         self.homes: dict[str, onnx.GraphProto] = {}
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.made_by: dict[str, list[str]] = {}
+        self.halves: dict[str, int] = {}
         self._order: dict[str, int] = {}
         known = tappable_values(model) - set(taken)
         for graph in branches(model):
             self.initializers |= {i.name: i for i in graph.initializer}
+            for value in (*graph.value_info, *graph.output):
+                if value.type.tensor_type.elem_type in _HALF:
+                    self.halves[value.name] = value.type.tensor_type.elem_type
             for node in graph.node:
                 names = [name for name in node.output if name in known]
                 self.producers |= dict.fromkeys(names, node)
@@ -62,6 +69,11 @@ class Index:
                 self._order |= {name: len(self._order) + i for i, name in enumerate(names)}
 
         self.constants = self.initializers.keys() | set(taken)
+
+    def as_read(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """The float model's `values` in the types that this model has them in."""
+        kinds = {name: onnx.helper.tensor_dtype_to_np_dtype(kind) for name, kind in self.halves.items()}
+        return {name: array.astype(kinds[name]) if name in kinds else array for name, array in values.items()}
 
     def in_order(self, names: Collection[str]) -> list[onnx.NodeProto]:
         """The nodes that make these values, in the order of the graph."""

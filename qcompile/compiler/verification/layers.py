@@ -137,10 +137,11 @@ class _Bench:
             progress.advance(len(layers))
             if all(array.shape == (0,) for array in gathered.values()):
                 continue  # a branch that this sample does not take
+            given = self.index.as_read(floats)
             if pieces and pieces_probe is None:
-                model = assemble(pieces, self.index, self.compiled, floats)
+                model = assemble(pieces, self.index, self.compiled, given)
                 pieces_probe = Probe(model, [o.name for o in model.graph.output], self.folder, self.entries)
-            isolated = pieces_probe(floats) if pieces_probe is not None else {}
+            isolated = pieces_probe(given) if pieces_probe is not None else {}
             for layer in layers:
                 _add(layer, layer.gathered, floats, gathered[layer.tapped], self.codes)
             for i, layer in enumerate(alone):

@@ -46,6 +46,7 @@ class Switcher:
         self.weights: dict[str, Array] = {}
         index = Index(self.model)
         self._graph, self._producers, self._homes = self.model.graph, index.producers, index.homes
+        self._halves = index.halves
         self._readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in (node for graph in branches(self.model) for node in graph.node):
             for name in node.input:
@@ -70,7 +71,7 @@ class Switcher:
             return False
         switch = self.switches[unit.node] = f"float@{unit.node}"
         self._graph.input.append(onnx.helper.make_tensor_value_info(switch, onnx.TensorProto.BOOL, []))
-        self._choose(value, switch, self._float_branch(piece, f"{len(self.switches)}:"))
+        self._choose(value, switch, self._float_branch(piece, f"{len(self.switches)}:", value))
         if quantizer is not None:
             self._unrounded(unit, switch, value)
         return True
@@ -83,16 +84,26 @@ class Switcher:
     def _behind(self, value: str, op_type: str) -> onnx.NodeProto | None:
         return next((n for n in self._readers[value] if n.op_type == op_type), None)
 
-    def _float_branch(self, piece: Piece, prefix: str) -> onnx.GraphProto:
+    def _float_branch(self, piece: Piece, prefix: str, value: str) -> onnx.GraphProto:
+        """The nodes of `piece`, in float32, as a branch whose result has the type of `value`."""
         for name in sorted(piece.initializers):
             self._constant(name, prefix)
-        branch = onnx.GraphProto(name=f"{prefix}float", output=[onnx.ValueInfoProto(name=prefix + piece.result)])
+        branch, result = onnx.GraphProto(name=f"{prefix}float"), prefix + piece.result
+        read = {name: self._readable[name] for name in sorted(piece.reads)}
+        for name, source in read.items():
+            if source in self._halves:
+                read[name] = prefix + name
+                branch.node.append(onnx.helper.make_node("Cast", [source], [read[name]], to=onnx.TensorProto.FLOAT))
         for node in piece.nodes:
             copy = branch.node.add()
             copy.CopyFrom(node)
             copy.name = prefix + node.name
-            copy.input[:] = [self._readable[n] if n in piece.reads else prefix + n if n else "" for n in node.input]
+            copy.input[:] = [read[n] if n in read else prefix + n if n else "" for n in node.input]
             copy.output[:] = [prefix + n if n else "" for n in node.output]
+        if value in self._halves:
+            branch.node.append(onnx.helper.make_node("Cast", [result], [f"{result}@half"], to=self._halves[value]))
+            result = f"{result}@half"
+        branch.output.append(onnx.ValueInfoProto(name=result))
         return branch
 
     def _constant(self, name: str, prefix: str) -> None:

@@ -16,10 +16,11 @@ from qcompile.errors import ModelError
 
 
 class UpgradeOpset(Pass):
-    """Convert the model to opset `minimum` where it is older, and raise its IR version to fit.
+    """Convert the model to opset `minimum`, or to that of the target, where it is older, and raise its IR version.
 
-    DequantizeLinear has an axis since opset 13; 17 brings LayerNormalization and is what every
-    provider knows. The ONNX version converter rewrites the operators whose definition changed.
+    DequantizeLinear has an axis since opset 13; 17 brings LayerNormalization and is what every provider
+    knows; QuantizeLinear reads float16 since 19. The ONNX version converter rewrites the operators whose
+    definition changed.
 
     Raises:
         ModelError: the converter has no rule for one of the model's operators.
@@ -33,17 +34,18 @@ class UpgradeOpset(Pass):
     minimum: int = Field(default=17, ge=13, le=25, description="lowest opset of the default domain to accept")
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
+        minimum = max(self.minimum, context.target.opset)
         if not any(n.domain == "" for n in model.graph.all_nodes()):
-            model.graph.opset_imports.setdefault("", self.minimum)
-        modified = _raise_ir_version(model, max(self.minimum, opset(model)))
-        if opset(model) >= self.minimum:
+            model.graph.opset_imports.setdefault("", minimum)
+        modified = _raise_ir_version(model, max(minimum, opset(model)))
+        if opset(model) >= minimum:
             return modified
         if model.functions:
             raise ModelError(
                 "a model with functions cannot be converted to another opset",
                 hint="put `inline-functions` before `upgrade-opset` in the recipe",
             )
-        _convert(model, self.minimum)
+        _convert(model, minimum)
         return True
 
 

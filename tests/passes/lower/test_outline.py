@@ -47,8 +47,11 @@ ACTIVATIONS = {
 NUMBERS = {"r": np.sqrt(np.float32(2)), "one": np.float32(1), "half": np.float32(0.5)}
 
 
+FLOAT32 = "precision.dtype=float32"
+
+
 def lowered(recipe: str, text: str = MODEL, **weights: np.ndarray) -> Lowered:
-    return int8(text, WEIGHTS | weights, SAMPLES, target=CUDA, recipe=find_recipe(recipe))
+    return int8(text, WEIGHTS | weights, SAMPLES, FLOAT32, target=CUDA, recipe=find_recipe(recipe))
 
 
 def calls(result: Lowered) -> list[str]:
