@@ -89,4 +89,11 @@ struct Dequantizer<__nv_bfloat16> {
   }
 };
 
+// The eight values of a word.
+template <class T>
+__device__ void dequantize(const Dequantizer<T>& dequantizer, unsigned word, unsigned (&pairs)[4]) {
+#pragma unroll
+  for (int index = 0; index < 4; ++index) pairs[index] = dequantizer.pair(word, index);
+}
+
 }  // namespace qcompile::cuda

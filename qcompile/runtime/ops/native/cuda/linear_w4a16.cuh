@@ -20,14 +20,15 @@ const char* w4a16_tile(const BlockLinearArguments&, float* partial, cudaStream_t
 // float32, any m.
 const char* w4a16_float(const BlockLinearArguments&, cudaStream_t);
 
-// sums[16 rows, 8 columns] += x w^T over 32 values of k, by a warp. The order of k does not matter as long as x and w
-// agree, so each lane takes eight neighbours: with group = lane / 4 and part = lane % 4, those at 8 part of rows group
-// (x_low) and group + 8 (x_high) of x, and of row group of w. mma calls the first four of them 2 part, 2 part + 1,
-// 2 part + 8 and 2 part + 9 of its 16, and the next mma the others.
+// sums[16 rows of w, 8 rows of x] += w x^T over 32 values of k, by a warp. The order of k does not matter as long as
+// w and x agree, so each lane takes eight neighbours: with group = lane / 4 and part = lane % 4, those at 8 part of
+// rows group (w_low) and group + 8 (w_high) of w, and of row group of x. mma calls the first four of them 2 part,
+// 2 part + 1, 2 part + 8 and 2 part + 9 of its 16, and the next mma the others. w comes first since mma wants the
+// registers of its first operand in an order that x, as it is loaded, does not have.
 template <class T>
-__device__ void multiply_32(float (&sums)[4], uint4 x_low, uint4 x_high, const unsigned (&w)[4]) {
-  mma<T>(sums, {x_low.x, x_high.x, x_low.y, x_high.y}, w[0], w[1]);
-  mma<T>(sums, {x_low.z, x_high.z, x_low.w, x_high.w}, w[2], w[3]);
+__device__ void multiply_32(float (&sums)[4], const unsigned (&w_low)[4], const unsigned (&w_high)[4], uint4 x) {
+  mma<T>(sums, {w_low[0], w_high[0], w_low[1], w_high[1]}, x.x, x.y);
+  mma<T>(sums, {w_low[2], w_high[2], w_low[3], w_high[3]}, x.z, x.w);
 }
 
 }  // namespace qcompile::cuda

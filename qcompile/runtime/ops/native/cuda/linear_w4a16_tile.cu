@@ -25,17 +25,17 @@ struct Stage {
   static __device__ int w_place(int row, int piece) { return piece ^ (row / 4 % 2); }
 };
 
-// The warps stand in WARP_ROWS rows; each computes 16 X_TILES rows and 8 W_TILES columns.
+// The warps stand in WARP_ROWS rows; each computes 8 X_TILES rows and 16 W_TILES columns.
 template <class T, int X_TILES, int WARP_ROWS>
 struct Tile {
-  static constexpr int rows = 16 * X_TILES * WARP_ROWS;
-  static constexpr int warp_columns = columns / (warps / WARP_ROWS), W_TILES = warp_columns / 8;
+  static constexpr int rows = 8 * X_TILES * WARP_ROWS;
+  static constexpr int warp_columns = columns / (warps / WARP_ROWS), W_TILES = warp_columns / 16;
   using Shared = Stage<rows>;
 
   const BlockLinearArguments& a;
   int64_t first_row = int64_t{blockIdx.y} * rows, first_column = int64_t{blockIdx.x} * columns;
   Blocks blocks;
-  float sums[X_TILES][W_TILES][4] = {};
+  float sums[W_TILES][X_TILES][4] = {};
 
   __device__ explicit Tile(const BlockLinearArguments& arguments) : a(arguments), blocks(arguments) {}
 
@@ -57,7 +57,8 @@ struct Tile {
     const bool inside = n < a.n && at < a.k;
     copy_async<16>(&stage.w[row][Shared::w_place(row, piece)], a.w + (n * a.k + at) / 2, inside ? 16 : 0);
     const int64_t block = blocks.index(n, at), block_count = a.n * blocks.per_row;
-    const int64_t scales = 2 * (block_count - block / 2 * 2), zeros = (block_count - block / 8 * 8 + 1) / 2;  // bytes left
+    const int64_t scales = 2 * (block_count - block / 2 * 2);  // bytes from the word to the end
+    const int64_t zeros = (block_count - block / 8 * 8 + 1) / 2;
     copy_async<4>(&stage.scale[row][piece], a.w_scale + block / 2 * 2, inside ? min(scales, int64_t{4}) : 0);
     if (a.w_zero != nullptr) {
       copy_async<4>(&stage.zero[row][piece], a.w_zero + block / 8 * 4, inside ? min(zeros, int64_t{4}) : 0);
@@ -66,28 +67,26 @@ struct Tile {
 
   __device__ void multiply(const Shared& stage, int k) {
     const int lane = threadIdx.x % 32, group = lane / 4, part = lane % 4;
-    const int row = warp_row() * 16 * X_TILES + group, column = warp_column() * warp_columns + group;
+    const int row = warp_row() * 8 * X_TILES + group, column = warp_column() * warp_columns + group;
 #pragma unroll 1  // more would need more registers than two blocks on a multiprocessor have
     for (int step = 0; step < depth / 32; ++step) {
       // The place of a block in its word is the same for columns that are a multiple of 8 apart.
       const unsigned block = group * static_cast<unsigned>(blocks.per_row) + ((k + 32 * step) >> blocks.log2_size);
-      unsigned w[W_TILES][4];
+      unsigned w[2 * W_TILES][4];
 #pragma unroll
-      for (int j = 0; j < W_TILES; ++j) {
-        const int at = column + 8 * j, place = Shared::w_place(at, step);
-        const unsigned word = reinterpret_cast<const unsigned*>(&stage.w[at][place])[part];
+      for (int i = 0; i < 2 * W_TILES; ++i) {
+        const int at = column + 8 * i, place = Shared::w_place(at, step);
         const auto scale = static_cast<uint16_t>(stage.scale[at][step] >> block % 2 * 16);
         const unsigned zero = blocks.zero_of(stage.zero[at][step], block % 8);
-        const Dequantizer<T> dequantizer(scale, zero, blocks.sign_bits());
-#pragma unroll
-        for (int pair = 0; pair < 4; ++pair) w[j][pair] = dequantizer.pair(word, pair);
+        const unsigned word = reinterpret_cast<const unsigned*>(&stage.w[at][place])[part];
+        dequantize(Dequantizer<T>(scale, zero, blocks.sign_bits()), word, w[i]);
       }
       const int place = Shared::x_place(row, 4 * step + part);  // the same in rows that are 8 apart
 #pragma unroll
-      for (int i = 0; i < X_TILES; ++i) {
-        const uint4 x_low = stage.x[row + 16 * i][place], x_high = stage.x[row + 16 * i + 8][place];
+      for (int j = 0; j < X_TILES; ++j) {
+        const uint4 x = stage.x[row + 8 * j][place];
 #pragma unroll
-        for (int j = 0; j < W_TILES; ++j) multiply_32<T>(sums[i][j], x_low, x_high, w[j]);
+        for (int i = 0; i < W_TILES; ++i) multiply_32<T>(sums[i][j], w[2 * i], w[2 * i + 1], x);
       }
     }
   }
@@ -97,13 +96,13 @@ struct Tile {
   __device__ void for_each(Store store) const {
     const int lane = threadIdx.x % 32, group = lane / 4, part = lane % 4;
 #pragma unroll
-    for (int i = 0; i < X_TILES; ++i) {
+    for (int i = 0; i < W_TILES; ++i) {
 #pragma unroll
-      for (int j = 0; j < W_TILES; ++j) {
+      for (int j = 0; j < X_TILES; ++j) {
 #pragma unroll
         for (int value = 0; value < 4; ++value) {
-          const int64_t m = first_row + (warp_row() * X_TILES + i) * 16 + value / 2 * 8 + group;
-          const int64_t n = first_column + warp_column() * warp_columns + 8 * j + 2 * part + value % 2;
+          const int64_t m = first_row + (warp_row() * X_TILES + j) * 8 + 2 * part + value % 2;
+          const int64_t n = first_column + warp_column() * warp_columns + 16 * i + value / 2 * 8 + group;
           if (m < a.m && n < a.n) store(m, n, sums[i][j][value]);
         }
       }
@@ -191,9 +190,9 @@ const char* start(const BlockLinearArguments& a, float* partial, cudaStream_t st
 template <class T>
 const char* start(const BlockLinearArguments& a, float* partial, cudaStream_t stream) {
   switch (rows_of_tile(a.m)) {
-    case 32: return start<T, 2, 1>(a, partial, stream);
-    case 64: return start<T, 4, 1>(a, partial, stream);
-    default: return start<T, 4, 2>(a, partial, stream);
+    case 32: return start<T, 4, 1>(a, partial, stream);
+    case 64: return start<T, 8, 1>(a, partial, stream);
+    default: return start<T, 8, 2>(a, partial, stream);
   }
 }
 
