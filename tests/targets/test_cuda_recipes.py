@@ -101,14 +101,16 @@ def test_the_answers_stay(recipe: str, artifacts: dict[str, Lowered]) -> None:
     assert artifacts[recipe].sqnr("y") > (20 if recipe == "fp8-static" else 27)
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "fp16"])
-def test_bodies_give_what_kernels_give(recipe: str, artifacts: dict[str, Lowered]) -> None:
+@pytest.mark.parametrize("recipe", ["int8-static", "int8-dynamic", "fp8-static"])
+def test_bodies_give_what_kernels_give(recipe: str) -> None:
+    """In float32: a body in float16 is computed in float32 on the CPU, where a kernel rounds."""
     import onnxruntime as ort
 
-    library = cpu_library()
+    exact = find_recipe(recipe).with_overrides(["precision.dtype=float32"])
+    data = compiled(ir.to_proto(llama()), SAMPLES, recipe=exact, target=target_named("cuda")).data
     by_kernels, by_bodies = (
-        ort.InferenceSession(artifacts[recipe].data, options_with(path), providers=[CPU]).run(None, SAMPLES[0])[0]
-        for path in (library, None)
+        ort.InferenceSession(data, options_with(path), providers=[CPU]).run(None, SAMPLES[0])[0]
+        for path in (cpu_library(), None)
     )
     assert np.abs(by_kernels - by_bodies).max() < 0.02 * np.abs(by_bodies).max(), "a code may tip"
     assert np.abs(by_kernels - by_bodies).mean() < 1e-3 * np.abs(by_bodies).mean()

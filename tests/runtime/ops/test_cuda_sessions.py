@@ -1,26 +1,19 @@
 """How the library meets the CUDA provider, on a stub of CUDA: nodes, streams, scratch memory, prepared weights.
 
-The CUDA kernels themselves are those of the CPU here (`stand_in.cc`), which a stub whose memory is the host's can run.
+The CUDA kernels themselves are those of the CPU here (`cuda_stub/operators.cc`).
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
 from qcompile.compiler.operators import catalogue
 from qcompile.errors import TargetError
-from qcompile.runtime.ops.places import SOURCES
-from qcompile.runtime.ops.tools import find_tools
 from tests.targets import cuda_stub
 
 pytestmark = [pytest.mark.cuda_stub, pytest.mark.skipif(bool(cuda_stub.why_not()), reason=cuda_stub.why_not())]
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +21,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `cuda_sessions` prints."""
     folder = tmp_path_factory.mktemp("cuda_sessions")
     try:
-        tools = find_tools(cuda=False)
+        library = cuda_stub.build_operators(folder)
     except TargetError as error:
         pytest.skip(error.what)
-    native = SOURCES / "native"
-    sources = [*native.glob("*.cc"), *native.glob("cpu/*.cc"), HERE / "stand_in.cc"]
-    includes = [f"-I{path}" for path in (native, tools.headers, HERE / "emulator")]
-    defines = ['-DQCOMPILE_CUDA="none"', '-DQCOMPILE_ARCHITECTURES="none"']
-    library = folder / "libstand_in.so"
-    command = [str(tools.compiler), "-std=c++17", "-shared", "-fPIC", *includes, *defines, *map(str, sources)]
-    subprocess.run([*command, "-o", str(library)], check=True)
-    with mock.patch.dict(os.environ, {"QCOMPILE_OPS": str(library)}):
-        return cuda_stub.run("tests.runtime.ops.cuda_sessions", folder)
+    return cuda_stub.run("tests.runtime.ops.cuda_sessions", folder, QCOMPILE_OPS=str(library))
 
 
 def test_every_operator_runs_as_a_node_of_cuda(seen: dict[str, Any]) -> None:

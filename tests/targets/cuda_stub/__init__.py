@@ -87,7 +87,8 @@ def build(folder: Path) -> None:
 
 
 def build_operators(folder: Path) -> Path:
-    """The library of operators as it registers itself on CUDA, with kernels that do nothing, in `folder`.
+    """The library of operators as it is on CUDA, in `folder`, with the CPU's kernels in the place of CUDA's: a stub
+    whose memory is the host's can run them.
 
     Raises:
         TargetError: a compiler or ONNX Runtime's headers are not here.
@@ -95,12 +96,11 @@ def build_operators(folder: Path) -> Path:
     tools, include = find_tools(cuda=False), headers()
     assert include is not None
     native, library = SOURCES / "native", folder / FILE
-    sources = [*native.glob("*.cc"), *native.glob("cpu/*.cc"), _SOURCE.with_name("kernels.cc")]
+    sources = [*native.glob("*.cc"), *native.glob("cpu/*.cc"), _SOURCE.with_name("operators.cc")]
     defined = ['-DQCOMPILE_CUDA="none"', '-DQCOMPILE_ARCHITECTURES="none"']
-    included = [f"-I{path}" for path in (native, include, tools.headers)]
-    options = ["-std=c++17", "-O0", "-shared", "-fPIC", *defined, *included]
-    command = [str(tools.compiler), *options, "-o", str(library), *map(str, sorted(sources))]
-    subprocess.run(command, check=True)
+    included = [f"-I{path}" for path in (native, tools.headers, include)]
+    options = ["-std=c++17", "-shared", "-fPIC", *defined, *included]
+    subprocess.run([str(tools.compiler), *options, "-o", str(library), *map(str, sorted(sources))], check=True)
     return library
 
 
