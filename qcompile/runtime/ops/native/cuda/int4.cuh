@@ -78,9 +78,10 @@ struct Dequantizer<__nv_bfloat16> {
   unsigned base;  // 2^7 twice
 
   __device__ Dequantizer(uint16_t scale_bits, unsigned zero, unsigned sign_bits)
-      : scale(__half2float(same_bits<__half>(scale_bits))),
-        offset(-__uint_as_float((0x4300u + zero) << 16) * scale),
-        base(0x43004300u | sign_bits) {}
+      : scale(__half2float(same_bits<__half>(scale_bits))), base(0x43004300u | sign_bits) {
+    // Not an initializer: nvcc shows those to the host's compiler, which does not know __uint_as_float.
+    offset = -__uint_as_float((0x4300u + zero) << 16) * scale;
+  }
 
   __device__ unsigned pair(unsigned word, int index) const {
     const unsigned codes = spread_pair(word, index) ^ base;
