@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 
@@ -72,6 +73,24 @@ def kernel_fault() -> str:
         del os.environ["STAND_IN_FAULT"]
 
 
+def unaligned() -> str:
+    """What a session says of an input that starts within 16 bytes; memory of the stub's device is the host's."""
+    made, inputs = model("QuantizeRows")
+    memory = np.zeros(inputs["x"].size + 8, np.float32)
+    start = -memory.ctypes.data % 16 // 4 + 1
+    on = on_cuda(made)
+    binding = on.io_binding()
+    shape = list(inputs["x"].shape)
+    binding.bind_input("x", "cuda", 0, np.float32, shape, memory.ctypes.data + 4 * start)
+    for output in on.get_outputs():
+        binding.bind_output(output.name, "cuda")
+    try:
+        on.run_with_iobinding(binding)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
 def described() -> str:
     """What a Session says that finds everything itself."""
     with tempfile.TemporaryDirectory() as folder:
@@ -93,6 +112,7 @@ if __name__ == "__main__":
             {
                 "operators": {name: wrong(name) for name in OPERATORS},
                 "kernel": kernel_fault(),
+                "unaligned": unaligned(),
                 "unprepared": refusal("Linear24Fp16", k=68),
                 "fed weight": refusal("Linear24W8A8", constant=False),
                 "described": described(),

@@ -36,6 +36,10 @@ def test_a_fault_of_a_kernel_names_the_node(seen: dict[str, Any]) -> None:
     assert "qcompile::LinearW8A8 node 'it': the CUDA kernel: the rows are too long" in seen["kernel"]
 
 
+def test_an_input_that_vector_loads_cannot_read(seen: dict[str, Any]) -> None:
+    assert "qcompile::QuantizeRows node 'it': x starts at an address that is no multiple of 16" in seen["unaligned"]
+
+
 def test_a_weight_that_cannot_be_prepared(seen: dict[str, Any]) -> None:
     assert "qcompile::Linear24Fp16 node 'it': k is no multiple of 32" in seen["unprepared"]
     assert "qcompile::Linear24W8A8 node 'it': w is no initializer" in seen["fed weight"]

@@ -8,8 +8,8 @@
 //
 // Who calls has already checked shapes, ranks and element types, so that a kernel sees only what its operator
 // allows; all tensors are dense and row-major. m may be 0 (the caller then returns before calling); n and k are
-// at least 1. Pointers of a CUDA kernel lie on the device, scales and biases included, and are aligned as the runtime
-// aligns them: each tensor starts at a multiple of 256 bytes. Float types x, w, y, skip and sum are `type`.
+// at least 1. Pointers of a CUDA kernel lie on the device, scales and biases included, and each tensor starts at a
+// multiple of 16 bytes. Float types x, w, y, skip and sum are `type`.
 //
 // A CUDA kernel launches on the stream it is given and returns: no allocation, no synchronisation, no copy to
 // the host, so that a CUDA graph can capture it. `workspace` has the bytes its F_workspace asked for (null for

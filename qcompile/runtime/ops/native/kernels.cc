@@ -12,6 +12,10 @@ using cudaStream_t = void*;
 namespace qcompile {
 namespace {
 
+// Vector loads and the tensor memory accelerator want it. The runtime's own tensors are aligned better, but a user may
+// bind a part of a tensor.
+constexpr size_t kCudaAlignment = 16;
+
 // What a family computes with.
 template <class Args>
 struct Functions {
@@ -238,7 +242,7 @@ void Kernel::Prepare(const OrtKernelInfo*) {}
 #endif
 
 void Kernel::Run(OrtKernelContext* context) const {
-  const Call call(op_, node_, context);
+  const Call call(op_, node_, context, provider_ == Provider::cuda ? kCudaAlignment : 1);
   const Launcher launch(call, provider_, allocator_.get());
   switch (op_.family) {
     case Family::quantize_rows: return QuantizeRows(call, launch);

@@ -68,6 +68,12 @@ void Call::Fail(const char* operand, const std::string& what) const {
   throw Fault(Described(op, node_) + ": " + operand + " " + what);
 }
 
+void* Call::Aligned(const char* operand, void* data) const {
+  if (reinterpret_cast<uintptr_t>(data) % alignment_ == 0) return data;
+  Fail(operand, "starts at an address that is no multiple of " + std::to_string(alignment_) +
+                    ": if it is a part of a larger tensor, bind a copy of it");
+}
+
 Tensor Call::Find(const char* name) const {
   for (size_t i = 0; i < op.inputs.size(); ++i) {
     if (std::strcmp(op.inputs[i].name, name) != 0) continue;
@@ -77,6 +83,7 @@ Tensor Call::Find(const char* name) const {
     ONNXTensorElementDataType type;
     Tensor tensor = View(value, &type);
     if (type != op.inputs[i].type) Fail(name, "has another element type than the operator's name says");
+    Aligned(name, const_cast<void*>(tensor.data));
     return tensor;
   }
   return {};
@@ -112,7 +119,7 @@ void* Call::Result(const char* name, const Tensor& rows, int64_t n) const {
     if (value == nullptr) break;
     void* data = nullptr;
     Check(Api().GetTensorMutableData(value, &data));
-    return data;
+    return Aligned(name, data);
   }
   return nullptr;
 }

@@ -46,8 +46,9 @@ std::string Text(const Shape& shape);
 // The tensors of one run. Operands are asked for by name.
 class Call {
  public:
-  Call(const Operator& op, const std::string& node, OrtKernelContext* context)
-      : op(op), context(context), node_(node) {}
+  // `alignment`: the bytes that each address must be a multiple of.
+  Call(const Operator& op, const std::string& node, OrtKernelContext* context, size_t alignment)
+      : op(op), context(context), node_(node), alignment_(alignment) {}
 
   // An input with at least one dimension and a last one that is not empty.
   Tensor Rows(const char* name) const;
@@ -65,7 +66,10 @@ class Call {
   OrtKernelContext* const context;
 
  private:
+  void* Aligned(const char* operand, void* data) const;
+
   const std::string& node_;
+  const size_t alignment_;
 };
 
 // A tensor of the runtime as it is.
