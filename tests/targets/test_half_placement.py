@@ -13,7 +13,9 @@ import pytest
 from qcompile.compiler.provenance import PASS
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.targets.half import CUDA_HALF
+from qcompile.compiler.verification.prove import verify
 from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.runtime.providers import why_not_loaded
 from tests.sweep.harness import compile_in_memory, session
 from tests.targets import cuda_stub
 from tests.targets.half_cases import CASES, TYPES
@@ -85,3 +87,18 @@ def test_casts_are_few_and_numbers_stay(name: str, halves: dict[str, Path]) -> N
         [got] = session(data, optimized=optimized).run(None, sample)
         assert got.dtype == expected.dtype
         assert np.abs(got - expected).max() <= 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.skipif(not why_not_loaded("CUDAExecutionProvider"), reason="there is a GPU here")
+@pytest.mark.parametrize("dtype", TYPES.values())
+def test_bfloat16_is_not_judged_where_nothing_computes_it(dtype: str, halves: dict[str, Path], tmp_path: Path) -> None:
+    onnx.save(half_model("encoder"), tmp_path / "float.onnx")
+    report = verify(
+        halves[f"encoder-{dtype}"],
+        target_named("cuda"),
+        against=tmp_path / "float.onnx",
+        samples=[MODELS["encoder"][1]],
+    )
+    [numerics] = [proof for proof in report.proofs if proof.name == "numerics"]
+    assert numerics.passed is (True if dtype == "float16" else None)
+    assert ("bfloat16" in numerics.detail) is (dtype == "bfloat16")

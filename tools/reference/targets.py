@@ -36,6 +36,8 @@ def _target(target: Target) -> str:
         f"- Placement: {target.placement}",
         f"- Evidence: {target.evidence}",
     ]
+    if target.half.dtype is None:
+        facts.append(f"- Half precision: none, {target.half.refusal}")
     if target.merging is not None:
         apart = ", ".join(sorted(target.merging.activations))
         facts.append(
@@ -59,7 +61,26 @@ def _target(target: Target) -> str:
         rows = [_row(r, timed, evidence.index(r.evidence) + 1) for r in target.rows]
         text += "\n" + table(header, rows) + "\n\nEvidence:\n\n"
         text += "".join(f"{i}. {words}\n" for i, words in enumerate(evidence, 1))
+    if target.half.dtype is not None:
+        text += _half(target)
     return text + (_landings() if target is CUDA else "")
+
+
+def _half(target: Target) -> str:
+    """What the pass `precision` may turn to half precision."""
+    half = target.half
+    every = frozenset.intersection(*half.kernels.values())
+    rows = [["any half type", ", ".join(f"`{op}`" for op in sorted(every))]]
+    for dtype, kernels in half.kernels.items():
+        if kernels - every:
+            rows.append([f"{dtype.name.lower()} only", ", ".join(f"`{op}`" for op in sorted(kernels - every))])
+    return (
+        f"\n### Half precision on {target.name}\n\n"
+        f"[`precision`](passes.md#precision) chooses {half.dtype.name.lower() if half.dtype else 'none'} unless asked "
+        f"otherwise. These operators may compute in it; all others stay float32. Evidence: {half.evidence}.\n\n"
+        + table(["In", "Operators"], rows)
+        + "\n"
+    )
 
 
 def _refused(row: Row) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext, Metric, Progress, Sample, SilentProgress
+from qcompile.compiler.graph import nodes
 from qcompile.compiler.plan import QuantPlan, Unit
 from qcompile.compiler.report import OutputNoise, Proof, Report
 from qcompile.compiler.targets.table import Target
@@ -109,11 +110,14 @@ class _Prover:
 
     def against(self, float_model: Path, samples: Sequence[Sample], metric: Metric | None) -> None:
         """Numbers and speed against the float model."""
-        if samples:
-            self.step("numerics", "comparing with the float model", lambda: self.numerics(float_model, samples))
+        obstacle = self.not_here() or ("" if samples else "no samples to compare on")
+        if obstacle:
+            self.add(Proof(name="numerics", passed=None, detail=obstacle))
         else:
-            self.add(Proof(name="numerics", passed=None, detail="no samples to compare on"))
-        if metric is not None:
+            self.step("numerics", "comparing with the float model", lambda: self.numerics(float_model, samples))
+        if metric is not None and self.not_here():
+            self.add(Proof(name="metric", passed=None, detail=self.not_here()))
+        elif metric is not None:
             self.step("metric", "measuring with your metric", lambda: self.metric(metric, float_model))
         original = ir.load(float_model)
         self.report.tensors = group_bytes(original, self.model)
@@ -155,6 +159,14 @@ class _Prover:
         kernels = choose(self.artifact, CPU if why_not_loaded(self.provider) else self.provider)
         self.report.kernels = str(kernels) if kernels.operators else ""
         return found.proof
+
+    def not_here(self) -> str:
+        """Why the artifact cannot be executed on this machine, empty when it can."""
+        reason = why_not_loaded(self.provider)
+        values = (value for node in nodes(self.model) for value in node.outputs)
+        if reason and any(value.dtype is ir.DataType.BFLOAT16 for value in values):
+            return f"the CPU provider has no bfloat16, and {self.provider} does not load: {reason}"
+        return ""
 
     def runner(self, model: Path) -> Runner:
         """A runner on the target's provider, or on the CPU where that does not load."""

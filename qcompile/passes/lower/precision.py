@@ -71,7 +71,8 @@ class Precision(Pass):
         if tensors:
             kept = "; ".join(f"'{tensor}' {why}" for tensor, why in list(tensors.items())[:3])
             more = ", ..." if len(tensors) > 3 else ""
-            context.notice(f"{len(tensors)} tensors stay float32 since {name} does not hold them: {kept}{more}")
+            stay = "1 tensor stays" if len(tensors) == 1 else f"{len(tensors)} tensors stay"
+            context.notice(f"{stay} float32 since {name} does not hold them: {kept}{more}")
         if not context.held_out and dtype is ir.DataType.FLOAT16:
             context.notice(
                 "without samples nobody has looked whether activations fit into float16 (65504 at most): give some "

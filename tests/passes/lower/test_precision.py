@@ -19,6 +19,7 @@ from qcompile.passes.lower.precision import Precision
 from tests.golden import assert_golden
 from tests.passes.harness import NAMED, Arrays, context, model_of, outputs, run
 from tests.passes.int8 import head, normal
+from tests.sweep.harness import compile_in_memory
 
 CUDA = target_named("cuda")
 Weights = dict[str, np.ndarray[Any, Any]]
@@ -158,7 +159,7 @@ def test_what_overflows_on_a_sample_stays_float32() -> None:
     weights = {"w": normal(8, 8), "k": np.float32(2e4)}
     model, notices = precise(text, weights, {"x": 3 * normal(2, 8)})
     assert half(model) == ["MatMul"]
-    assert "1 tensors stay float32" in notices[1]
+    assert "1 tensor stays float32" in notices[1]
     assert "'b' reaches" in notices[1]
     unseen, told = precise(text, weights)
     assert half(unseen) == ["MatMul", "Mul", "Div"]
@@ -294,3 +295,12 @@ def test_conversions_to_codes_read_half_from_opset_19_on(opset: int) -> None:
     model, _ = precise(text, weights, {"x": normal(2, 8)}, close=2e-2)
     assert half(model) == (["MatMul", "DequantizeLinear", "MatMul"] if opset == 19 else ["MatMul", "MatMul"])
     assert casts(model) == (2 if opset == 19 else 4)
+
+
+@pytest.mark.parametrize("recipe", ["int8-static", "int8-dynamic"])
+def test_on_the_cpu_the_step_changes_no_byte(recipe: str) -> None:
+    model, samples = ir.to_proto(model_of(ATTENTION, WEIGHTS)), [{"x": normal(2, 5, 16)}]
+    passes = find_recipe(recipe).passes()
+    assert any(isinstance(p, Precision) for p in passes)
+    without = [p for p in passes if not isinstance(p, Precision)]
+    assert compile_in_memory(model, samples, passes).data == compile_in_memory(model, samples, without).data
