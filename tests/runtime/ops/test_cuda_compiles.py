@@ -55,16 +55,33 @@ def test_linear_w8a8(tmp_path: Path, source: str, architecture: str, instruction
     assert not forbidden, f"a launch must not call {sorted(forbidden)}"
 
 
+@pytest.mark.parametrize(
+    ("source", "instructions"),
+    [
+        ("linear_w4a16_decode", ["mma.sync.aligned.m16n8k16.row.col.f32.bf16", "ld.global.cs.v4.u32"]),
+        ("linear_w4a16_tile", ["mma.sync.aligned.m16n8k16", "cp.async.cg.shared.global", "ld.shared.v4.u32"]),
+        ("quantize_rows", ["ld.global.v4.u32", "st.global.v4.u16", "redux.sync.max.u32", "cvt.rn.satfinite.e4m3x2"]),
+        ("norm_quant", ["ld.global.v4.u32", "st.global.v4.u16", "redux.sync.max.u32", "cvt.rn.satfinite.e4m3x2"]),
+    ],
+)
+def test_own_kernels(tmp_path: Path, source: str, instructions: list[str]) -> None:
+    compiled = _compile(f'#include "cuda/{source}.cu"', "90a", tmp_path, with_cutlass=False)
+    for instruction in instructions:
+        assert instruction in compiled.ptx
+    _assert_no_local_memory(compiled)
+
+
 def _assert_no_local_memory(compiled: _Compiled) -> None:
     used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", compiled.report)
     assert used
     assert set(used) == {("0", "0", "0")}, "a kernel keeps registers in local memory"
 
 
-def _compile(source: str, architecture: str, folder: Path) -> _Compiled:
+def _compile(source: str, architecture: str, folder: Path, *, with_cutlass: bool = True) -> _Compiled:
     """One translation unit for one architecture, with the flags of CMakeLists.txt; skips where a tool is missing."""
     try:
-        (nvcc, _), cutlass = _nvcc(), _cutlass()
+        nvcc, _ = _nvcc()
+        includes = [f"-I{_NATIVE}", *([f"-isystem={_cutlass()}"] if with_cutlass else [])]
     except _Missing as missing:
         pytest.skip(str(missing))
     if (nm := shutil.which("nm")) is None:
@@ -72,7 +89,7 @@ def _compile(source: str, architecture: str, folder: Path) -> _Compiled:
     (folder / "unit.cu").write_text(source)
     flags = ["-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-Xptxas=-v", "--keep", "--keep-dir=."]
     code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    command = [str(nvcc), *flags, code, f"-I{_NATIVE}", f"-isystem={cutlass}", "-c", "unit.cu", "-o", "unit.o"]
+    command = [str(nvcc), *flags, code, *includes, "-c", "unit.cu", "-o", "unit.o"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     symbols = subprocess.run([nm, "-u", "unit.o"], cwd=folder, capture_output=True, text=True, check=True).stdout

@@ -33,10 +33,11 @@ inline __half __float2half_rn(float value) {
   return {static_cast<uint16_t>((bits >> 16 & 0x8000u) | half)};
 }
 
-inline __half2 __float2half2_rn(float value) { return {__float2half_rn(value), __float2half_rn(value)}; }
 inline __half2 __hsub2(__half2 a, __half2 b) {
-  return {__float2half_rn(__half2float(a.x) - __half2float(b.x)), __float2half_rn(__half2float(a.y) - __half2float(b.y))};
+  const auto subtract = [](__half c, __half d) { return __float2half_rn(__half2float(c) - __half2float(d)); };
+  return {subtract(a.x, b.x), subtract(a.y, b.y)};
 }
 inline __half2 __hmul2(__half2 a, __half2 b) {
-  return {__float2half_rn(__half2float(a.x) * __half2float(b.x)), __float2half_rn(__half2float(a.y) * __half2float(b.y))};
+  const auto multiply = [](__half c, __half d) { return __float2half_rn(__half2float(c) * __half2float(d)); };
+  return {multiply(a.x, b.x), multiply(a.y, b.y)};
 }

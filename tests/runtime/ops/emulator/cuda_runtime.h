@@ -43,7 +43,8 @@ cudaError_t cudaFuncSetAttribute(Kernel, int, int bytes) {
 }
 
 template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
   using namespace emulator;
   grid_size = config->gridDim;
   block_size = config->blockDim;

@@ -20,7 +20,7 @@ __device__ To same_bits(const From& from) {
   return to;
 }
 
-// The blocks of a weight [n, k]. What is read of one stays raw until it is needed, so that reads need not be waited for.
+// The blocks of a weight [n, k]. What is read of one stays raw until it is needed, so that nobody waits for reads.
 struct Blocks {
   const uint16_t* scale;
   const uint8_t* zero;  // null: signed codes
@@ -78,10 +78,9 @@ struct Dequantizer<__nv_bfloat16> {
   unsigned base;  // 2^7 twice
 
   __device__ Dequantizer(uint16_t scale_bits, unsigned zero, unsigned sign_bits)
-      : scale(__half2float(same_bits<__half>(scale_bits))), base(0x43004300u | sign_bits) {
-    // Not an initializer: nvcc shows those to the host's compiler, which does not know __uint_as_float.
-    offset = -__uint_as_float((0x4300u + zero) << 16) * scale;
-  }
+      : scale(__half2float(same_bits<__half>(scale_bits))),
+        offset(-same_bits<float>((0x4300u + zero) << 16) * scale),
+        base(0x43004300u | sign_bits) {}
 
   __device__ unsigned pair(unsigned word, int index) const {
     const unsigned codes = spread_pair(word, index) ^ base;

@@ -90,7 +90,9 @@ __global__ void __launch_bounds__(32 * warps) decode(BlockLinearArguments a) {
 #pragma unroll
     for (int j = 0; j < X_TILES; ++j) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) of_warp[warp][8 * j + 2 * part + i % 2][16 * tile + i / 2 * 8 + group] = sums[tile][j][i];
+      for (int i = 0; i < 4; ++i) {
+        of_warp[warp][8 * j + 2 * part + i % 2][16 * tile + i / 2 * 8 + group] = sums[tile][j][i];
+      }
     }
   }
   __syncthreads();
