@@ -49,7 +49,14 @@ _REPLACED: dict[str, list[tuple[str, str]]] = {
         (
             r"(gemm::GemmShape<16,8,32>,\s*32,\s*int8_t,\s*layout::RowMajor,\s*int8_t,\s*layout::ColumnMajor,\s*int,"
             rf"\s*layout::RowMajor,\s*OpMultiplyAddSaturate>(?:(?!#if).)*){_GUARDED}",
-            r"\1 emulator::multiply(reinterpret_cast<int*>(&d), &a, &b, reinterpret_cast<int const*>(&c));",
+            r"\1 emulator::multiply<int8_t, int64_t>((int*)&d, &a, &b, (int const*)&c);",
+        )
+    ],
+    "arch/mma_sm89.h": [
+        (
+            r"(gemm::GemmShape<16, 8, 32>,\s*32,\s*cutlass::float_e4m3_t,\s*layout::RowMajor,\s*cutlass::float_e4m3_t,"
+            rf"\s*layout::ColumnMajor,\s*float,(?:(?!#if).)*){_GUARDED}",
+            r"\1 emulator::multiply<emulator::E4M3, double>((float*)&d, &a, &b, (float const*)&c);",
         )
     ],
     "barrier.h": [
@@ -66,11 +73,12 @@ _REPLACED: dict[str, list[tuple[str, str]]] = {
 }
 
 
-def build(cutlass: Path, cuda: Path, folder: Path, *, tile: str, warp: str, stages: int) -> Path:
-    """A program that runs one configuration of LinearW8A8; `cutlass_emulator/linear_sm80.cc` says how to call it.
+def build(cutlass: Path, cuda: Path, folder: Path, *, code: str, tile: str, warp: str, stages: int) -> Path:
+    """A program that runs one configuration of a linear layer; `cutlass_emulator/linear_sm80.cc` says how to call it.
 
     Args:
         cutlass: CUTLASS's folder of headers, `cuda` CUDA's.
+        code: the C++ type of the operands' codes.
         tile: rows, columns and depth of a thread block's tile, `warp` of a warp's.
     """
     for part in ("cutlass", "cute"):
@@ -83,7 +91,7 @@ def build(cutlass: Path, cuda: Path, folder: Path, *, tile: str, warp: str, stag
             assert count > 0, f"{name} of CUTLASS is not what it was: {pattern}"
         path.write_text(text)
     program = folder / "linear_sm80"
-    shape = [f"-DTILE={tile}", f"-DWARP={warp}", f"-DSTAGES={stages}"]
+    shape = [f"-DCODE={code}", f"-DTILE={tile}", f"-DWARP={warp}", f"-DSTAGES={stages}"]
     includes = [folder, SOURCES / "native" / "cuda", SOURCES / "native", cuda, cuda / "cccl"]
     command = [
         *("g++", "-std=c++17", "-O1", "-w", "-fpermissive", "-ffp-contract=off", "-DNDEBUG", *shape),

