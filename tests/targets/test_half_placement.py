@@ -73,6 +73,9 @@ def test_models_stay_on_the_device(name: str, dtype: str, placed: dict[str, Any]
     found = placed["models"][f"{name}-{dtype}"]
     assert set(found.get("CPUExecutionProvider", ())) <= HANDLES_SHAPES
     assert not [op for op in found["executed"] if op.startswith("Memcpy")]
+    if name == "decoder":
+        assert "SimplifiedLayerNormalization" in found["executed"], "fused with the Casts around it"
+        assert "ReduceMean" not in found["executed"]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,8 +1,8 @@
 """What stays float32 whatever it gains: operators and their surroundings that half precision would spoil.
 
 1. operators for which the target has no half kernel that is as safe as float32
-2. the inside of a normalization that is written out: what a reduction reads (x^2) and what is added to or
-   subtracted from its result (x - mean, variance + epsilon)
+2. the inside of a normalization that is written out: what a reduction adds up (x^2), and arithmetic with its result
+   (x - mean, variance + epsilon, x / root). The runtime fuses it with the Casts around it into one operator
 3. numbers made from wide integers (positions, lengths), since a half type holds whole numbers only up to
    2048 (float16) or 256 (bfloat16)
 4. what is computed to become an integer again (sizes, indices), back to the last product
@@ -30,6 +30,7 @@ _REDUCTIONS = {
     "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum",
     "ReduceSumSquare", "CumSum",
 }  # fmt: skip
+_OF_STATISTICS = {"Add", "Clip", "Div", "Max", "Mul", "Pow", "Reciprocal", "Sqrt"}
 _BOUNDED = {
     "AveragePool", "GlobalAveragePool", "LayerNormalization", "LogSoftmax", "MaxPool", "RMSNormalization", "Sigmoid",
     "Softmax", "Tanh",
@@ -115,7 +116,7 @@ def _ancestors(node: ir.Node, stop: Callable[[ir.Node], bool]) -> Iterator[ir.No
 
 
 def _inside_normalization(node: ir.Node) -> str:
-    if node.op_type in ("Add", "Sub") and any(_made_by_reduction(v) for v in node.inputs):
+    if node.op_type in ("Add", "Sub", "Mul", "Div") and any(map(_from_reduction, node.inputs)):
         return "it belongs to a normalization"
     squares = node.op_type == "Pow" or (node.op_type == "Mul" and node.inputs[0] is node.inputs[1])
     if squares and any(use.node.op_type in _REDUCTIONS for use in node.outputs[0].uses()):
@@ -123,9 +124,15 @@ def _inside_normalization(node: ir.Node) -> str:
     return ""
 
 
-def _made_by_reduction(value: ir.Value | None) -> bool:
-    producer = value.producer() if value is not None else None
-    return producer is not None and producer.op_type in _REDUCTIONS
+def _from_reduction(value: ir.Value | None) -> bool:
+    """Whether `value` is the result of a reduction, or a function of such results and constants alone."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type in _REDUCTIONS:
+        return node is not None
+    if node.op_type not in _OF_STATISTICS:
+        return False
+    variable = [v for v in node.inputs if v is not None and not is_constant(v)]
+    return bool(variable) and all(map(_from_reduction, variable))
 
 
 def _unfit_constants(node: ir.Node, typed: Operands, dtype: ir.DataType) -> str:
