@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.diffing.forms import form_of
 from qcompile.compiler.inspection import CONVERSIONS
+from qcompile.compiler.operators.calls import is_row_quantizer
 from qcompile.compiler.provenance import SOURCE, sources, stamp_originals
 
 _INTEGER_NAMES = re.compile(r"^(QLinear|DynamicQuantize|Quantized?|Q(?=Gemm$)|Fused)|(Integer(ToFloat)?|NBits)$")
@@ -75,7 +76,7 @@ def flatten(model: ir.Model) -> FlatModel:
     operations: list[Operation] = []
     conversions: dict[str, int] = {}
     for scope, node in _walk(model.graph, ()):
-        if node.op_type in CONVERSIONS:
+        if _is_conversion(node):
             conversions[node.op_type] = conversions.get(node.op_type, 0) + 1
         elif node.op_type != "Constant":
             operations.append(_operation(len(operations), node, scope, node in traced))
@@ -85,11 +86,15 @@ def flatten(model: ir.Model) -> FlatModel:
 
 def seen_through(value: ir.Value) -> ir.Value | None:
     """The value before all conversions that lead to `value`; None for a scale that one of them computes."""
-    while (node := value.producer()) is not None and node.op_type in CONVERSIONS and node.inputs[0] is not None:
+    while (node := value.producer()) is not None and _is_conversion(node) and node.inputs[0] is not None:
         if value.index():
             return None
         value = node.inputs[0]
     return value
+
+
+def _is_conversion(node: ir.Node) -> bool:
+    return node.op_type in CONVERSIONS or is_row_quantizer(node)
 
 
 def is_constant(value: ir.Value) -> bool:

@@ -69,9 +69,9 @@ def _fuse(model: ir.Model, rows: ir.Node, codes: Codes) -> bool:
         attributes={"epsilon": norm.epsilon},
         wanted=taken.keys(),
     )
-    absorbed_nodes = [*([add] if add is not None else []), *norm.nodes, rows]
-    stamp(made, codes.made_by, absorbed_nodes)
-    graph.insert_before(absorbed_nodes[0], made)
+    stands_for = [*([add] if add is not None else []), *norm.nodes]
+    stamp(made, codes.made_by, stands_for)
+    graph.insert_before(stands_for[0], made)
     for operand, result in zip(operator.outputs, made.outputs, strict=True):
         if operand.name in taken:
             _take(taken[operand.name], result)
