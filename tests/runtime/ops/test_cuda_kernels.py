@@ -67,9 +67,19 @@ def test_subnormal_rows_stay_in_range(kernels: Kernels) -> None:
 @pytest.mark.parametrize("k", [8, 1000, 2048, 9000, 17000, 7])
 @pytest.mark.parametrize("add", [False, True], ids=["", "add"])
 @pytest.mark.parametrize("norm", get_args(Norm))
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_norms(kernels: Kernels, k: int, add: bool, norm: Norm, dtype: str) -> None:
-    check(kernels, norm_quant(norm, add=add, dtype=FLOATS[dtype]), 5, 0, k)
+@pytest.mark.parametrize(("dtype", "codes"), [("f32", "int8"), ("f16", "e4m3"), ("bf16", "int8")])
+def test_norms(kernels: Kernels, k: int, add: bool, norm: Norm, dtype: str, codes: str) -> None:
+    check(kernels, norm_quant(norm, add=add, dtype=FLOATS[dtype], codes=CODES[codes]), 5, 0, k)
+
+
+def test_a_nan_fills_its_row_and_no_other(kernels: Kernels) -> None:
+    for operator in (norm_quant(), linear_w4a16(), linear_w4a16(dtype=FLOATS["f32"])):
+        for m in (5, 20):
+            inputs, attributes = operands(operator, (m,), 40, 128), attributes_of(operator)
+            inputs["x"][1, 3] = np.nan
+            found = kernels.run(operator, inputs, attributes)
+            np.testing.assert_array_equal(np.isnan(found["y"]).any(-1), np.arange(m) == 1)
+            np.testing.assert_array_equal(np.isnan(found["y"]).all(-1), np.arange(m) == 1)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

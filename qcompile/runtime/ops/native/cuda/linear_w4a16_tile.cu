@@ -11,19 +11,35 @@ namespace {
 constexpr int warps = 8, threads = 32 * warps;
 constexpr int columns = 128, depth = 64, stages = 3;
 
-// One step along k. A piece is 16 bytes: 8 values of x, 32 codes of w. The four lanes that share a row read
-// neighbouring pieces of x, or words of a piece of w, and a warp reads eight rows: pieces change places in every second
-// row of x, and every second four rows of w, so that no two lanes meet in a bank of the memory.
+// One step along k. A piece is 16 bytes: 8 values of x, 32 codes of w.
 template <int ROWS>
 struct Stage {
   uint4 x[ROWS][depth / 8];
   uint4 w[columns][depth / 32];
   unsigned scale[columns][depth / 32];  // an aligned word of the tensor that holds the scale of these 32 codes
   unsigned zero[columns][depth / 32];   // the same of the zero points
-
-  static __device__ int x_place(int row, int piece) { return piece ^ (row % 2 * 4); }
-  static __device__ int w_place(int row, int piece) { return piece ^ (row / 4 % 2); }
 };
+
+// Where a piece lies in its row. The four lanes that share a row read neighbouring pieces of x, or words of a piece of
+// w, and a warp reads eight rows: pieces change places in every second row of x, and in every second four rows of w.
+__device__ constexpr int x_place(int row, int piece) { return piece ^ (row % 2 * 4); }
+__device__ constexpr int w_place(int row, int piece) { return piece ^ (row / 4 % 2); }
+
+// Whether lanes that are served at once read from different banks: 8 of them 16 bytes each, or 32 of them a word.
+constexpr bool no_lanes_meet(int step) {
+  unsigned words = 0;
+  for (int first = 0; first < 32; first += 8) {
+    unsigned pieces = 0;
+    for (int lane = first; lane < first + 8; ++lane) {
+      const int group = lane / 4, part = lane % 4;
+      pieces |= 1u << (group * (depth / 8) + x_place(group, 4 * step + part)) % 8;
+      words |= 1u << (group * (depth / 8) + 4 * w_place(group, step) + part) % 32;
+    }
+    if (pieces != 0xff) return false;
+  }
+  return words == 0xffffffff;
+}
+static_assert(no_lanes_meet(0) && no_lanes_meet(1));
 
 // The warps stand in WARP_ROWS rows; each computes 8 X_TILES rows and 16 W_TILES columns.
 template <class T, int X_TILES, int WARP_ROWS>
@@ -48,14 +64,14 @@ struct Tile {
 #pragma unroll
       for (int more = 0; more < rows; more += rows_at_once) {
         const bool inside = first_row + row + more < a.m && k + 8 * piece < a.k;
-        copy_async<16>(&stage.x[row + more][Shared::x_place(row, piece)], from + more * a.k, inside ? 16 : 0);
+        copy_async<16>(&stage.x[row + more][x_place(row, piece)], from + more * a.k, inside ? 16 : 0);
       }
     }
     static_assert(threads == columns * w_pieces);
     const int row = threadIdx.x / w_pieces, piece = threadIdx.x % w_pieces;
     const int64_t n = first_column + row, at = k + 32 * piece;
     const bool inside = n < a.n && at < a.k;
-    copy_async<16>(&stage.w[row][Shared::w_place(row, piece)], a.w + (n * a.k + at) / 2, inside ? 16 : 0);
+    copy_async<16>(&stage.w[row][w_place(row, piece)], a.w + (n * a.k + at) / 2, inside ? 16 : 0);
     const int64_t block = blocks.index(n, at), block_count = a.n * blocks.per_row;
     const int64_t scales = 2 * (block_count - block / 2 * 2);  // bytes from the word to the end
     const int64_t zeros = (block_count - block / 8 * 8 + 1) / 2;
@@ -75,13 +91,13 @@ struct Tile {
       unsigned w[2 * W_TILES][4];
 #pragma unroll
       for (int i = 0; i < 2 * W_TILES; ++i) {
-        const int at = column + 8 * i, place = Shared::w_place(at, step);
+        const int at = column + 8 * i, place = w_place(at, step);
         const auto scale = static_cast<uint16_t>(stage.scale[at][step] >> block % 2 * 16);
         const unsigned zero = blocks.zero_of(stage.zero[at][step], block % 8);
         const unsigned word = reinterpret_cast<const unsigned*>(&stage.w[at][place])[part];
         dequantize(Dequantizer<T>(scale, zero, blocks.sign_bits()), word, w[i]);
       }
-      const int place = Shared::x_place(row, 4 * step + part);  // the same in rows that are 8 apart
+      const int place = x_place(row, 4 * step + part);  // the same in rows that are 8 apart
 #pragma unroll
       for (int j = 0; j < X_TILES; ++j) {
         const uint4 x = stage.x[row + 8 * j][place];
