@@ -29,8 +29,8 @@ from benchmarks.peers import PEERS, Peer
 from tests.zoo.model import Sample
 
 FLOAT = "float"
-_NEED_NO_SAMPLES = ("int8-dynamic", "int8-zero-shot")
-TARGETS = {"fp8-static": "tensorrt"}
+_NEED_NO_SAMPLES = ("int8-dynamic", "int8-zero-shot", "fp8-dynamic")
+TARGETS = {"fp8-static": "tensorrt", "fp8-dynamic": "cuda"}
 """Recipes that are not for the target `cpu`; their files run on the CPU provider all the same, only not faster."""
 
 

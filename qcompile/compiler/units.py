@@ -80,13 +80,16 @@ def recurrent_spec(node: ir.Node, position: int | None, base: QuantSpec) -> Quan
     return replace(base, granularity=PerBlock(2, columns)) if isinstance(columns, int) else None
 
 
-def unit_reading_float(candidate: Candidate, form: Form, target: Target, block: int | None = None) -> Unit:
+def unit_reading_float(
+    candidate: Candidate, form: Form, target: Target, block: int | None = None, weights: QuantSpec | None = None
+) -> Unit:
     """The unit of a candidate in a form that reads and writes float: DYNAMIC, BLOCKS, ROWS or WEIGHTS.
 
     Args:
         block: weights that share a scale in the form BLOCKS; left out, the target's.
+        weights: what weights become; left out, the target's.
     """
-    node, row = candidate.node, candidate.row
+    node, row, base = candidate.node, candidate.row, weights or target.weight
     weight, state = (node.inputs[p] if p is not None else None for p in (row.weight, row.state_weight))
     return Unit(
         node=str(node.name),
@@ -96,9 +99,9 @@ def unit_reading_float(candidate: Candidate, form: Form, target: Target, block: 
         output=name_of(result(candidate.bias or node)),
         weight=name_of(weight) if weight is not None else None,
         bias=str(candidate.bias.name) if candidate.bias else None,
-        weight_spec=weight_spec(node, row, form, target.weight, block or target.block),
+        weight_spec=weight_spec(node, row, form, base, block or target.block),
         state_weight=name_of(state) if state is not None else None,
-        state_spec=recurrent_spec(node, row.state_weight, target.weight),
+        state_spec=recurrent_spec(node, row.state_weight, base),
     )
 
 

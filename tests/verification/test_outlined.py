@@ -37,7 +37,7 @@ MODEL = (
 SAMPLES = [{"x": normal(5, 16, seed=i)} for i in range(4)]
 
 
-@pytest.fixture(scope="module", params=["int8-static", "int8-dynamic", "fp8-static"])
+@pytest.fixture(scope="module", params=["int8-static", "int8-dynamic", "fp8-static", "fp8-dynamic"])
 def outlined(request: pytest.FixtureRequest) -> Lowered:
     return int8(MODEL, WEIGHTS, SAMPLES, target=CUDA, recipe=find_recipe(request.param))
 

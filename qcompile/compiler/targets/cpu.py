@@ -159,7 +159,7 @@ CPU = Target(
     ),
     refused={
         f.name: "ONNX Runtime's CPU provider fuses FP8 Q/DQ with a MatMul into a node that it cannot run, so the model "
-        "does not load at default options. For 8 bits on the CPU use int8; FP8 is for --target tensorrt"
+        "does not load at default options. For 8 bits on the CPU use int8; FP8 is for --target cuda and tensorrt"
         for f in (FP8_E4M3, FP8_E5M2)
     },
     block=64,

@@ -1,6 +1,7 @@
 """Choose the operations whose weights become int8 and whose inputs are quantized each time they run.
 
-    DYNAMIC   one scale for the whole input, from its own minimum and maximum; fastest
+    DYNAMIC   one scale for the whole input, from its own minimum and maximum; fastest on the CPU.
+              On CUDA one scale for each row of the input, int8 or FP8, by an operator of ours
     BLOCKS    one scale for each row of the input and block of weights; outliers of one row hurt no other
     WEIGHTS   where neither exists: int8 weights in the file, float arithmetic
 
@@ -9,6 +10,8 @@ float, 31.4 in BLOCKS and 50.9 in DYNAMIC. No statistics are needed, so no calib
 operation that the target's table says would be slower than float stays float; work is counted from the
 shapes, an unknown dimension as 1.
 Source: dynamic quantization as in ONNX Runtime's and PyTorch's tools.
+
+Errors: TargetError when the target does not take the format, RecipeError when the model's opset lacks it.
 """
 
 from __future__ import annotations
@@ -19,11 +22,15 @@ import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.formats import FORMATS, INT8
 from qcompile.compiler.graph import graphs
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form
+from qcompile.compiler.specs import PerChannel, QuantSpec
+from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.units import Candidate, candidates, elements, unit_reading_float, work
 from qcompile.passes.quantize.keep_float import kept_by, pin
+from qcompile.passes.quantize.opset_of_formats import demand
 
 
 class PlaceDynamic(Pass):
@@ -42,9 +49,15 @@ class PlaceDynamic(Pass):
     block_size: Literal[16, 32, 64, 128, 256] | None = Field(
         default=None, description="weights that share a scale in a block; left out, the target's table says"
     )
+    format: Literal["int8", "fp8-e4m3"] = Field(
+        default="int8",
+        description="format of the inputs and weights of linear layers; fp8-e4m3 where the target has it",
+    )
     keep_float: tuple[str, ...] = Field(default=(), description="names (with * and ?) of nodes that stay float")
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
+        if FORMATS[self.format] is not INT8:
+            demand(context.target.pair(self.format, self.format, None), model, self.name)
         pin(model, self.keep_float, context, self.name)
         for graph in graphs(model):
             for candidate in candidates(graph, context.target):
@@ -61,7 +74,9 @@ class PlaceDynamic(Pass):
             context.plan.kept_float.setdefault(name, obstacle)
             return
         context.plan.kept_float.pop(name, None)
-        context.plan.units[name] = unit_reading_float(candidate, form, context.target, self.block_size)
+        by_operator = row.how(form) is Lowering.OPERATOR
+        weights = QuantSpec(FORMATS[self.format], PerChannel(0), symmetric=True) if by_operator else None
+        context.plan.units[name] = unit_reading_float(candidate, form, context.target, self.block_size, weights)
 
     def _preferred(self) -> tuple[Form, ...]:
         linear = (Form.BLOCKS, Form.DYNAMIC) if self.per_token else (Form.DYNAMIC, Form.BLOCKS)

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import graphs, name_of, opset, rank
+from qcompile.compiler.graph import graphs, name_of, rank
 from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
 from qcompile.compiler.placement import Conversion, Operation, place
 from qcompile.compiler.plan import Form, Unit
@@ -27,9 +27,9 @@ from qcompile.compiler.specs import PerChannel, PerTensor, QuantSpec
 from qcompile.compiler.statistics import RANGE
 from qcompile.compiler.targets.table import Formats, Lowering, PlacementRule, Work
 from qcompile.compiler.units import Candidate, candidates, weight_spec, within_reach, work
-from qcompile.errors import RecipeError
 from qcompile.passes.quantize.activation_scales import ActivationScales
 from qcompile.passes.quantize.keep_float import kept_by, pin
+from qcompile.passes.quantize.opset_of_formats import demand
 
 ActivationFormat = Literal["uint8", "int8", "uint16", "int16", "fp8-e4m3", "fp8-e5m2"]
 WeightFormat = Literal["int8", "uint8", "fp8-e4m3", "fp8-e5m2"]
@@ -88,15 +88,7 @@ class PlaceInt8(Pass):
             TargetError: the target does not take these formats.
             RecipeError: the model's opset has no conversion to one of them.
         """
-        formats = self.pair(context)
-        for fmt in (formats.activation, formats.weight):
-            if opset(model) < fmt.opset:
-                raise RecipeError(
-                    f"{fmt.name} needs opset {fmt.opset}, and the model has {opset(model)}",
-                    where=self.name,
-                    hint=f"set upgrade-opset.minimum to {fmt.opset} or more",
-                )
-        return formats
+        return demand(self.pair(context), model, self.name)
 
     def refusal(self, candidate: Candidate, formats: Formats) -> str:
         """What speaks against a candidate before any statistic is known."""

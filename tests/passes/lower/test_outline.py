@@ -13,6 +13,7 @@ from qcompile.compiler.operators import DOMAIN
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.targets import target_named
+from qcompile.errors import TargetError
 from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.passes.prepare.following_activation import following_activation
 from tests.golden import assert_golden
@@ -71,14 +72,19 @@ def test_golden() -> None:
     run_pipeline(find_recipe("int8-dynamic").passes(), model, context, remember)
 
 
-@pytest.mark.parametrize("recipe", ["int8-static", "int8-dynamic", "fp8-static"])
+@pytest.mark.parametrize("recipe", ["int8-static", "int8-dynamic", "fp8-static", "fp8-dynamic"])
 def test_the_answers_stay(recipe: str) -> None:
     result = lowered(recipe)
-    linear = "LinearE4M3" if recipe == "fp8-static" else "LinearW8A8"
+    linear = "LinearE4M3" if recipe.startswith("fp8") else "LinearW8A8"
     assert [c for c in calls(result) if c.startswith("Linear")] == [f"{linear}BiasRelu", linear]
     assert min(result.sqnr(name) for name in "yzt") > 25
     for name in "yzt":
         np.testing.assert_allclose(result.optimized[name], result.plain[name], rtol=1e-3, atol=1e-4)
+
+
+def test_fp8_by_rows_needs_a_target_that_has_it() -> None:
+    with pytest.raises(TargetError, match="FP8 is for --target cuda"):
+        int8(MODEL, WEIGHTS, SAMPLES, recipe=find_recipe("fp8-dynamic"), target=target_named("cpu"))
 
 
 def test_a_layer_of_another_shape_stays_float_and_says_why() -> None:
