@@ -23,13 +23,13 @@ Launcher launcher() {
 
 // As on Hopper: narrow, split along K, square, wide.
 const Configuration hopper[] = {
-    {"64x32", 64, 32, false, launcher<'f'>(), launcher<'h'>(), launcher<'i'>()},
-    {"128x128 split", 128, 128, true, launcher<'f'>(), launcher<'h'>(), launcher<'i'>()},
-    {"128x128", 128, 128, false, launcher<'f'>(), launcher<'h'>(), launcher<'i'>()},
-    {"128x256", 128, 256, false, launcher<'f'>(), launcher<'h'>(), launcher<'i'>()},
+    {"64x32", 64, 32, 1, false, launcher<'f'>(), launcher<'h'>(), launcher<'i'>()},
+    {"128x128 split", 128, 128, 1, true, launcher<'f'>(), launcher<'h'>(), launcher<'i'>()},
+    {"128x128", 128, 128, 2, false, launcher<'f'>(), launcher<'h'>(), launcher<'i'>()},
+    {"128x256", 128, 256, 2, false, launcher<'f'>(), launcher<'h'>(), launcher<'i'>()},
 };
-const Configuration ampere[] = {{"ampere", 64, 64, true, launcher<'f'>(), launcher<'h'>(), launcher<'i'>()}};
-const Configuration ada[] = {{"ada", 64, 64, true, launcher<'f'>(), launcher<'h'>(), {}}};
+const Configuration ampere[] = {{"ampere", 64, 64, 1, true, launcher<'f'>(), launcher<'h'>(), launcher<'i'>()}};
+const Configuration ada[] = {{"ada", 64, 64, 1, true, launcher<'f'>(), launcher<'h'>(), {}}};
 
 }  // namespace
 

@@ -36,7 +36,8 @@ const Launcher& launcher(const Configuration& configuration, const LinearArgumen
 double cost(const Configuration& configuration, double m, double n, double k) {
   double const tile_m = configuration.tile_m, tile_n = configuration.tile_n;
   double const block = k * (tile_m * tile_n + 64 * (tile_m + tile_n));
-  double const tiles = std::ceil(m / tile_m) * std::ceil(n / tile_n);
+  double const cluster_m = configuration.cluster_m;
+  double const tiles = std::ceil(m / tile_m / cluster_m) * cluster_m * std::ceil(n / tile_n);
   double const waves = tiles / device().processors;
   if (!configuration.splits_k) return std::ceil(waves) * block;
   return waves * block + 64 * 8 * tile_m * tile_n;

@@ -20,6 +20,7 @@ struct Launcher {
 struct Configuration {
   const char* name;
   int tile_m, tile_n;  // of y, computed by one thread block
+  int cluster_m;       // thread blocks below each other that run together, also where y ends above them
   bool splits_k;       // several thread blocks share a tile when there are too few tiles
   Launcher to_float, to_half, to_int8;
 };

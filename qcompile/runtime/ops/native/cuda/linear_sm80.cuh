@@ -137,7 +137,7 @@ constexpr Configuration configuration(const char* name) {
     using ToInt8 = Kernel<Code, int8_t, Tile, Warp, stages>;
     to_int8 = {ToInt8::workspace, ToInt8::launch};
   }
-  return {name, Tile::kM, Tile::kN, true, {ToFloat::workspace, ToFloat::launch}, {ToHalf::workspace, ToHalf::launch},
+  return {name, Tile::kM, Tile::kN, 1, true, {ToFloat::workspace, ToFloat::launch}, {ToHalf::workspace, ToHalf::launch},
           to_int8};
 }
 

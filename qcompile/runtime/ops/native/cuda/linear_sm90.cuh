@@ -114,7 +114,7 @@ constexpr Configuration configuration(const char* name) {
     using ToInt8 = Kernel<Code, int8_t, Tile, Cluster, Schedule, Scheduler>;
     to_int8 = {ToInt8::workspace, ToInt8::launch};
   }
-  return {name, size<0>(Tile{}), size<1>(Tile{}), splits_k, {ToFloat::workspace, ToFloat::launch},
+  return {name, size<0>(Tile{}), size<1>(Tile{}), size<0>(Cluster{}), splits_k, {ToFloat::workspace, ToFloat::launch},
           {ToHalf::workspace, ToHalf::launch}, to_int8};
 }
 
