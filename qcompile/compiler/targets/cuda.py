@@ -156,6 +156,7 @@ CUDA = Target(
         "fills a device that the small ones of few rows do not",
     ),
     placement=PlacementRule.WEIGHTED_INPUTS,
+    float_bias=True,
     rows=(
         Row(
             op_type="MatMul",
