@@ -13,6 +13,7 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.description import describe
 from qcompile.compiler.graph import constant, graphs, name_of
 from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.passes.prepare.dimensions import elements
 
 if TYPE_CHECKING:
     import onnx
@@ -84,7 +85,7 @@ def _name_dimensions(model: ir.Model) -> bool:
                 modified = True
         found: dict[str, str | int] = {}
         if node.op_type == "Reshape" and node.domain == "":
-            found = dict([factor] if (factor := _remaining_factor(node)) else [])
+            found = _asked_for(node) or dict([factor] if (factor := _remaining_factor(node)) else [])
         elif node.op_type == "Slice" and node.domain == "":
             found = _beside_the_slice(node)
         elif node.op_type in _BROADCASTING and node.domain == "":
@@ -130,6 +131,15 @@ def _broadcast(node: ir.Node, behind: int = 0) -> dict[str, str | int]:
         if name.startswith(_INVENTED) and None not in shapes and len(named) == 1 and "" not in met:
             found[name] = named.pop()
     return found
+
+
+def _asked_for(node: ir.Node) -> dict[str, str | int]:
+    """The invented dimensions of a Reshape for which the wanted shape, put together from other shapes, has a name."""
+    source, result, asked = node.inputs[0], node.outputs[0], elements(node.inputs[1])
+    if asked is None or source is None or result.shape is None or len(asked) != len(result.shape):
+        return {}
+    pairs = [(_symbol(d), e) for d, e in zip(result.shape, asked, strict=True) if isinstance(e, str)]
+    return {name: e for name, e in pairs if name.startswith(_INVENTED) and not e.startswith(_INVENTED)}
 
 
 def _remaining_factor(node: ir.Node) -> tuple[str, str | int] | None:

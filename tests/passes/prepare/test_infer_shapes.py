@@ -91,3 +91,21 @@ def test_a_slice_whose_bounds_are_computed_leaves_the_other_axes_known() -> None
     text = print_model(model)
     assert "q: f32[batch,5," in text
     assert "p: f32[batch,5,5]" in text
+
+
+def test_a_reshape_to_a_shape_that_was_put_together_has_its_names() -> None:
+    """As the heads of an attention, joined to rows of the length that entered it."""
+    model = model_of(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[batch,length,8] x, float[n] flat) => (float[A,B,8] y) {
+          s = Shape (x)
+          lead = Slice (s, zero, two)
+          wanted = Concat <axis = 0> (lead, eight)
+          y = Reshape (flat, wanted)
+          h = Reshape (flat, wanted)
+          sum = Add (x, h)
+          y2 = Relu (sum)
+        }""",
+        {"zero": np.int64([0]), "two": np.int64([2]), "eight": np.int64([8])},
+    )
+    run(model, *NAMED)
+    assert "h: f32[batch,length,8]" in print_model(model)
