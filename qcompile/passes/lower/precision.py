@@ -14,7 +14,7 @@ import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import nodes, opset
+from qcompile.compiler.graph import name_of, nodes, opset
 from qcompile.compiler.operators.definition import DOMAIN
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.targets.half import Half
@@ -56,11 +56,13 @@ class Precision(Pass):
         kept |= {node: why for node in members if (why := kept_by(node, self.keep_float))}
         tensors = kept_tensors(values, ranges, dtype)
         chosen = half_nodes(model, members, kept, tensors)
+        open_to_choice = {name_of(v) for v in values if v.producer() in members and v.producer() not in kept}
         rewrite = Rewrite(model, members, dtype, self.name)
         rewrite.run([node for node in members if node in chosen])
         if chosen:
-            self.report(context, dtype, len(chosen), rewrite.casts, tensors)
-        return bool(chosen)
+            told = {name: why for name, why in tensors.items() if name in open_to_choice}
+            self.report(context, dtype, len(chosen), rewrite.casts, told)
+        return bool(chosen or bounds)
 
     def report(
         self, context: CompileContext, dtype: ir.DataType, chosen: int, casts: int, tensors: dict[str, str]
