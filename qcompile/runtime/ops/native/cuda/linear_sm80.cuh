@@ -92,8 +92,9 @@ template <class Code, class Stored, class Tile, class Warp, int stages>
 struct Kernel {
   static constexpr bool integers = cute::is_same_v<Code, int8_t>;
   using Sum = cute::conditional_t<integers, int32_t, float>;
-  static constexpr int code_alignment = 16;                                          // cp.async's 16 bytes
-  static constexpr int stored_alignment = cute::is_same_v<Stored, float> ? 4 : 8;   // divides N
+  static constexpr int code_alignment = 16;                                        // cp.async's 16 bytes
+  static constexpr int stored_alignment = cute::is_same_v<Stored, float> ? 4 : 8;  // divides N
+  using Architecture = cute::conditional_t<integers, cutlass::arch::Sm80, cutlass::arch::Sm89>;
   // CUTLASS lays out shared memory for the output by its type; for ours it is half_t that is two bytes wide.
   using Layout = cute::conditional_t<cute::is_same_v<Stored, Half>, cutlass::half_t, Stored>;
 
@@ -104,7 +105,7 @@ struct Kernel {
       Code, cutlass::layout::RowMajor, cutlass::ComplexTransform::kNone, code_alignment,
       Code, cutlass::layout::ColumnMajor, cutlass::ComplexTransform::kNone, code_alignment,
       Layout, cutlass::layout::RowMajor, stored_alignment, Sum, float, cutlass::arch::OpClassTensorOp,
-      cute::conditional_t<integers, cutlass::arch::Sm80, cutlass::arch::Sm89>, Tile, Warp, GemmShape<16, 8, 32>, Epilogue,
+      Architecture, Tile, Warp, GemmShape<16, 8, 32>, Epilogue,
       cutlass::gemm::threadblock::ThreadblockSwizzleStreamK, stages,
       cute::conditional_t<integers, cutlass::arch::OpMultiplyAddSaturate, cutlass::arch::OpMultiplyAdd>,
       1>::GemmKernel;

@@ -47,7 +47,7 @@ template <class Code, class Stored, class Tile, class Cluster, class Schedule,
 struct Kernel {
   using Sum = conditional_t<is_same_v<Code, int8_t>, int32_t, float>;
   static constexpr bool cooperative = is_base_of_v<cutlass::gemm::KernelTmaWarpSpecializedCooperative, Schedule>;
-  static constexpr int code_alignment = 16 / sizeof(Code);      // the tensor memory accelerator's 16 bytes
+  static constexpr int code_alignment = 16 / sizeof(Code);  // the tensor memory accelerator's 16 bytes
   static constexpr int stored_alignment = 16 / sizeof(Stored);
 
   using PerRow = cutlass::epilogue::fusion::Sm90ColBroadcast<0, Tile, float, float, Stride<bool, _0, _0>, 1>;
@@ -76,19 +76,17 @@ struct Kernel {
   static typename Gemm::Arguments arguments(LinearArguments const& a) {
     int const m = static_cast<int>(a.m), n = static_cast<int>(a.n), k = static_cast<int>(a.k);
     typename Tree::Arguments tree{
-        {},                                                      // the sum
+        {},  // the sum
         typename PerRow::Arguments{a.x_scale, 0.0f, {a.scale_per_row, _0{}, _0{}}},
         typename PerColumn::Arguments{a.w_scale, 0.0f, {}},
-        typename PerColumn::Arguments{a.bias, 0.0f, {}},         // null: 0
-        typename Scalar::Arguments{{1.0f}, {a.y_scale}, {}},     // null: 1
+        typename PerColumn::Arguments{a.bias, 0.0f, {}},      // null: 0
+        typename Scalar::Arguments{{1.0f}, {a.y_scale}, {}},  // null: 1
         Finish{a.activation, a.type == Type::bf16}};
     typename Gemm::Arguments arguments{
         cutlass::gemm::GemmUniversalMode::kGemm,
         {m, n, k, 1},
-        {static_cast<Code const*>(a.x), {k, _1{}, 0},
-         static_cast<Code const*>(a.w), {k, _1{}, 0}},
-        {tree, nullptr, {}, static_cast<Stored*>(a.y),
-         {n, _1{}, 0}}};
+        {static_cast<Code const*>(a.x), {k, _1{}, 0}, static_cast<Code const*>(a.w), {k, _1{}, 0}},
+        {tree, nullptr, {}, static_cast<Stored*>(a.y), {n, _1{}, 0}}};
     arguments.hw_info = {device().ordinal, device().processors};
     return arguments;
   }
@@ -103,6 +101,7 @@ struct Kernel {
     return status == cutlass::Status::kSuccess ? nullptr : "the kernel could not be launched";
   }
 };
+
 // All that is stored with one tile and schedule; E4M3 has no requantized form.
 template <class Code, class Tile, class Cluster, class Schedule, class Scheduler = cutlass::gemm::PersistentScheduler>
 constexpr Configuration configuration(const char* name) {
