@@ -82,7 +82,9 @@ def test_int8_dynamic_needs_no_samples_and_is_close(model: onnx.ModelProto, per_
 def test_other_formats_load_and_are_close(model: onnx.ModelProto, options: tuple[str, ...]) -> None:
     feeds = samples(model)
     expected = outputs(model.SerializeToString(), feeds, optimized=False)
-    recipe = find_recipe("int8-static").with_overrides(["upgrade-opset.minimum=21", *options])
+    recipe = find_recipe("int8-static").with_overrides(
+        ["calibrate.method=min-max", "upgrade-opset.minimum=21", *options]
+    )
     compiled = compile_in_memory(model, feeds, recipe.passes(), eager_target())
     for name, got in outputs(compiled.data, feeds, optimized=True).items():
         assert sqnr(expected[name], got) > INT8
