@@ -137,10 +137,9 @@ def _make(number: int, step: Step) -> Pass:
 
 
 def _explain(error: Any, model: type[BaseModel]) -> str:
-    field = ".".join(str(x) for x in error["loc"])
+    field = ".".join(str(x) for x in error["loc"]).replace("_", "-")
     if error["type"] == "extra_forbidden":
         names = [n.replace("_", "-") for n in model.model_fields]
-        field = field.replace("_", "-")
         return f"'{field}' is not an option" + (
             _did_you_mean(field, names) or (f"; options: {', '.join(names)}" if names else "; it has none")
         )

@@ -44,6 +44,7 @@ def test_steps_become_passes_with_their_options() -> None:
             "step 1, pass 'upgrade-opset': 'minimum': Input should be a valid integer",
         ),
         ("  - upgrade-opset: {minimum: 3}\n", "'minimum': Input should be greater than or equal to 13"),
+        ("  - place-int8: {per-channel: 7}\n", "'per-channel': Input should be a valid boolean"),
         ("  - place-int8: {resolution: -1}\n", "'resolution': Input should be greater than or equal to 0"),
         (
             "  - calibrate\n  - unique-names\n",
