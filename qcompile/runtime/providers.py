@@ -130,13 +130,8 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
     return session
 
 
-def why_not_loaded(provider: str) -> str:
-    """What this machine lacks for `provider`, empty when nothing is missing."""
-    import onnxruntime
-
-    library = _LIBRARY.get(provider)
-    if library is None:
-        return ""
+def why_no_gpu() -> str:
+    """What this machine lacks to use an NVIDIA GPU, empty when nothing is missing."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -144,6 +139,18 @@ def why_not_loaded(provider: str) -> str:
     count = ctypes.c_int()
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         return "the NVIDIA driver finds no GPU"
+    return ""
+
+
+def why_not_loaded(provider: str) -> str:
+    """What this machine lacks for `provider`, empty when nothing is missing."""
+    import onnxruntime
+
+    library = _LIBRARY.get(provider)
+    if library is None:
+        return ""
+    if missing := why_no_gpu():
+        return missing
     try:
         ctypes.CDLL(str(Path(onnxruntime.__file__).parent / "capi" / library))
     except OSError as error:

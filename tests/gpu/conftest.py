@@ -14,7 +14,7 @@ from qcompile.errors import TargetError
 from qcompile.runtime.ops.build import build
 from qcompile.runtime.ops.places import find
 from qcompile.runtime.ops.tools import find_tools
-from tests.gpu.machine import Machine, why_no_gpu
+from tests.gpu.machine import Machine, why_not_on_gpu
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def library() -> Path:
     if place is not None:
         return place.path
     try:
-        tools = find_tools(cuda=not why_no_gpu())
+        tools = find_tools(cuda=not why_not_on_gpu())
     except TargetError as missing:
         pytest.skip(str(missing))
     return build(tools)
@@ -43,7 +43,7 @@ def cuda(request: pytest.FixtureRequest) -> Machine:
 
 
 def _with_kernels(kind: str, request: pytest.FixtureRequest) -> Machine:
-    if kind == "cuda" and (reason := why_no_gpu()):
+    if kind == "cuda" and (reason := why_not_on_gpu()):
         pytest.skip(reason)
     library: Path = request.getfixturevalue("library")
     return Machine(kind, library)

@@ -11,7 +11,6 @@ overrun. Past the end of an input lies NaN, so that reading there shows as well.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.operators import Operator
 from qcompile.runtime.ops.library import register
+from qcompile.runtime.providers import why_no_gpu
 from tests.gpu.memory import Memory, NumpyMemory, TorchMemory
 from tests.operators.operands import CONSTANTS, attributes_of, operands
 from tests.operators.reference import UNIT, Array, expected
@@ -179,15 +179,10 @@ class BoundNode:
         del self._binding, self._session  # before the memory that they are bound to
 
 
-def why_no_gpu() -> str:
+def why_not_on_gpu() -> str:
     """Why kernels cannot run on a GPU here; empty when they can."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver is installed"
-    count = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "the NVIDIA driver finds no GPU"
+    if missing := why_no_gpu():
+        return missing
     try:
         import torch
     except ImportError:

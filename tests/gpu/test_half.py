@@ -9,7 +9,7 @@ import pytest
 from qcompile.compiler.targets import target_named
 from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.runtime.providers import CUDA, open_session, provider_options
-from tests.gpu.machine import why_no_gpu
+from tests.gpu.machine import why_not_on_gpu
 from tests.sweep.harness import compile_in_memory, session
 from tests.targets.half_models import MODELS, half_model
 
@@ -18,7 +18,7 @@ CLOSE = {"float16": 1e-2, "bfloat16": 6e-2}
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(bool(why_no_gpu()), reason=why_no_gpu())
+@pytest.mark.skipif(bool(why_not_on_gpu()), reason=why_not_on_gpu())
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("name", MODELS)
 def test_answers_stay(name: str, dtype: str) -> None:

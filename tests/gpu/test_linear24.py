@@ -10,6 +10,7 @@ import pytest
 
 from qcompile.compiler.operators import Operator, linear24, linear24_e4m3, linear24_w8a8
 from tests.gpu.machine import Machine
+from tests.operators.linear24 import LINEAR24
 from tests.operators.operands import operands
 
 _F16, _BF16 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
@@ -18,21 +19,7 @@ _SHAPES = [((16,), 64, 32), ((1,), 96, 256), ((2, 5), 32, 64), ((33,), 24, 96), 
 
 
 @pytest.mark.parametrize(("rows", "n", "k"), _SHAPES)
-@pytest.mark.parametrize(
-    "operator",
-    [
-        linear24(dtype=_F16),
-        linear24(dtype=_BF16, bias=True, activation="Relu"),
-        linear24(dtype=_F16, bias=True, activation="Gelu"),
-        linear24(dtype=_BF16, activation="Silu"),
-        linear24_w8a8(),
-        linear24_w8a8(dtype=_BF16, bias=True, activation="Silu"),
-        linear24_w8a8(bias=True, activation="Relu", requant=True),
-        linear24_e4m3(),
-        linear24_e4m3(dtype=_BF16, bias=True, activation="Silu"),
-    ],
-    ids=lambda operator: operator.name,
-)
+@pytest.mark.parametrize("operator", LINEAR24, ids=lambda operator: operator.name)
 def test_results(machine: Machine, operator: Operator, rows: tuple[int, ...], n: int, k: int) -> None:
     machine.check(operator, rows, n, k)
 

@@ -77,16 +77,21 @@ def operator_form(node: ir.Node) -> Form:
     return Form.FULL if node.op_type.startswith("QLinear") else Form.INPUTS
 
 
-def _integer_operator(node: ir.Node) -> Unit | None:
-    if node.op_type not in INTEGER_OPERATORS:
-        return None
+def _whole_unit(node: ir.Node, form: Form) -> Unit:
+    """The unit of an operator that the runtime takes as a whole: no conversions stand around it."""
     return Unit(
         node=str(node.name),
         op_type=node.op_type,
-        form=operator_form(node),
+        form=form,
         inputs=tuple(None for _ in node.inputs),
         output=name_of(node.outputs[0]),
     )
+
+
+def _integer_operator(node: ir.Node) -> Unit | None:
+    if node.op_type not in INTEGER_OPERATORS:
+        return None
+    return _whole_unit(node, operator_form(node))
 
 
 def _between_conversions(node: ir.Node, target: Target) -> Unit | None:
@@ -127,13 +132,7 @@ def _operator_call(node: ir.Node) -> Unit | None:
     """`node` as a unit when it is a linear layer of the domain `qcompile`."""
     if not is_linear(node):
         return None
-    return Unit(
-        node=str(node.name),
-        op_type=node.op_type,
-        form=form_of(node),
-        inputs=tuple(None for _ in node.inputs),
-        output=name_of(node.outputs[0]),
-    )
+    return _whole_unit(node, form_of(node))
 
 
 def _quantized_value(conversion: ir.Node | None) -> str | None:

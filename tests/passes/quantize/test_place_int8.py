@@ -44,16 +44,15 @@ def test_a_tensor_below_half_a_step_stays_float(size: int) -> None:
         assert found.plan.kept_float.get("Conv_0", "").startswith("its input 'x'") != placed
 
 
-@pytest.mark.parametrize("method", ["percentile", "entropy", "auto"])
-def test_a_clip_that_cuts_giants_off_is_no_way_out(method: str) -> None:
+def test_a_clip_that_cuts_giants_off_is_no_way_out() -> None:
     x = np.sign(normal(8, 8, 40, 40))
     x[0, 0, 0, 0] = 4000
     text, weights = CHAIN.replace("6,6", "40,40"), {"w": POINT, "v": POINT}
     samples = [{"x": part[None]} for part in x]
-    options = (f"calibrate.method={method}", "calibrate.percentile=99")
+    options = ("calibrate.method=percentile", "calibrate.percentile=99")
     assert "but mean magnitude" in int8(text, weights, samples, *options).plan.kept_float["Conv_0"]
-    rescued = int8(text, weights, samples, *options, "place-int8.resolution=0").plan
-    assert method != "percentile" or rescued.tensors["x"].scale < 0.1
+    resolved = int8(text, weights, samples, *options, "place-int8.resolution=0").plan
+    assert resolved.tensors["x"].scale < 0.1, "the clip alone would resolve it"
 
 
 def test_an_unresolved_output_keeps_the_writer_float_and_pins_products() -> None:

@@ -9,19 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 import qcompile.runtime.ops
 from qcompile.compiler.operators import Operator, linear24, linear24_e4m3, linear24_w8a8
 from tests.gpu.machine import Machine
 from tests.gpu.memory import NumpyMemory
+from tests.operators.linear24 import LINEAR24
 from tests.operators.operands import operands
 from tests.operators.reference import Array, expected
 
 _NATIVE = Path(qcompile.runtime.ops.__path__[0]) / "native"
 _EMULATOR = Path(__file__).parent / "emulator"
-_F16, _BF16 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 _TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 0}
 _POISON = 0xA5
 Run = Callable[[Operator, dict[str, Array]], Array]
@@ -84,20 +83,7 @@ def _call(kernel: ctypes.CDLL, operator: Operator, inputs: dict[str, Array]) -> 
 
 
 @pytest.mark.parametrize(("rows", "n", "k"), [((16,), 32, 32), ((1,), 96, 64), ((2, 5), 16, 96), ((33,), 48, 32)])
-@pytest.mark.parametrize(
-    "operator",
-    [
-        linear24(dtype=_F16),
-        linear24(dtype=_BF16, bias=True, activation="Relu"),
-        linear24(dtype=_F16, bias=True, activation="Gelu"),
-        linear24(dtype=_BF16, activation="Silu"),
-        linear24_w8a8(),
-        linear24_w8a8(dtype=_BF16, bias=True, activation="Silu"),
-        linear24_w8a8(bias=True, activation="Relu", requant=True),
-        linear24_e4m3(dtype=_F16, bias=True, activation="Gelu"),
-    ],
-    ids=lambda operator: operator.name,
-)
+@pytest.mark.parametrize("operator", LINEAR24, ids=lambda operator: operator.name)
 @pytest.mark.parametrize("static", [False, True], ids=["", "static"])
 def test_results(run: Run, operator: Operator, static: bool, rows: tuple[int, ...], n: int, k: int) -> None:
     inputs = operands(operator, rows, n, k, static=static)
