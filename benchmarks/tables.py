@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md, from benchmarks/results/.
+"""The tables of docs/benchmarks.md and of README.md, from benchmarks/results/.
 
     python -m benchmarks.tables
 
@@ -16,7 +16,8 @@ from typing import Any
 from benchmarks.record import RESULTS, table
 from tests.zoo import ALL_MODELS
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+_ROOT = Path(__file__).parent.parent
+PAGES = (_ROOT / "docs" / "benchmarks.md", _ROOT / "README.md")
 _MARKED = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _FLOAT = "float"
 Row = dict[str, Any]
@@ -101,6 +102,24 @@ def data() -> str:
     return "\n".join(lines)
 
 
+def headline() -> str:
+    """Metric of the main recipes beside ONNX Runtime's static quantization; times faster than float with one thread."""
+    shown = ("ORT static", "int8-static", "int8-accurate")
+    lines = []
+    for model, rows in _results().items():
+        if not all("latency" in rows.get(name, {}) for name in shown[1:]):
+            continue
+        about, zoo = _load(f"recipes/{model}"), ALL_MODELS[model]()
+        digits = 2 if zoo.lower_is_better else 3
+        cells = []
+        for row in (rows.get(name) for name in shown):
+            faster = next(iter(row["latency"].values()))["1"]["speedup"] if row else 0.0
+            cells.append(f"{row['metric']:.{digits}f} ({faster:.2f})" if row else "")
+        metric = about["metric"] + (", lower is better" if zoo.lower_is_better else "")
+        lines.append([zoo.title, metric, f"{rows[_FLOAT]['metric']:.{digits}f}", *cells])
+    return table(["Model", "Metric", "float", *shown], lines)
+
+
 def compiling() -> str:
     """Time and memory of compiling beside ONNX Runtime's tool."""
     rows = _load("compile")["rows"]
@@ -135,7 +154,7 @@ def calibrating() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (accuracy, details, speed, size, seconds, failures, data, compiling, calibrating)
+    f.__name__: f for f in (accuracy, details, speed, size, seconds, failures, data, headline, compiling, calibrating)
 }
 
 
@@ -177,7 +196,8 @@ def _number(value: float | None) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
-"""The tables of the page of benchmarks are those of the results."""
+"""The tables of the page of benchmarks and of the README are those of the results."""
 
 from __future__ import annotations
 
-from benchmarks.tables import PAGE, TABLES, rendered
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tables import PAGES, TABLES, rendered
 
 
-def test_the_page_shows_the_results() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert page == rendered(page), "run `python -m benchmarks.tables`"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_page_shows_the_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text == rendered(text), "run `python -m benchmarks.tables`"
 
 
 def test_every_table_has_its_place() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert [name for name in TABLES if f"<!-- table {name} -->" not in page] == []
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [name for name in TABLES if f"<!-- table {name} -->" not in text] == []

@@ -13,7 +13,7 @@ from tests.gpu.machine import Machine
 from tests.operators.linear24 import LINEAR24
 from tests.operators.operands import operands
 
-_F16, _BF16 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+_F16 = ir.DataType.FLOAT16
 _SHAPES = [((16,), 64, 32), ((1,), 96, 256), ((2, 5), 32, 64), ((33,), 24, 96), ((7,), 8, 32), ((64,), 128, 2048)]
 """Leading dimensions of x, N, K: rows that cuSPARSELt takes as they are, and rows that are padded for it."""
 
