@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +139,19 @@ def _callers(artifact: Path, provider: str) -> dict[str, str]:
                 if node is not None:
                     found[node.name] = call.name
                     waiting += node.input
+            if not any(name in inlined.producers for name in call.output):
+                found |= dict.fromkeys(_body_of(call, written, inlined), call.name)
     return found
+
+
+def _body_of(call: onnx.NodeProto, written: OptimizedGraph, inlined: OptimizedGraph) -> Iterator[str]:
+    """The nodes of a body whose results are gone, as Casts to half and back are even without optimizations: known by
+    the prefix of the one that reads what only this call reads, such as its weight."""
+    readers = Counter(name for node in written.nodes for name in node.input)
+    own = {name for name in call.input if readers[name] == 1}
+    prefix = re.compile(rf"_inlfunc_{re.escape(call.op_type)}_(?:token_\d+_)?")
+    starts = {m[0] for n in inlined.nodes if own & set(n.input) and (m := prefix.match(n.name))}
+    yield from (n.name for n in inlined.nodes if (m := prefix.match(n.name)) and m[0] in starts)
 
 
 def _collect(proto: onnx.GraphProto, graph: OptimizedGraph) -> None:
