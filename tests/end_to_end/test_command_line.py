@@ -53,3 +53,12 @@ def test_an_existing_output_is_kept(folder: Path) -> None:
     assert done.returncode != 0
     assert (folder / "kept.onnx").read_text() == "precious"
     assert "Traceback" not in done.stderr
+
+
+def test_runs_as_a_module(folder: Path) -> None:
+    """Where the folder of scripts is not on the path."""
+    command = [sys.executable, "-m", "qcompile", "nothing.onnx", "--recipe", "int8-static"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "no such file" in done.stderr
+    assert "Traceback" not in done.stderr
