@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qcompile.compiler.params import QuantParams
 from qcompile.compiler.specs import QuantSpec
+
+if TYPE_CHECKING:
+    from qcompile.compiler.targets.table import Lowering
 
 
 class Form(StrEnum):
@@ -24,10 +27,10 @@ class Form(StrEnum):
     INPUTS = "quantized inputs, float output"
     FULL = "quantized inputs and output"
     PASS = "codes pass through"
-    ROWS = "int8 rows, looked up"
-    DYNAMIC = "int8 weights, inputs quantized as it runs"
-    BLOCKS = "int8 blocks, inputs quantized by row"
-    WEIGHTS = "int8 weights, float arithmetic"
+    ROWS = "rows of codes, looked up"
+    DYNAMIC = "weights as codes, inputs quantized as it runs"
+    BLOCKS = "weights as codes, inputs quantized by row and block"
+    WEIGHTS = "weights as codes, float arithmetic"
     ROUNDED = "rounded inputs, float arithmetic"
 
     @property
@@ -49,6 +52,7 @@ class Unit:
         output: name of the value that leaves the unit, after bias and activation.
         weight_spec: what the codes of its weight shall be, or None without one.
         state_weight, state_spec: the same for the second weight of a recurrent operator, which its state meets.
+        lowering: the pattern it is written in, where the target has more than one for its form.
     """
 
     node: str
@@ -62,6 +66,7 @@ class Unit:
     weight_spec: QuantSpec | None = field(default=None, repr=False)
     state_weight: str | None = field(default=None, repr=False)
     state_spec: QuantSpec | None = field(default=None, repr=False)
+    lowering: Lowering | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

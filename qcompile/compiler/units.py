@@ -148,6 +148,16 @@ def planned(model: ir.Model, context: CompileContext) -> list[tuple[ir.Node, Uni
     return found
 
 
+def planned_as(lowering: Lowering, model: ir.Model, context: CompileContext) -> list[tuple[ir.Node, Unit, Row]]:
+    """The planned nodes that are to be written in one pattern."""
+    return [found for found in planned(model, context) if lowering_of(found[1], found[2]) is lowering]
+
+
+def lowering_of(unit: Unit, row: Row) -> Lowering:
+    """The pattern a unit is written in: its own, or else that of its form in the target's row."""
+    return unit.lowering or row.how(unit.form)
+
+
 def bias_add(product: ir.Node) -> tuple[ir.Node, ir.Value | None]:
     """The Add that alone reads `product`, and what it adds."""
     add = next(iter(product.outputs[0].uses())).node

@@ -17,6 +17,7 @@ from qcompile.compiler.formats import NumericFormat
 from qcompile.compiler.plan import Form
 from qcompile.compiler.specs import PerChannel, QuantSpec
 from qcompile.compiler.targets.half import Half
+from qcompile.compiler.targets.storage import Storage
 from qcompile.errors import TargetError
 
 
@@ -68,8 +69,14 @@ class Lowering(StrEnum):
     DYNAMIC = "com.microsoft::DynamicQuantizeMatMul"
     DYNAMIC_LSTM = "com.microsoft::DynamicQuantizeLSTM"
     WEIGHTS = "codes times scale, multiplied when the model loads"
-    BLOCKS = "com.microsoft::MatMulNBits of 8 bits"
+    BLOCKS = "com.microsoft::MatMulNBits"
     OPERATOR = "an operator of the domain qcompile, which carries its definition"
+    BNB4 = "com.microsoft::MatMulBnb4"
+    BLOCKED_DQ = "DequantizeLinear with blocks before the float operator"
+    BLOCK_ROWS = "com.microsoft::GatherBlockQuantized"
+    BLOCK_FP8 = "com.microsoft::MatMulBlockQuantizedFp8Weight"
+    BLOCK_FP4 = "com.microsoft::MatMulBlockQuantizedFp4Weight"
+    EMULATED = "codes and scales in the file, multiplied when the model loads"
 
 
 def _every_node(_: ir.Node) -> bool:
@@ -205,6 +212,7 @@ class Target:
         float_bias: the bias of a quantized unit must stay float.
         unify_concat: inputs and output of a Concat share their scale.
         rows: the first row that selects a node is its row; a node without one stays float.
+        storages: how weights alone are kept as codes, best first.
         unfused: why Q/DQ around a float operator gains nothing here; empty where the runtime fuses them.
         half: what it computes in float16 and bfloat16.
         opset: the lowest in which its operators are the ones of this table.
@@ -228,6 +236,7 @@ class Target:
     unify_concat: bool = False
     unfused: str = ""
     block: int = 32
+    storages: tuple[Storage, ...] = ()
     half: Half = field(default_factory=Half)
     opset: int = 13
 

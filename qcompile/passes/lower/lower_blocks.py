@@ -23,7 +23,7 @@ from qcompile.compiler.plan import Form, QuantizedWeight, Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.specs import PerBlock
 from qcompile.compiler.targets.table import Lowering
-from qcompile.compiler.units import bias_add, planned
+from qcompile.compiler.units import bias_add, planned_as
 
 _MIDDLE = 128
 _INTEGER_PRODUCTS = 4
@@ -38,8 +38,8 @@ class LowerBlocks(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
-        chosen = [(n, u) for n, u, row in planned(model, context) if row.how(u.form) is Lowering.BLOCKS]
-        for node, unit in chosen:
+        chosen = planned_as(Lowering.BLOCKS, model, context)
+        for node, unit, _ in chosen:
             _lower(node, unit, codes)
         if chosen:
             model.graph.opset_imports["com.microsoft"] = 1

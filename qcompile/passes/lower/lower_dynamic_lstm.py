@@ -22,7 +22,7 @@ from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.targets.table import Lowering
-from qcompile.compiler.units import planned
+from qcompile.compiler.units import planned_as
 
 _FLOAT_INPUTS = 8
 """X, W, R, B, sequence lengths, initial state, initial cell, peepholes."""
@@ -37,8 +37,8 @@ class LowerDynamicLstm(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
-        chosen = [(n, u) for n, u, row in planned(model, context) if row.how(u.form) is Lowering.DYNAMIC_LSTM]
-        for node, unit in chosen:
+        chosen = planned_as(Lowering.DYNAMIC_LSTM, model, context)
+        for node, unit, _ in chosen:
             _lower(node, unit, codes)
         if chosen:
             model.graph.opset_imports["com.microsoft"] = 1

@@ -19,7 +19,7 @@ from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.targets.table import Lowering
-from qcompile.compiler.units import bias_add, planned
+from qcompile.compiler.units import bias_add, planned_as
 
 
 class LowerIntegerMatMul(Pass):
@@ -31,8 +31,8 @@ class LowerIntegerMatMul(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
-        chosen = [(n, u) for n, u, row in planned(model, context) if row.how(u.form) is Lowering.INTEGER_MATMUL]
-        for node, unit in chosen:
+        chosen = planned_as(Lowering.INTEGER_MATMUL, model, context)
+        for node, unit, _ in chosen:
             _lower(node, unit, codes)
         if chosen:
             model.graph.opset_imports["com.microsoft"] = 1

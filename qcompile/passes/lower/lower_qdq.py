@@ -21,7 +21,7 @@ from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.targets.table import Lowering
-from qcompile.compiler.units import planned
+from qcompile.compiler.units import planned_as
 
 
 class LowerQdq(Pass):
@@ -35,11 +35,11 @@ class LowerQdq(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
-        chosen = [(n, u) for n, u, row in planned(model, context) if row.how(u.form) is Lowering.QDQ]
-        for node, unit in chosen:
+        chosen = planned_as(Lowering.QDQ, model, context)
+        for node, unit, _ in chosen:
             if unit.form in (Form.FULL, Form.PASS):
                 _requantize_output(node, unit, codes)
-        for node, unit in chosen:
+        for node, unit, _ in chosen:
             _dequantize_inputs(node, unit, codes)
         _drop_unused(model)
         return bool(context.plan.units)

@@ -19,7 +19,7 @@ from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.targets.table import Lowering
-from qcompile.compiler.units import planned
+from qcompile.compiler.units import planned_as
 
 
 class LowerWeights(Pass):
@@ -31,7 +31,7 @@ class LowerWeights(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
-        chosen = [(n, u, row) for n, u, row in planned(model, context) if row.how(u.form) is Lowering.WEIGHTS]
+        chosen = planned_as(Lowering.WEIGHTS, model, context)
         for node, unit, row in chosen:
             for position, name in ((row.weight, unit.weight), (row.state_weight, unit.state_weight)):
                 if position is not None and name is not None:

@@ -25,7 +25,7 @@ from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.targets.table import Lowering
-from qcompile.compiler.units import bias_add, planned
+from qcompile.compiler.units import bias_add, planned_as
 from qcompile.passes.prepare.following_activation import following_activation
 
 
@@ -38,8 +38,8 @@ class Outline(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
-        chosen = [(n, u) for n, u, row in planned(model, context) if row.how(u.form) is Lowering.OPERATOR]
-        for node, unit in chosen:
+        chosen = planned_as(Lowering.OPERATOR, model, context)
+        for node, unit, _ in chosen:
             _Layer(model, node, unit, codes).write()
         return bool(chosen)
 

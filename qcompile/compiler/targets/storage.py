@@ -1,0 +1,47 @@
+"""How a target keeps constant weights as codes: formats, block sizes and symmetry, with the pattern that reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from qcompile.compiler.formats import NumericFormat
+from qcompile.compiler.plan import Form
+
+if TYPE_CHECKING:
+    from qcompile.compiler.targets.table import Condition, Lowering
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One way to store the weights of some operators. The first of a target's storages that fits is taken.
+
+    Attributes:
+        op_types: operators whose weight it is.
+        formats: formats of the codes.
+        blocks: sizes of a block along what is summed over, the usual one first; None is the whole channel.
+        lowering: the pattern it is written in.
+        forms: WEIGHTS where the inputs stay float, BLOCKS where they are quantized too; the usual one first.
+        symmetric: symmetries of integer codes, the usual one first.
+        full_range: symmetric codes use the lowest one, so that a scale may be negative.
+        kernels: operators of the runtime's optimized graph that prove it really runs.
+        conditions: what must hold of a node besides.
+        evidence: how we know.
+    """
+
+    op_types: tuple[str, ...]
+    formats: tuple[NumericFormat, ...]
+    blocks: tuple[int | None, ...]
+    lowering: Lowering
+    kernels: tuple[str, ...]
+    evidence: str
+    forms: tuple[Form, ...] = (Form.WEIGHTS,)
+    symmetric: tuple[bool, ...] = (True, False)
+    full_range: bool = False
+    conditions: tuple[Condition, ...] = ()
+
+    def obstacle(self, node: ir.Node) -> str:
+        """Why `node` cannot be stored so; empty where it can."""
+        return next((c.reason for c in self.conditions if not c.holds(node)), "")
