@@ -3,10 +3,12 @@
     s = (max - min) / (qmax - qmin) with 0 in the range,   z = round(qmin - min / s),
     q = clip(round(x / s) + z, qmin, qmax),   x~ = (q - z) * s,   ties to even.
 
-FP8: s = max |x| / qmax, z = 0, q the number of the format next to clip(x / s, -qmax, qmax).
+Floating-point formats and codebooks: s = max |x| / qmax, z = 0, q the number of the format, or the index of the level,
+next to clip(x / s, -qmax, qmax). Scales are then stored as the spec says (scales.py); those that are powers of two take
+the power of two of qmax in its place. A zero point that is no whole number is added before rounding.
 
-Source: ONNX QuantizeLinear / DequantizeLinear. Written against the array API, so the same lines
-run on numpy and on torch tensors.
+Source: ONNX QuantizeLinear / DequantizeLinear; the OCP Microscaling specification 1.0, section 6.3. Written against
+the array API, so the same lines run on numpy and on torch tensors.
 """
 
 from __future__ import annotations
@@ -17,13 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.compiler.formats import INT32, NumericFormat
+from qcompile.compiler.formats import INT32, NumericFormat, Scales
+from qcompile.compiler.scales import NestedScales, store
 from qcompile.compiler.specs import PerBlock, PerChannel, PerTensor, QuantSpec
 from qcompile.errors import DataError
 
 Array = Any  # any array that follows the array API: numpy.ndarray or torch.Tensor
-
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,20 +34,22 @@ class QuantParams:
     Attributes:
         spec: what they were made for.
         scale: float32, shape [] (per tensor), [C] (per channel), or that of the tensor with the blocked axis
-            divided by the block size, rounded up (per block).
-        zero_point: same shape as `scale`, of the format's own range.
+            divided by the block size, rounded up (per block). What is in effect: already rounded as it is stored.
+        zero_point: same shape as `scale`; int32 of the format's own range, or float32 where it is no whole number.
+        nested: what is stored of scales that are quantized themselves.
     """
 
     spec: QuantSpec
     scale: npt.NDArray[np.float32]
-    zero_point: npt.NDArray[np.int32]
+    zero_point: npt.NDArray[np.int32] | npt.NDArray[np.float32]
+    nested: NestedScales | None = None
 
 
 def params_from_range(spec: QuantSpec, low: Any, high: Any) -> QuantParams:
     """Scale and zero point for values in [low, high].
 
     Args:
-        low, high: scalars (per tensor) or arrays of shape [C] (per channel).
+        low, high: scalars (per tensor) or arrays of the shape of the scale.
 
     Raises:
         DataError: a bound is not finite.
@@ -57,24 +60,22 @@ def params_from_range(spec: QuantSpec, low: Any, high: Any) -> QuantParams:
         raise DataError("a range is not finite", hint="look for NaN or infinity in the samples")
     fmt = spec.format
     if spec.symmetric or not fmt.is_integer:
-        magnitude = np.maximum(-low, high)
-        scale = magnitude / _half_range(fmt)
         middle = 0 if fmt.is_signed else int(fmt.low + (fmt.high - fmt.low + 1) // 2)
+        if spec.full_range and fmt.is_integer:
+            scale, nested = store(np.where(high > -low, high, low) / (fmt.low - middle), spec)
+        else:
+            scale, nested = store(np.maximum(-low, high) / _half_range(spec), spec)
         zero_point = np.full(scale.shape, middle, np.int32)
-        scale = _usable(scale)
     else:
-        scale = _usable((high - low) / (fmt.high - fmt.low))
+        scale, nested = store((high - low) / (fmt.high - fmt.low), spec)
         zero_point = np.clip(np.rint(fmt.low - low / scale), fmt.low, fmt.high).astype(np.int32)
-    return QuantParams(spec, scale.astype(np.float32), zero_point)
+    return QuantParams(spec, scale.astype(np.float32), zero_point, nested)
 
 
-def _half_range(fmt: NumericFormat) -> float:
-    return fmt.high if fmt.is_signed else (fmt.high - fmt.low) / 2
-
-
-def _usable(scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A constant zero tensor has no range; scale 1 gives it the exact code. Denormal scales are raised."""
-    return np.where(scale == 0, 1.0, np.maximum(scale, _SMALLEST_SCALE))
+def _half_range(spec: QuantSpec) -> float:
+    fmt = spec.format
+    half = fmt.high if fmt.is_signed else (fmt.high - fmt.low) / 2
+    return 2.0 ** (np.frexp(half)[1] - 1) if spec.stored_scales is Scales.POWER_OF_TWO else half
 
 
 def weight_range(weight: Array, spec: QuantSpec) -> tuple[Array, Array]:
@@ -90,23 +91,35 @@ def weight_range(weight: Array, spec: QuantSpec) -> tuple[Array, Array]:
             return xp.min(weight, axis=rest), xp.max(weight, axis=rest)
         case PerBlock(axis, size):
             axis %= weight.ndim
-            length = weight.shape[axis]
-            count = -(-length // size)
-            last = xp.asarray([min(i, length - 1) for i in range(count * size)])  # a short tail repeats its last
-            shape = (*weight.shape[:axis], count, size, *weight.shape[axis + 1 :])
-            blocks = xp.reshape(xp.take(weight, last, axis=axis), shape)
-            return xp.min(blocks, axis=axis + 1), xp.max(blocks, axis=axis + 1)
+            whole = weight.shape[axis] // size * size
+            before, behind = (slice(None),) * axis, weight.shape[axis + 1 :]
+            blocks = xp.reshape(weight[(*before, slice(whole))], (*weight.shape[:axis], -1, size, *behind))
+            tail = weight[(*before, slice(whole, None))]
+            parts = [(blocks, axis + 1, False)] if whole else []
+            parts += [(tail, axis, True)] if tail.shape[axis] else []
+            low, high = (
+                xp.concat([f(part, axis=along, keepdims=keep) for part, along, keep in parts], axis=axis)
+                for f in (xp.min, xp.max)
+            )
+            return low, high
 
 
 def quantize(values: Array, params: QuantParams) -> Array:
-    """Codes of `values` as ONNX QuantizeLinear gives them: int32, or for FP8 the numbers they stand for in float32."""
-    from array_api_compat import array_namespace
+    """Codes of `values` as ONNX QuantizeLinear gives them: int32, or for floating-point formats the numbers they
+    stand for in float32."""
+    from array_api_compat import array_namespace, device
 
     xp = array_namespace(values)
     fmt = params.spec.format
     scale, zero = _broadcast(params, values, xp)
+    if fmt.levels:
+        levels = np.asarray(fmt.levels, np.float32)
+        between = xp.asarray((levels[1:] + levels[:-1]) / 2, device=device(values))
+        return xp.astype(xp.searchsorted(between, values / scale), xp.int32)
     if not fmt.is_integer:
         return _nearest_float(xp.clip(values / scale, fmt.low, fmt.high), fmt, xp)
+    if params.zero_point.dtype == np.float32:
+        return xp.astype(xp.clip(xp.round(values / scale + zero), fmt.low, fmt.high), xp.int32)
     codes = xp.round(values / scale)
     if params.zero_point.any():
         codes = codes + zero
@@ -125,10 +138,13 @@ def _nearest_float(values: Array, fmt: NumericFormat, xp: Any) -> Array:
 
 def dequantize(codes: Array, params: QuantParams) -> Array:
     """The values that `codes` stand for: (q - z) * s, float32."""
-    from array_api_compat import array_namespace
+    from array_api_compat import array_namespace, device
 
     xp = array_namespace(codes)
     scale, zero = _broadcast(params, codes, xp)
+    if params.spec.format.levels:
+        levels = xp.asarray(np.asarray(params.spec.format.levels, np.float32), device=device(codes))
+        return levels[xp.astype(codes, xp.int64)] * scale
     return (xp.astype(codes, xp.float32) - zero) * scale
 
 
@@ -142,7 +158,9 @@ def _broadcast(params: QuantParams, like: Array, xp: Any) -> tuple[Array, ...]:
             shape = tuple(-1 if i == axis % like.ndim else 1 for i in range(like.ndim))
             both = [a.reshape(shape) for a in both]
         case PerBlock(axis, size):
-            both = [np.repeat(a, size, axis).take(range(like.shape[axis]), axis) for a in both]
+            axis %= like.ndim
+            kept = (*(slice(None),) * axis, slice(like.shape[axis]))
+            both = [np.repeat(a, size, axis)[kept] for a in both]
     return tuple(xp.asarray(a, device=device(like)) for a in both)
 
 

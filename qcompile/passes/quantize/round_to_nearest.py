@@ -12,7 +12,7 @@ in Jacob et al., "Quantization and Training of Neural Networks", 2018, section 2
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,13 @@ import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant
-from qcompile.compiler.params import params_from_range, quantize, weight_range
+from qcompile.compiler.params import QuantParams, weight_range
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import QuantizedWeight, QuantPlan, Unit
 from qcompile.compiler.specs import QuantSpec
 from qcompile.compiler.targets.table import Row
 from qcompile.compiler.units import planned
+from qcompile.compiler.weight_params import weight_codes, weight_params
 
 _LARGEST_BIAS_CODE = 2.0**30
 
@@ -59,14 +60,18 @@ def _codes(value: ir.Value | None, spec: QuantSpec, least: npt.NDArray[np.float3
     """Codes on the grid of the range, with scales of `least` and more."""
     weight = constant(value)
     assert weight is not None
-    low, high = weight_range(weight, spec)
-    params = params_from_range(spec, low, high)
-    if least is not None and params.scale.ndim == 0:
+    params = weight_params(weight, spec)
+    if least is not None and least.any():
+        params = _raised(weight, params, least)
+    return QuantizedWeight(params, weight_codes(weight, params))
+
+
+def _raised(weight: npt.NDArray[Any], params: QuantParams, least: npt.NDArray[np.float32]) -> QuantParams:
+    low, high = weight_range(weight, params.spec)
+    if params.scale.ndim == 0:
         least = least.max(initial=0)
-    if least is not None:
-        silent = (low == 0) & (high == 0) & (least > 0)
-        params = replace(params, scale=np.where(silent, least, np.maximum(params.scale, least)))
-    return QuantizedWeight(params, quantize(weight, params).astype(spec.format.dtype.numpy()))
+    silent = (low == 0) & (high == 0) & (least > 0)
+    return replace(params, scale=np.where(silent, least, np.maximum(params.scale, least)))
 
 
 def _least_scale(unit: Unit, node: ir.Node, row: Row, plan: QuantPlan) -> npt.NDArray[np.float32]:
