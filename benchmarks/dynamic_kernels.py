@@ -19,7 +19,7 @@ from qcompile.compiler.formats import INT8
 from qcompile.compiler.params import params_from_range, quantize, weight_range
 from qcompile.compiler.plan import QuantizedWeight
 from qcompile.compiler.specs import Granularity, PerBlock, PerChannel, QuantSpec
-from qcompile.passes.lower.lower_blocks import packed
+from qcompile.passes.lower.packing import packed_blocks
 
 Array = npt.NDArray[Any]
 _ROUNDS, _RUNS = 6, 10
@@ -83,9 +83,9 @@ def _dynamic(weight: Array) -> ModelProto:
 
 
 def _blocks(weight: Array, size: int) -> ModelProto:
-    codes, scale = packed(_coded(weight, PerBlock(0, size)))
+    blocks = packed_blocks(_coded(weight, PerBlock(0, size)))
     options = {"K": weight.shape[0], "N": weight.shape[1], "bits": 8, "block_size": size, "accuracy_level": 4}
-    return _model("MatMulNBits", ["w", "s"], {"w": codes, "s": scale.reshape(-1)}, **options)
+    return _model("MatMulNBits", ["w", "s"], {"w": blocks.codes, "s": blocks.scale}, **options)
 
 
 def _recurrent(inputs: int, hidden: int) -> dict[str, ModelProto]:

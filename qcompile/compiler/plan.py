@@ -68,6 +68,11 @@ class Unit:
     state_spec: QuantSpec | None = field(default=None, repr=False)
     lowering: Lowering | None = field(default=None, repr=False)
 
+    @property
+    def lowered(self) -> str:
+        """Name of the operator that a lowering by another operator puts in the place of its node."""
+        return f"{self.node}_{self.weight_spec.format.name if self.weight_spec else 'int8'}"
+
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:

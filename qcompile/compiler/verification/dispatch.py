@@ -97,7 +97,7 @@ def _record(unit: Unit, kernel: str | None, proved: bool | None, reason: str = "
 
 def _assigned(unit: Unit, graph: OptimizedGraph, provider: str) -> UnitRecord:
     """A provider that compiles whole subgraphs shows which nodes it took, not the kernels it built."""
-    names = [unit.node, *(name for name, call in graph.callers.items() if call in (unit.node, f"{unit.node}_int8"))]
+    names = [unit.node, *(name for name, call in graph.callers.items() if call in (unit.node, unit.lowered))]
     took = next((graph.providers[name] for name in names if name in graph.providers), None)
     if took == provider:
         return _record(unit, provider, True)
@@ -123,7 +123,7 @@ def _lookup(
         kernels |= MOVES
     seen = list(_suspects(unit, graph, by_name))
     wanted = target.providers[0]
-    took = next((graph.providers[n] for n in (f"{unit.node}_int8", unit.node) if n in graph.providers), wanted)
+    took = next((graph.providers[n] for n in (unit.lowered, unit.node) if n in graph.providers), wanted)
     if took != wanted:
         return _record(unit, None, False, f"assigned to {took}")
     if unit.form in FLOAT_ARITHMETIC:
@@ -146,7 +146,7 @@ def _suspects(
     unit: Unit, graph: OptimizedGraph, by_name: Mapping[str, list[onnx.NodeProto]]
 ) -> Iterator[onnx.NodeProto]:
     """Nodes that may be what became of `unit`, the likeliest first."""
-    for name in (unit.node, f"{unit.node}_int8", unit.bias, unit.activation):
+    for name in (unit.node, unit.lowered, unit.bias, unit.activation):
         if name:
             yield from by_name.get(name, ())
     for value in (f"{unit.output}_quantized", unit.output):

@@ -106,7 +106,7 @@ class _Bench:
             if unit.form in (Form.FULL, Form.PASS):
                 tapped = quantized.get(unit.output, f"{unit.output}_quantized")
             elif tapped not in present:  # an operator that swallowed the activation writes its result
-                value = tapped = next(iter(self.index.made_by.get(f"{unit.node}_int8", ())), unit.output)
+                value = tapped = next(iter(self.index.made_by.get(unit.lowered, ())), unit.output)
             if value in known and tapped in present:
                 home = id(self.index.homes.get(tapped))
                 layers.append(_Layer(unit, value, tapped, cut_out(unit, tapped, self.index, known - {value}), home))

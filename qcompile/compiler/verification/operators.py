@@ -24,7 +24,7 @@ _PRODUCTS = ("MatMulInteger", "MatMul", "FusedMatMul", "Gemm")
 def calls(model: ir.Model, units: Mapping[str, Unit]) -> dict[str, ir.Node]:
     """The calls of linear layers in the artifact `model`, by the name of their unit."""
     found = {str(node.name): node for node in nodes(model) if is_linear(node)}
-    named = {unit: found.get(f"{unit}_int8") or found.get(unit) for unit in units}
+    named = {name: found.get(unit.lowered) or found.get(name) for name, unit in units.items()}
     return {unit: call for unit, call in named.items() if call is not None}
 
 

@@ -21,8 +21,7 @@ def placed_nodes(artifact: ir.Model, units: Mapping[str, Unit], reasons: Mapping
     A conversion counts where it costs time: a QuantizeLinear of a float operator's output before a unit,
     and a DequantizeLinear of a unit's codes before a float operator.
     """
-    forms = {name: unit.form for name, unit in units.items()}
-    forms |= {f"{name}_int8": unit.form for name, unit in units.items()}
+    by_name = {name: unit for unit in units.values() for name in (unit.lowered, unit.node)}
     writers = {unit.output: unit for unit in units.values() if unit.form in (Form.FULL, Form.PASS)}
     absorbed = {name for unit in units.values() for name in (unit.bias, unit.activation) if name}
     quantized: set[ir.Value] = set()
@@ -31,7 +30,8 @@ def placed_nodes(artifact: ir.Model, units: Mapping[str, Unit], reasons: Mapping
         name = str(node.name)
         if node.op_type in (*_CONVERSIONS, "Constant") or name in absorbed:
             continue
-        form = forms.get(name, Form.FLOAT)
+        unit = by_name.get(name)
+        form = unit.form if unit is not None else Form.FLOAT
         if form is Form.FLOAT and any(source in units for source in sources(node)):
             continue  # a helper that lowering put beside a unit
         entering = [q for v in node.inputs if (q := _entering(v, writers)) is not None and q not in quantized]
@@ -39,7 +39,7 @@ def placed_nodes(artifact: ir.Model, units: Mapping[str, Unit], reasons: Mapping
         quantized.update(entering)
         found.append(
             PlacedNode(
-                node=name.removesuffix("_int8") if form.low_precision else name,
+                node=unit.node if unit is not None else name,
                 op_type=node.op_type,
                 form=form.value,
                 reason="" if form.low_precision else reasons.get(name, ""),

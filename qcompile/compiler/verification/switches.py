@@ -39,6 +39,7 @@ class Switcher:
 
     def __init__(self, reference: Reference, compiled: onnx.ModelProto, units: Mapping[str, Unit]) -> None:
         self.reference, self.units = reference, units
+        self._lowered = {name: unit for unit in units.values() for name in (unit.lowered, unit.node)}
         self.exact = Index(reference.model, reference.weights)
         self.model = onnx.ModelProto()
         self.model.CopyFrom(compiled)
@@ -139,7 +140,7 @@ class Switcher:
         name = decoded.output[0]
         own = self._choose(name, switch, _hand_on(value))
         for reader in self._readers[name]:
-            reading = self.units.get(reader.name.removesuffix("_int8"))
+            reading = self._lowered.get(reader.name)
             if reading is not None and unit.output in reading.inputs:
                 reader.input[:] = [own if n == name else n for n in reader.input]
 

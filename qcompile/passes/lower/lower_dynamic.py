@@ -58,7 +58,7 @@ def _lower_product(node: ir.Node, unit: Unit, codes: Codes) -> None:
         "com.microsoft",
         "DynamicQuantizeMatMul",
         [node.inputs[0], weight, scale, *([None, bias] if bias is not None else [])],
-        name=codes.unique(f"{unit.node}_int8"),
+        name=codes.unique(unit.lowered),
         outputs=[ir.Value(type=old.type, shape=old.shape)],
     )
     chain = [node] if last is node else [node, last]

@@ -56,7 +56,7 @@ def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
         "DynamicQuantizeLSTM",
         [given[0], weight[0], state[0], *given[3:], *weight[1:], *state[1:]],
         [a for a in node.attributes.values() if a.name != "layout"],
-        name=codes.unique(f"{unit.node}_int8"),
+        name=codes.unique(unit.lowered),
         outputs=[ir.Value(type=old.type, shape=old.shape) for old in node.outputs],
     )
     stamp(made, codes.made_by, [node])

@@ -57,7 +57,7 @@ def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
         "com.microsoft",
         "MatMulIntegerToFloat",
         [data, weight, scale, weight_scale, zero, weight_zero, bias],
-        name=codes.unique(f"{unit.node}_int8"),
+        name=codes.unique(unit.lowered),
         outputs=[ir.Value(type=old.type, shape=old.shape)],
     )
     stamp(product, codes.made_by, [node, *([last] if last is not node else [])])

@@ -53,7 +53,7 @@ def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
         "",
         "Mul",
         [values.outputs[0], factors.outputs[0]],
-        name=codes.unique(f"{unit.node}_int8"),
+        name=codes.unique(unit.lowered),
         outputs=[ir.Value(type=old.type, shape=old.shape)],
     )
     for made in (rows, values, factors, product):

@@ -74,7 +74,7 @@ class _Layer:
             self.codes.constant(self.graph, f"{stored}_scale", w_scale),
             *([bias] if bias is not None else []),
         ]
-        made = self.call(operator, inputs, f"{self.unit.node}_int8", chain)
+        made = self.call(operator, inputs, self.unit.lowered, chain)
         made.outputs[0].shape = old.shape
         self.codes.replace(self.graph, self.node, chain, made)
 

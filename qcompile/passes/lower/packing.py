@@ -1,0 +1,111 @@
+"""Codes of a matrix as the kernels for blocks of weights want them: rows of output channels, packed into bytes.
+
+Source: the operator specifications of com.microsoft::MatMulNBits and GatherBlockQuantized.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcompile.compiler.params import QuantParams
+from qcompile.compiler.plan import QuantizedWeight
+from qcompile.compiler.specs import PerBlock, PerChannel
+
+Array = npt.NDArray[Any]
+
+_SIZES = (256, 128, 64, 32, 16)
+_OF_A_ROW = 128
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBlocks:
+    """A weight [N, K] in blocks along K.
+
+    Attributes:
+        shape: N and K.
+        size: weights that share a scale.
+        codes: uint8 [N, blocks, size * bits / 8], signed codes with 2^(bits - 1) added.
+        scale: [N, blocks].
+        zero_point: uint8 [N, ceil(blocks * bits / 8)], float32 [N, blocks] where it is no code, or None where
+            it is 2^(bits - 1) everywhere.
+    """
+
+    shape: tuple[int, int]
+    bits: int
+    size: int
+    codes: npt.NDArray[np.uint8]
+    scale: npt.NDArray[np.float32]
+    zero_point: npt.NDArray[np.uint8] | npt.NDArray[np.float32] | None
+
+
+def packed_blocks(weight: QuantizedWeight) -> PackedBlocks:
+    """The blocks of an integer weight of rank 2 whose parameters are per block or per channel."""
+    fmt, axis = weight.params.spec.format, _reduced(weight.params)
+    rows = np.moveaxis(weight.codes, axis, 1)
+    depth = rows.shape[1]
+    size = _block_size(weight.params, depth)
+    middle = 2 ** (fmt.bits - 1)
+    lifted = middle if fmt.is_signed else 0
+    count = -(-depth // size)
+    missing = ((0, 0), (0, count * size - depth))
+    filled: Array = np.pad(rows.astype(np.int16) + lifted, missing, constant_values=middle)
+    scale, zero = (_of_blocks(a, weight.params, rows.shape, size) for a in (weight.params.scale, _zero(weight.params)))
+    zero = zero + lifted
+    stored = (
+        None
+        if (zero == middle).all()
+        else zero.astype(np.float32)
+        if zero.dtype.kind == "f"
+        else _packed(zero, fmt.bits)
+    )
+    return PackedBlocks(
+        shape=(rows.shape[0], depth),
+        bits=fmt.bits,
+        size=size,
+        codes=_packed(filled.reshape(len(rows), count, size), fmt.bits),
+        scale=np.ascontiguousarray(scale),
+        zero_point=stored,
+    )
+
+
+def _reduced(params: QuantParams) -> int:
+    """The axis that is summed over."""
+    grain = params.spec.granularity
+    return grain.axis if isinstance(grain, PerBlock) else 1 - grain.axis if isinstance(grain, PerChannel) else 0
+
+
+def _zero(params: QuantParams) -> Array:
+    """Zero points as integers where they are whole numbers."""
+    zero = params.zero_point
+    whole = zero.dtype.kind != "f" or np.array_equal(zero, np.rint(zero))
+    return zero.astype(np.int16) if whole else zero
+
+
+def _block_size(params: QuantParams, depth: int) -> int:
+    """The largest block of the kernel in which no two scales meet."""
+    grain = params.spec.granularity
+    if not isinstance(grain, PerBlock) or grain.size >= depth:
+        return grain.size if isinstance(grain, PerBlock) and grain.size in _SIZES else _OF_A_ROW
+    return next(size for size in _SIZES if grain.size % size == 0)
+
+
+def _of_blocks(values: Array, params: QuantParams, shape: tuple[int, ...], size: int) -> Array:
+    """Scales or zero points as [N, blocks of `size`]."""
+    columns, depth = shape
+    count, grain = -(-depth // size), params.spec.granularity
+    if not isinstance(grain, PerBlock):
+        return np.broadcast_to(values.reshape(-1, 1), (columns, count))
+    return np.repeat(np.moveaxis(values, grain.axis, 1), max(grain.size // size, 1), axis=1)[:, :count]
+
+
+def _packed(codes: Array, bits: int) -> npt.NDArray[np.uint8]:
+    """Unsigned codes of the last axis behind one another in bytes, the low bits first; a last byte is filled with 0."""
+    each = 8 // bits
+    filled = np.pad(codes.astype(np.uint8), [*((0, 0),) * (codes.ndim - 1), (0, -codes.shape[-1] % each)])
+    parts = filled.reshape(*codes.shape[:-1], -1, each) << (np.arange(each, dtype=np.uint8) * bits)
+    packed: npt.NDArray[np.uint8] = np.bitwise_or.reduce(parts, axis=-1)
+    return packed
