@@ -88,9 +88,11 @@ def _zero(params: QuantParams) -> Array:
 def _block_size(params: QuantParams, depth: int) -> int:
     """The largest block of the kernel in which no two scales meet."""
     grain = params.spec.granularity
-    if not isinstance(grain, PerBlock) or grain.size >= depth:
-        return grain.size if isinstance(grain, PerBlock) and grain.size in _SIZES else _OF_A_ROW
-    return next(size for size in _SIZES if grain.size % size == 0)
+    if not isinstance(grain, PerBlock):
+        return _OF_A_ROW
+    fitting = next((size for size in _SIZES if grain.size % size == 0), None)
+    assert fitting or grain.size >= depth, "blocks within a row are multiples of 16"
+    return fitting or _OF_A_ROW
 
 
 def _of_blocks(values: Array, params: QuantParams, shape: tuple[int, ...], size: int) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -9,13 +10,17 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.formats import FORMATS
 from qcompile.compiler.params import dequantize
 from qcompile.compiler.passes import Pass, Phase
-from qcompile.compiler.plan import Form
-from qcompile.compiler.specs import PerBlock
+from qcompile.compiler.plan import Form, QuantizedWeight
+from qcompile.compiler.specs import PerBlock, QuantSpec
+from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.units import candidates, unit_reading_float
 from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.passes.lower.lower_blocks import LowerBlocks
 from tests.passes.int8 import Array, Lowered, check, head, int8, normal
+from tests.passes.lower.weight_only import restored, weight_only
 
 PER_TOKEN = ("place-dynamic.block-size=16",)
 
@@ -100,3 +105,78 @@ def test_units_of_a_static_plan_can_become_blocks() -> None:
     assert [n.op_type for n in result.model.graph] == ["MatMulNBits", "Relu", "MatMulNBits"]
     assert result.plan.units["Gemm_0"].activation is None
     check(result, least=35)
+
+
+LINEAR = head() + "g (float[6,{k}] x) => (float[6,10] y) {{ m = MatMul (x, w) y = Add (m, b) }}"
+
+
+class HalfZeroPoints(Pass):
+    """Zero points between two codes, as HQQ finds them."""
+
+    name: ClassVar[str] = "half-zero-points"
+    phase: ClassVar[Phase] = Phase.QUANTIZE
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        for key, weight in context.plan.weights.items():
+            moved = replace(weight.params, zero_point=weight.params.zero_point.astype(np.float32) + np.float32(0.5))
+            context.plan.weights[key] = QuantizedWeight(moved, weight.codes)
+        return False
+
+
+def in_format(name: str, depth: int, block: int | None, symmetric: bool, form: Form, *methods: Pass) -> Lowered:
+    spec = QuantSpec(FORMATS[name], symmetric=symmetric)
+    weights = {"w": normal(depth, 10) + 0.3, "b": normal(10)}
+    x = normal(6, depth)
+    text = LINEAR.format(k=depth)
+    how = {"lowering": Lowering.BLOCKS, "form": form}
+    return weight_only(text, weights, x, spec, block, LowerBlocks(), methods=methods, **how)  # type: ignore[arg-type]
+
+
+def exact(result: Lowered) -> Array:
+    """The product of the first sample with the values that the codes stand for."""
+    w = restored(result)
+    return normal(6, len(w)) @ w + normal(10)
+
+
+@pytest.mark.parametrize("block", [16, 48, 128, None], ids=str)
+@pytest.mark.parametrize("depth", [64, 50])
+@pytest.mark.parametrize("name", ["int4", "uint4", "int8", "uint8"])
+def test_the_kernel_computes_with_the_planned_values(name: str, depth: int, block: int | None) -> None:
+    result = in_format(name, depth, block, name.startswith("i"), Form.WEIGHTS)
+    np.testing.assert_allclose(result.optimized["y"], exact(result), rtol=0, atol=1e-4)
+    [product] = result.model.graph
+    assert product.name == f"MatMul_0_{name}"
+    assert product.attributes.get_int("accuracy_level") == 1
+    assert product.attributes.get_int("bits") == FORMATS[name].bits
+    assert product.attributes.get_int("block_size") == {48: 16, None: 128}.get(block, block)
+    assert (product.inputs[3] is not None) == name.startswith("u")
+    check(result, least=10)
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "int8", "uint8"])
+def test_inputs_become_int8_in_the_form_that_says_so(name: str) -> None:
+    result = in_format(name, 64, 32, False, Form.BLOCKS)
+    expected = exact(result)
+    deviation = np.abs(result.optimized["y"] - expected).max() / np.abs(expected).max()
+    assert 1e-4 < deviation < 2e-2
+    assert next(iter(result.model.graph)).attributes.get_int("accuracy_level") == 4
+
+
+def test_a_zero_point_between_two_codes_stays_one() -> None:
+    result = in_format("uint4", 50, 16, False, Form.WEIGHTS, HalfZeroPoints())
+    zero = next(iter(result.model.graph)).inputs[3]
+    assert zero is not None
+    assert zero.dtype is ir.DataType.FLOAT
+    assert zero.shape == (10, 4)
+    np.testing.assert_allclose(result.optimized["y"], exact(result), rtol=0, atol=1e-4)
+
+
+def test_a_symmetric_weight_stores_no_zero_points_and_four_bits_are_half_a_byte() -> None:
+    result = in_format("int4", 64, 32, True, Form.WEIGHTS)
+    held = result.initializers()
+    assert [v.name for v in held.values()] == ["b", "w_blocks", "w_block_scale"]
+    assert held["w_blocks"].shape == (10, 2, 16)
+    first = result.plan.weights["w", "MatMul_0"].codes[:2, 0].astype(int) + 8
+    packed = held["w_blocks"].const_value
+    assert packed is not None
+    assert packed.numpy()[0, 0, 0] == first[0] | first[1] << 4
