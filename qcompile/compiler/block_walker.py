@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.activation_store import ActivationStore
-from qcompile.compiler.blocks import Block, cut, extract, reads
+from qcompile.compiler.blocks import Block, cut, cut_in_waves, depths, extract
 from qcompile.compiler.context import CompileContext, Sample
 from qcompile.compiler.graph import name_of, nodes
 from qcompile.compiler.passes import Pass
@@ -43,6 +43,10 @@ class BlockWalker:
     Args:
         method: the pass that walks, for the progress and for a checkpoint of its own.
         memory: bytes of activations that are held in memory; the others are written to a temporary folder.
+        in_waves: blocks are cut further, in front of each wave of layers in low precision: what these read enters
+            the block, and is at hand without another run.
+        with_float: the float model runs along; without it the walk costs one run, and what a visit has of the
+            float model is missing.
     """
 
     def __init__(
@@ -53,10 +57,14 @@ class BlockWalker:
         *,
         method: Pass | None = None,
         memory: int = MEMORY,
+        in_waves: bool = False,
+        with_float: bool = True,
     ) -> None:
         self.model, self.context, self.samples = model, context, samples
-        self.method, self.memory = method, memory
+        self.method, self.memory, self.with_float = method, memory, with_float
         self.blocks = cut(model, context.target)
+        if in_waves:
+            self.blocks = cut_in_waves(model, self.blocks, set(_layers(context)))
 
     def __iter__(self) -> Iterator[Visit]:
         """The visits. When the loop goes on to the next, the activations are carried over the block."""
@@ -65,7 +73,7 @@ class BlockWalker:
         progress.start(f"{self.method.name if self.method else 'walking'}, block by block", len(self.blocks))
         try:
             with ActivationStore(self.memory) as store:
-                walk = _Walk(self.model, self.context, store, checkpoint)
+                walk = _Walk(self.model, self.context, store, checkpoint, self.with_float)
                 walk.enter(self.samples, self._read_from(0))
                 for i, block in enumerate(self.blocks):
                     visit = walk.visit(i, block)
@@ -88,6 +96,7 @@ class _Walk:
     context: CompileContext
     store: ActivationStore
     checkpoint: WalkCheckpoint
+    with_float: bool
     count: int = 0
     types: dict[str, ir.DataType] = field(default_factory=dict)
 
@@ -104,17 +113,18 @@ class _Walk:
     def visit(self, index: int, block: Block) -> Visit:
         model = self.extract(block.inputs, block.outputs)
         visit = Visit(index, block, model, self)
-        for i, outputs in enumerate(visit.run(model, visit.float_inputs)):
-            self.keep(outputs, i)
+        if self.with_float:
+            for i, outputs in enumerate(visit.run(model, visit.float_inputs)):
+                self.keep(outputs, i)
         return visit
 
     def carry(self, visit: Visit, wanted: Collection[str]) -> None:
         """Run the quantized block where it differs from the float one, and drop what no later block reads."""
-        block = visit.block
+        block, prefix = visit.block, _QUANTIZED if self.with_float else ""
         low = any(node.name in self.context.plan.units for node in nodes(visit.model))
-        if low or any(_QUANTIZED + name in self.store for name in block.inputs):
+        if low or not self.with_float or any(_QUANTIZED + name in self.store for name in block.inputs):
             for i, outputs in enumerate(visit.run(visit.lowered(), visit.inputs)):
-                self.keep({name: array for name, array in outputs.items() if name in wanted}, i, _QUANTIZED)
+                self.keep({name: array for name, array in outputs.items() if name in wanted}, i, prefix)
         for name in {*block.inputs, *block.outputs}.difference(wanted):
             self.store.drop(name)
             self.store.drop(_QUANTIZED + name)
@@ -184,17 +194,12 @@ class Visit:
     def waves(self) -> list[list[Unit]]:
         """The block's convolutions and linear layers in low precision, in the order in which they can be treated:
         no unit of a wave reads what another of the same wave computes. Bodies of control flow are left out."""
-        units = self._walk.context.plan.units
-        depth: dict[ir.Value, int] = {}
+        units = _layers(self._walk.context)
         found: dict[int, list[Unit]] = {}
-        for node in self.model.graph:
-            level = max((depth.get(v, 0) for v in reads(node)), default=0)
-            unit = units.get(str(node.name))
-            if unit is not None and unit.op_type in _LAYERS and unit.weight is not None:
-                level += 1
-                found.setdefault(level, []).append(unit)
-            depth.update(dict.fromkeys(node.outputs, level))
-        return [found[level] for level in sorted(found)]
+        for node, depth in depths(self.model.graph, units).items():
+            if node.name in units:
+                found.setdefault(depth, []).append(units[node.name])
+        return [found[depth] for depth in sorted(found)]
 
     def float_values(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
         """Values inside the float block, or at its entrance, for each sample."""
@@ -258,6 +263,11 @@ def product_of(unit: Unit, model: ir.Model) -> str:
     node = next(n for n in nodes(model) if n.name == unit.activation)
     assert node.inputs[0] is not None
     return name_of(node.inputs[0])
+
+
+def _layers(context: CompileContext) -> dict[str, Unit]:
+    """The convolutions and linear layers in low precision, by node name."""
+    return {n: u for n, u in context.plan.units.items() if u.op_type in _LAYERS and u.weight is not None}
 
 
 def _open(unit: Unit) -> Form:

@@ -11,7 +11,7 @@ operator with bodies stays whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -61,8 +61,29 @@ def cut(model: ir.Model, target: Target) -> list[Block]:
         if np.isfinite(width[best]):
             cuts.append(best)
         goal = (goal if layer.repeats else int(before[best])) + layer.size
-    blocks = [_block(nodes, a, b, last) for a, b in pairwise([*cuts, len(nodes)])]
-    return _without_silent(blocks)
+    return _blocks([nodes[a:b] for a, b in pairwise([*cuts, len(nodes)])])
+
+
+def cut_in_waves(model: ir.Model, blocks: Sequence[Block], layers: Collection[str]) -> list[Block]:
+    """`blocks` cut further, in front of each wave of `layers` (names of nodes): no layer of a piece reads what
+    another of it computes, so what a layer reads enters its piece."""
+    by_name = {str(node.name): node for node in model.graph}
+    pieces: list[list[ir.Node]] = []
+    for block in blocks:
+        inside = [by_name[name] for name in block.nodes]
+        level = depths(inside, layers)
+        pieces += [[n for n in inside if level[n] == i] for i in sorted(set(level.values()))]
+    return _blocks(pieces)
+
+
+def depths(nodes: Iterable[ir.Node], layers: Collection[str]) -> dict[ir.Node, int]:
+    """How many of `layers` (names) lie on the longest way to each node, itself included; `nodes` are in order."""
+    behind: dict[ir.Value, int] = {}
+    found: dict[ir.Node, int] = {}
+    for node in nodes:
+        found[node] = max((behind.get(v, 0) for v in reads(node)), default=0) + (str(node.name) in layers)
+        behind.update(dict.fromkeys(node.outputs, found[node]))
+    return found
 
 
 def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
@@ -140,12 +161,17 @@ def _weight(value: ir.Value, *, long: bool) -> float:
     return 1.0 if counts and not long and not is_constant(value) else 0.0
 
 
-def _block(nodes: Sequence[ir.Node], start: int, end: int, last: Mapping[ir.Value, int]) -> Block:
-    inside = nodes[start:end]
-    made = dict.fromkeys(v for n in inside for v in n.outputs if v.name)
-    read = dict.fromkeys(v for n in inside for v in reads(n) if v not in made and not v.is_initializer())
-    left = [v for v in made if v.is_graph_output() or last.get(v, 0) >= end]
-    return Block(tuple(str(n.name) for n in inside), tuple(name_of(v) for v in read), tuple(name_of(v) for v in left))
+def _blocks(pieces: Sequence[Sequence[ir.Node]]) -> list[Block]:
+    """The pieces as blocks, each of which reads only what those before it make."""
+    last = {value: i for i, piece in enumerate(pieces) for node in piece for value in reads(node)}
+    found = []
+    for i, piece in enumerate(pieces):
+        made = dict.fromkeys(v for n in piece for v in n.outputs if v.name)
+        read = dict.fromkeys(v for n in piece for v in reads(n) if v not in made and not v.is_initializer())
+        left = [v for v in made if v.is_graph_output() or last.get(v, i) > i]
+        names = (str(n.name) for n in piece), (name_of(v) for v in read), (name_of(v) for v in left)
+        found.append(Block(*(tuple(n) for n in names)))
+    return _without_silent(found)
 
 
 def _without_silent(blocks: Sequence[Block]) -> list[Block]:

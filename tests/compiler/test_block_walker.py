@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from qcompile.compiler.block_walker import MEMORY, BlockWalker, Visit
 from qcompile.compiler.blocks import cut
 from qcompile.compiler.context import CompileContext, Sample
+from qcompile.compiler.graph import name_of
 from qcompile.compiler.passes import Pass, Phase
 from qcompile.compiler.simulation import lowered_copy
 from qcompile.compiler.walk_checkpoint import remove_walk_checkpoints, walk_checkpoints
@@ -57,14 +58,19 @@ def rows(count: int = 6) -> list[Sample]:
 
 
 def walked(
-    model: ir.Model, context: CompileContext, feeds: Sequence[Sample], memory: int = MEMORY
+    model: ir.Model,
+    context: CompileContext,
+    feeds: Sequence[Sample],
+    memory: int = MEMORY,
+    in_waves: bool = False,
+    with_float: bool = True,
 ) -> tuple[Outputs, Outputs]:
     """The outputs of the model that the blocks compute: float, and quantized (from the last block's inputs)."""
     returned = {v.name for v in model.graph.outputs}
     exact: Outputs = [{} for _ in feeds]
     low: Outputs = [{} for _ in feeds]
-    for visit in BlockWalker(model, context, feeds, memory=memory):
-        for i, found in enumerate(visit.float_outputs):
+    for visit in BlockWalker(model, context, feeds, memory=memory, in_waves=in_waves, with_float=with_float):
+        for i, found in enumerate(visit.float_outputs if with_float else ()):
             exact[i] |= {n: a for n, a in found.items() if n in returned}
         for i, found in enumerate(visit.run(visit.lowered(), visit.inputs)):
             low[i] |= {n: a for n, a in found.items() if n in returned}
@@ -95,6 +101,33 @@ def test_quantized_blocks_are_the_whole_quantized_model(proto: onnx.ModelProto) 
     feeds = samples(proto)
     model, context = ready(proto, feeds, QUANTIZED)
     _, low = walked(model, context, feeds)
+    assert_same(low, whole(lowered_copy(model, context), feeds), 1e-6)
+
+
+@pytest.mark.parametrize("with_float", [True, False])
+def test_in_waves_what_layers_read_enters_the_block(with_float: bool) -> None:
+    feeds = rows()
+    model, context = ready(deep(), feeds, QUANTIZED)
+    read = {node.name: name_of(node.inputs[0]) for node in model.graph if node.op_type == "MatMul"}  # type: ignore[arg-type]
+    low: Outputs = [{} for _ in feeds]
+    seen = []
+    for visit in BlockWalker(model, context, feeds, in_waves=True, with_float=with_float):
+        [wave] = visit.waves() or [[]]
+        seen += [unit.node for unit in wave]
+        assert {read[unit.node] for unit in wave} <= set(visit.block.inputs)
+        assert with_float == all(n in visit._walk.store for n in visit.block.outputs)
+        for i, found in enumerate(visit.run(visit.lowered(), visit.inputs)):
+            low[i] |= {n: a for n, a in found.items() if n in ("y", "middle")}
+    assert seen == list(context.plan.units)
+    assert_same(low, whole(lowered_copy(model, context), feeds), 1e-6)
+
+
+@sweep
+@given(proto=graphs())
+def test_waves_are_the_whole_quantized_model(proto: onnx.ModelProto) -> None:
+    feeds = samples(proto)
+    model, context = ready(proto, feeds, QUANTIZED)
+    _, low = walked(model, context, feeds, in_waves=True, with_float=False)
     assert_same(low, whole(lowered_copy(model, context), feeds), 1e-6)
 
 
