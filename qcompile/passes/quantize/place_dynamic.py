@@ -66,7 +66,7 @@ class PlaceDynamic(Pass):
 
     def _place(self, candidate: Candidate, context: CompileContext) -> None:
         name, row = str(candidate.node.name), candidate.row
-        if name in context.plan.units:
+        if name in context.plan.units or name in context.plan.pinned & context.plan.kept_float.keys():
             return
         form = next((f for f in self._preferred() if f in row.forms), None)
         obstacle = self._refusal(candidate, form) or (_slower(candidate, form) if form else "")
