@@ -45,11 +45,14 @@ class QuantParams:
     nested: NestedScales | None = None
 
 
-def params_from_range(spec: QuantSpec, low: Any, high: Any) -> QuantParams:
+def params_from_range(
+    spec: QuantSpec, low: Any, high: Any, whole: npt.NDArray[np.float32] | None = None
+) -> QuantParams:
     """Scale and zero point for values in [low, high].
 
     Args:
         low, high: scalars (per tensor) or arrays of the shape of the scale.
+        whole: the scale of the whole tensor over E4M3 scales; left out, that of this range.
 
     Raises:
         DataError: a bound is not finite.
@@ -62,12 +65,12 @@ def params_from_range(spec: QuantSpec, low: Any, high: Any) -> QuantParams:
     if spec.symmetric or not fmt.is_integer:
         middle = 0 if fmt.is_signed else int(fmt.low + (fmt.high - fmt.low + 1) // 2)
         if spec.full_range and fmt.is_integer:
-            scale, nested = store(np.where(high > -low, high, low) / (fmt.low - middle), spec)
+            scale, nested = store(np.where(high > -low, high, low) / (fmt.low - middle), spec, whole)
         else:
-            scale, nested = store(np.maximum(-low, high) / _half_range(spec), spec)
+            scale, nested = store(np.maximum(-low, high) / _half_range(spec), spec, whole)
         zero_point = np.full(scale.shape, middle, np.int32)
     else:
-        scale, nested = store((high - low) / (fmt.high - fmt.low), spec)
+        scale, nested = store((high - low) / (fmt.high - fmt.low), spec, whole)
         zero_point = np.clip(np.rint(fmt.low - low / scale), fmt.low, fmt.high).astype(np.int32)
     return QuantParams(spec, scale.astype(np.float32), zero_point, nested)
 
@@ -107,15 +110,13 @@ def weight_range(weight: Array, spec: QuantSpec) -> tuple[Array, Array]:
 def quantize(values: Array, params: QuantParams) -> Array:
     """Codes of `values` as ONNX QuantizeLinear gives them: int32, or for floating-point formats the numbers they
     stand for in float32."""
-    from array_api_compat import array_namespace, device
+    from array_api_compat import array_namespace
 
     xp = array_namespace(values)
     fmt = params.spec.format
     scale, zero = _broadcast(params, values, xp)
     if fmt.levels:
-        levels = np.asarray(fmt.levels, np.float32)
-        between = xp.asarray((levels[1:] + levels[:-1]) / 2, device=device(values))
-        return xp.astype(xp.searchsorted(between, values / scale), xp.int32)
+        return _nearest_level(values / scale, fmt, xp)
     if not fmt.is_integer:
         return _nearest_float(xp.clip(values / scale, fmt.low, fmt.high), fmt, xp)
     if params.zero_point.dtype == np.float32:
@@ -134,6 +135,15 @@ def _nearest_float(values: Array, fmt: NumericFormat, xp: Any) -> Array:
     _, exponent = xp.frexp(values)
     step = xp.clip(exponent - 1, fmt.lowest_exponent, None) - fmt.mantissa_bits
     return xp.ldexp(xp.round(xp.ldexp(values, -step)), step)
+
+
+def _nearest_level(values: Array, fmt: NumericFormat, xp: Any) -> Array:
+    """How many of the midpoints between levels lie below each value; faster for so few than a binary search."""
+    levels = np.asarray(fmt.levels, np.float32)
+    codes = xp.zeros_like(values, dtype=xp.int32)
+    for between in (levels[1:] + levels[:-1]) / 2:
+        codes += xp.astype(values > float(between), xp.int32)
+    return codes
 
 
 def dequantize(codes: Array, params: QuantParams) -> Array:
@@ -159,8 +169,9 @@ def _broadcast(params: QuantParams, like: Array, xp: Any) -> tuple[Array, ...]:
             both = [a.reshape(shape) for a in both]
         case PerBlock(axis, size):
             axis %= like.ndim
-            kept = (*(slice(None),) * axis, slice(like.shape[axis]))
-            both = [np.repeat(a, size, axis)[kept] for a in both]
+            if like.shape[axis] > size:
+                kept = (*(slice(None),) * axis, slice(like.shape[axis]))
+                both = [np.repeat(a, size, axis)[kept] for a in both]
     return tuple(xp.asarray(a, device=device(like)) for a in both)
 
 

@@ -50,11 +50,14 @@ class NestedScales:
     offset: npt.NDArray[np.float32]
 
 
-def store(scale: Floats, spec: QuantSpec) -> tuple[Floats, NestedScales | None]:
+def store(
+    scale: Floats, spec: QuantSpec, whole: npt.NDArray[np.float32] | None = None
+) -> tuple[Floats, NestedScales | None]:
     """The scales in effect once they are stored as `spec` says, and the stored parts where there are several.
 
     Args:
         scale: wanted scales, zero where all values are.
+        whole: t, where the scales are E4M3 numbers; left out, by the formula above.
     """
     match spec.stored_scales:
         case Scales.FLOAT32:
@@ -65,7 +68,7 @@ def store(scale: Floats, spec: QuantSpec) -> tuple[Floats, NestedScales | None]:
             mantissa, exponent = np.frexp(_usable(scale))
             return np.ldexp(np.sign(mantissa), exponent - 1), None
         case Scales.E4M3:
-            nested = _e4m3(scale)
+            nested = _e4m3(scale, whole)
             return (nested.codes.astype(np.float32) * nested.scale).astype(np.float32), nested
         case Scales.DOUBLE:
             return _double(scale, spec)
@@ -87,11 +90,11 @@ def _half(scale: Floats) -> Floats:
     return np.copysign(magnitude, scale).astype(np.float16).astype(np.float64)
 
 
-def _e4m3(scale: Floats) -> NestedScales:
-    dtype = FP8_E4M3.dtype.numpy()
-    whole = np.asarray(_usable(scale.max(initial=0) / _LARGEST_E4M3), np.float32)
-    codes = np.maximum(scale / whole, FP8_E4M3.step).astype(np.float32).astype(dtype)
-    return NestedScales(codes, whole, np.zeros((), np.float32))
+def _e4m3(scale: Floats, whole: npt.NDArray[np.float32] | None) -> NestedScales:
+    if whole is None:
+        whole = np.asarray(_usable(scale.max(initial=0) / _LARGEST_E4M3), np.float32)
+    codes = np.clip(scale / whole, FP8_E4M3.step, FP8_E4M3.high).astype(np.float32)
+    return NestedScales(codes.astype(FP8_E4M3.dtype.numpy()), whole, np.zeros((), np.float32))
 
 
 def _double(scale: Floats, spec: QuantSpec) -> tuple[Floats, NestedScales]:
@@ -101,9 +104,9 @@ def _double(scale: Floats, spec: QuantSpec) -> tuple[Floats, NestedScales]:
     mean = np.float32(ordered.mean())
     groups.reshape(-1)[:rest] = ordered.reshape(-1) - mean
     step = _usable(np.abs(groups).max(axis=1) / _LARGEST_CODE).astype(np.float32)
-    codes = np.rint(groups / step[:, None])
+    codes = np.rint(groups / step[:, None]).astype(np.float32)
     codes += codes * step[:, None] + mean == 0
-    effective = (codes * step[:, None] + mean).astype(np.float32)
+    effective = codes * step[:, None] + mean
     back: list[npt.NDArray[Any]] = [
         a.reshape(-1)[:rest].reshape(ordered.shape) for a in (effective, codes.astype(np.int8))
     ]

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcompile.compiler.formats import FP8_E4M3, Scales
+from qcompile.compiler.formats import Scales
 from qcompile.compiler.params import QuantParams, dequantize, params_from_range, quantize, weight_range
+from qcompile.compiler.scales import store
 from qcompile.compiler.specs import PerBlock, PerChannel, PerTensor, QuantSpec
 
 Array = npt.NDArray[Any]
 
-_PIECE = 1 << 22
-"""Elements that are treated at a time."""
+_PIECE = 1 << 17
+"""Elements that are treated at a time: few enough for the caches of one core."""
 
 _FOUR_OVER_SIX = 1.5
 
@@ -33,23 +34,26 @@ _SCALE_BITS = {Scales.FLOAT32: 32, Scales.FLOAT16: 16, Scales.POWER_OF_TWO: 8, S
 
 def weight_params(weight: Array, spec: QuantSpec) -> QuantParams:
     """Scales and zero points of `weight` from the range of its values."""
-    params = params_from_range(spec, *weight_range(weight, spec))
-    return _four_over_six(weight, params) if spec.stored_scales is Scales.E4M3 else params
-
-
-def _four_over_six(weight: Array, six: QuantParams) -> QuantParams:
-    assert six.nested is not None
-    codes = (six.nested.codes.astype(np.float32) * _FOUR_OVER_SIX).astype(FP8_E4M3.dtype.numpy())
-    four = with_e4m3_scales(six, codes)
-    better = squared_errors(weight, four) < squared_errors(weight, six)
-    return with_e4m3_scales(six, np.where(better, codes, six.nested.codes))
-
-
-def with_e4m3_scales(params: QuantParams, codes: Array) -> QuantParams:
-    """`params` with other E4M3 scales under the same scale of the whole tensor."""
+    low, high = weight_range(weight, spec)
+    params = params_from_range(spec, low, high)
+    if spec.stored_scales is not Scales.E4M3:
+        return params
     assert params.nested is not None
-    scale = codes.astype(np.float32) * params.nested.scale
-    return replace(params, scale=scale, nested=replace(params.nested, codes=codes))
+    four = params_from_range(spec, low * _FOUR_OVER_SIX, high * _FOUR_OVER_SIX, params.nested.scale)
+    return combined(squared_errors(weight, four) < squared_errors(weight, params), four, params)
+
+
+def combined(where: npt.NDArray[np.bool_], new: QuantParams, old: QuantParams) -> QuantParams:
+    """`new` for the scales that are marked, `old` for the others; both of one spec, and of one scale of the whole
+    tensor where there is one."""
+    scale, nested = np.where(where, new.scale, old.scale), None
+    if old.nested is not None and new.nested is not None:
+        if old.spec.stored_scales is Scales.DOUBLE:
+            effective, nested = store(scale, old.spec)
+            scale = effective.astype(np.float32)
+        else:
+            nested = replace(old.nested, codes=np.where(where, new.nested.codes, old.nested.codes))
+    return replace(old, scale=scale, zero_point=np.where(where, new.zero_point, old.zero_point), nested=nested)
 
 
 def weight_codes(weight: Array, params: QuantParams) -> Array:
