@@ -17,6 +17,7 @@ from qcompile.compiler.graph import add_initializer, constant, graphs, name_of, 
 from qcompile.compiler.params import QuantParams, bias_params, quantize
 from qcompile.compiler.plan import QuantizedWeight, Unit
 from qcompile.compiler.provenance import stamp
+from qcompile.compiler.scratch import on_disk
 from qcompile.compiler.specs import PerChannel
 
 
@@ -58,7 +59,7 @@ class Codes:
             known = constant(value)
             if known is not None and known.dtype == wanted.dtype and np.array_equal(known, wanted):
                 return value
-        made.append(add_initializer(graph, self.unique(name), wanted, dtype))
+        made.append(add_initializer(graph, self.unique(name), on_disk(wanted), dtype))
         return made[-1]
 
     def scale_and_zero(self, graph: ir.Graph, name: str, params: QuantParams) -> tuple[ir.Value, ir.Value]:
@@ -216,7 +217,7 @@ def axis_of(params: QuantParams) -> dict[str, int]:
 
 
 def _same(a: QuantizedWeight, b: QuantizedWeight) -> bool:
-    return (
+    return a is b or (
         a.params.spec == b.params.spec
         and np.array_equal(a.params.scale, b.params.scale)
         and np.array_equal(a.codes, b.codes)

@@ -6,7 +6,8 @@ prepare phase has run. Nothing in the graph changes until the lower phase reads 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import UserDict
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qcompile.compiler.params import QuantParams
+from qcompile.compiler.scratch import on_disk
 from qcompile.compiler.specs import QuantSpec
 
 if TYPE_CHECKING:
@@ -81,6 +83,21 @@ class QuantizedWeight:
     params: QuantParams
     codes: npt.NDArray[np.integer[Any]]
 
+    def on_disk(self) -> QuantizedWeight:
+        """The same, with what is large in files."""
+        params, scale, zero = self.params, on_disk(self.params.scale), on_disk(self.params.zero_point)
+        if scale is not params.scale or zero is not params.zero_point:
+            params = replace(params, scale=scale, zero_point=zero)
+        return QuantizedWeight(params, on_disk(self.codes))
+
+
+class WeightStore(UserDict[tuple[str, str], QuantizedWeight]):
+    """The codes of every quantized initializer, by its name and the name of the unit's node (two units may quantize a
+    shared weight along different axes). They may be larger than memory."""
+
+    def __setitem__(self, key: tuple[str, str], weight: QuantizedWeight) -> None:
+        super().__setitem__(key, weight.on_disk())
+
 
 @dataclass
 class QuantPlan:
@@ -89,8 +106,7 @@ class QuantPlan:
     Attributes:
         units: operations that run in low precision, by node name, in graph order.
         tensors: parameters of every activation that exists as codes, by value name.
-        weights: codes of every quantized initializer, by initializer name and unit node name
-            (two units may quantize a shared weight along different axes).
+        weights: codes of every quantized initializer.
         kept_float: nodes that stay float although the target has a low-precision form: name -> reason.
         pinned: nodes that stay float because the user says so.
         float_ms: what a node costs in float beyond each of its forms, by the target's table, conversions aside.
@@ -98,7 +114,7 @@ class QuantPlan:
 
     units: dict[str, Unit] = field(default_factory=dict)
     tensors: dict[str, QuantParams] = field(default_factory=dict)
-    weights: dict[tuple[str, str], QuantizedWeight] = field(default_factory=dict)
+    weights: WeightStore = field(default_factory=WeightStore)
     kept_float: dict[str, str] = field(default_factory=dict)
     pinned: set[str] = field(default_factory=set)
     float_ms: dict[tuple[str, Form], float] = field(default_factory=dict)

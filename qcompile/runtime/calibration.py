@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from qcompile.errors import DataError
-from qcompile.runtime.ahead import ahead
+from qcompile.runtime.ahead import ahead, cores
 from qcompile.runtime.providers import CPU, TENSORRT, open_session, provider_options, reason, why_not_loaded
 
 Result = TypeVar("Result")
@@ -63,8 +62,8 @@ def read_samples(
         ModelError: ONNX Runtime refuses the model.
     """
     provider = calibration_provider(providers)
-    at_once = min(_cores(), _MOST_AT_ONCE) if provider == CPU else 1
-    session = _open(model, provider, max(_cores() // at_once, 1), entries or {})
+    at_once = min(cores(), _MOST_AT_ONCE) if provider == CPU else 1
+    session = _open(model, provider, max(cores() // at_once, 1), entries or {})
     names = {i.name for i in session.get_inputs()}
     feeds = ({k: v for k, v in sample.items() if k in names} for sample in samples)
     yield from ahead(partial(_run, session, read), feeds, at_once)
@@ -72,12 +71,8 @@ def read_samples(
 
 def open_runner(model: bytes | Path, providers: tuple[str, ...]) -> Callable[[Mapping[str, Any]], Outputs]:
     """`model` as a function of one sample, for samples that depend on the outputs of those before."""
-    session = _open(model, calibration_provider(providers), _cores(), {})
+    session = _open(model, calibration_provider(providers), cores(), {})
     return lambda sample: _run(session, lambda outputs: outputs, dict(sample))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _open(model: bytes | Path, provider: str, threads: int, entries: Mapping[str, str]) -> Any:

@@ -34,7 +34,7 @@ from qcompile.compiler.block_walker import MEMORY, BlockWalker, Visit
 from qcompile.compiler.context import CompileContext, Sample
 from qcompile.compiler.graph import name_of, nodes
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.plan import Form, QuantizedWeight, QuantPlan, Unit
+from qcompile.compiler.plan import Form, QuantizedWeight, QuantPlan, Unit, WeightStore
 from qcompile.compiler.relative_error import relative_error
 from qcompile.compiler.serialization import runnable
 from qcompile.compiler.simulation import lowered_copy
@@ -263,8 +263,8 @@ def _with(plan: QuantPlan, switches: Sequence[_Switch]) -> QuantPlan:
     new = {unit.node: unit for switch in switches for unit in switch.units}
     units = {name: new.get(name, unit) for name, unit in plan.units.items() if name not in gone or name in new}
     weights = plan.weights | {key: w for switch in switches for key, w in switch.weights.items()}
-    weights = {key: w for key, w in weights.items() if key[1] in units}
-    return QuantPlan(units, plan.tensors, weights, plan.kept_float)
+    used = WeightStore({key: w for key, w in weights.items() if key[1] in units})
+    return QuantPlan(units, plan.tensors, used, plan.kept_float)
 
 
 def _answers(model: ir.Model) -> list[str]:

@@ -11,7 +11,9 @@ in Jacob et al., "Quantization and Training of Neural Networks", 2018, section 2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,6 +29,7 @@ from qcompile.compiler.specs import QuantSpec
 from qcompile.compiler.targets.table import Row
 from qcompile.compiler.units import planned
 from qcompile.compiler.weight_params import weight_codes, weight_params
+from qcompile.runtime.ahead import ahead, cores
 
 _LARGEST_BIAS_CODE = 2.0**30
 
@@ -40,12 +43,20 @@ class RoundToNearest(Pass):
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
-        weights = context.plan.weights
+        plan, progress = context.plan, context.progress
+        wanted: list[tuple[tuple[str, str], Callable[[], QuantizedWeight]]] = []
         for node, unit, row in planned(model, context):
             if unit.weight is not None and unit.weight_spec is not None:
-                weights[unit.weight, unit.node] = quantized_weight(node, unit, row, context.plan)
+                wanted.append(((unit.weight, unit.node), partial(quantized_weight, node, unit, row, plan)))
             if unit.state_weight is not None and unit.state_spec is not None and row.state_weight is not None:
-                weights[unit.state_weight, unit.node] = _codes(node.inputs[row.state_weight], unit.state_spec)
+                codes = partial(_codes, node.inputs[row.state_weight], unit.state_spec)
+                wanted.append(((unit.state_weight, unit.node), codes))
+        progress.start("quantizing weights", len(wanted))
+        made = ahead(lambda item: item[1](), wanted, cores())
+        for (key, _), weight in zip(wanted, made, strict=True):
+            plan.weights[key] = weight
+            progress.advance()
+        progress.finish()
         return False
 
 
