@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from qcompile.compiler.graph import add_initializer, opset
 from qcompile.compiler.histogram import HALF, HISTOGRAM, LOWEST
-from qcompile.compiler.reductions import Mask, Part, Reductions
+from qcompile.compiler.mask import Mask
+from qcompile.compiler.reductions import Part, Reductions
 from qcompile.compiler.statistics import Statistic, Vector
 
 OUTPUT = "statistics"

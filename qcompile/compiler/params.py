@@ -158,6 +158,13 @@ def dequantize(codes: Array, params: QuantParams) -> Array:
     return (xp.astype(codes, xp.float32) - zero) * scale
 
 
+def spread(params: QuantParams, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Scale and zero point of every value of a tensor of `shape`."""
+    like = np.broadcast_to(np.float32(0), shape)
+    scale, zero = (np.broadcast_to(a, shape) for a in _broadcast(params, like, np))
+    return scale, zero.astype(params.zero_point.dtype)
+
+
 def _broadcast(params: QuantParams, like: Array, xp: Any) -> tuple[Array, ...]:
     """Scale and zero point on the device of `like`, shaped so that they broadcast against it."""
     from array_api_compat import device

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.graph import add_initializer
 from qcompile.compiler.histogram import BINS, HALF, HIGHEST, HISTOGRAM, LOWEST
+from qcompile.compiler.mask import Mask
 from qcompile.compiler.statistics import Statistic
 
 _NODES = "statistics"
@@ -47,30 +47,6 @@ class Part:
     def is_codes(self) -> bool:
         """Codes or their counts, an output of its own; everything else is joined into one."""
         return self.nothing.dtype != np.float32
-
-
-@dataclass(frozen=True)
-class Mask:
-    """The model input that is true where a position counts.
-
-    Attributes:
-        dimensions: the names of its axes; None for an axis of size 1.
-    """
-
-    value: ir.Value
-    dimensions: tuple[str | None, ...]
-
-    def places(self, value: ir.Value) -> list[tuple[int, ...]] | None:
-        """The axes of `value` that the named axes lie along, once for each way; None if one does not occur.
-
-        The scores of an attention [batch, heads, length, length] have two: queries and keys.
-        """
-        if value.shape is None:
-            return None
-        sizes = [None if isinstance(d, int) else d.value for d in value.shape]
-        named = [d for d in self.dimensions if d is not None]
-        ways = list(product(*([i for i, size in enumerate(sizes) if size == name] for name in named)))
-        return ways or None
 
 
 class Reductions:

@@ -190,8 +190,8 @@ def statistics() -> dict[str, list[str]]:
     import onnxruntime as ort
 
     from qcompile.compiler.histogram import HISTOGRAM
+    from qcompile.compiler.mask import Mask
     from qcompile.compiler.observation import observe
-    from qcompile.compiler.reductions import Mask
     from qcompile.compiler.statistics import RANGE, Channels
 
     value = helper.make_tensor_value_info

@@ -24,10 +24,10 @@ from pydantic import Field
 from qcompile.compiler.calibration_table import TableSamples
 from qcompile.compiler.context import CompileContext, Sample
 from qcompile.compiler.histogram import HELD_OUT
+from qcompile.compiler.mask import Mask
 from qcompile.compiler.observation import Observation, observe
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.printer import print_model
-from qcompile.compiler.reductions import Mask
 from qcompile.compiler.serialization import runnable
 from qcompile.compiler.statistics import RANGE, Statistic, StatisticsTable
 from qcompile.compiler.tally import Checkpoint, Tally
@@ -121,7 +121,9 @@ class Calibrate(Pass):
         """The statistics of `wanted` over all samples, from a checkpoint on where there is one."""
         assert context.calibration is not None
         on_device = calibration_provider(context.target.providers) != CPU
-        observation = observe(model, _observable(wanted), mask=_mask(model, self.mask), on_device=on_device)
+        observation = observe(
+            model, _observable(wanted), mask=Mask.named(self.mask, model) if self.mask else None, on_device=on_device
+        )
         self.notices(observation, wanted, context)
         tally = _tally(observation, wanted)
         total = len(context.calibration) - min(self.hold_back, len(context.calibration) // 4)
@@ -173,29 +175,6 @@ def _observable(wanted: Wanted) -> Wanted:
 
 def _tally(observation: Observation, wanted: Wanted) -> Tally:
     return Tally(observation, judged=any(HELD_OUT in of_tensor for of_tensor in wanted.values()))
-
-
-def _mask(model: ir.Model, name: str | None) -> Mask | None:
-    """The mask of the input called `name`.
-
-    Raises:
-        DataError: there is no such input, or its axes have no names that tensors could share.
-    """
-    if name is None:
-        return None
-    value = next((v for v in model.graph.inputs if v.name == name), None)
-    if value is None:
-        inputs = ", ".join(str(v.name) for v in model.graph.inputs)
-        raise DataError(f"the model has no input '{name}' to serve as mask", hint=f"its inputs are {inputs}")
-    dimensions = [None if d == 1 else d for d in value.shape or ()]
-    names = tuple(None if d is None or isinstance(d, int) else d.value for d in dimensions)
-    if not any(names) or any(d is not None and n is None for d, n in zip(dimensions, names, strict=True)):
-        raise DataError(
-            f"the axes of the mask '{name}' have no names, by which tensors with the same axes are found",
-            where=f"{name} {value.shape}",
-            hint="export the model with named dynamic axes, such as ['batch', 'length']",
-        )
-    return Mask(value, names)
 
 
 def _counted(samples: Iterator[Sample], context: CompileContext) -> Iterator[Sample]:

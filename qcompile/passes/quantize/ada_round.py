@@ -28,12 +28,12 @@ from pydantic import Field
 from qcompile.compiler.block_walker import BlockWalker, Visit, product_of
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, name_of, nodes
-from qcompile.compiler.params import dequantize, quantize
+from qcompile.compiler.params import dequantize
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import QuantizedWeight, Unit
 from qcompile.errors import DataError
 from qcompile.passes.prepare.surgery import Names
-from qcompile.passes.quantize.layer_rows import LayerRows, in_layout, matrix
+from qcompile.passes.quantize.layer_rows import LayerRows, as_read, in_layout, is_product, matrix
 from qcompile.passes.quantize.learned_rounding import RoundingProblem, learn, polish
 from qcompile.passes.quantize.unit_bias import bias_of
 from qcompile.runtime.torch_graph import require_torch
@@ -87,15 +87,12 @@ class _Block:
     ) -> None:
         self.options, self.visit, self.model, self.context = options, visit, model, context
         self.node = {unit.node: by_name[unit.node] for wave in visit.waves() for unit in wave}
-        self.waves = [fit for wave in visit.waves() if (fit := [u for u in wave if self.is_matrix(u)])]
+        self.waves = [fit for wave in visit.waves() if (fit := [u for u in wave if self.fits(u)])]
 
-    def is_matrix(self, unit: Unit) -> bool:
-        """Whether the unit is a product with integer codes of one matrix, or of one for each group."""
-        if not self.context.plan.weights[str(unit.weight), unit.node].params.spec.format.is_integer:
-            return False
-        weight = self.node[unit.node].inputs[1]
-        rank = weight.shape.rank() if weight is not None and weight.shape is not None else 0
-        return unit.op_type == "Conv" or (unit.op_type in ("Gemm", "MatMul") and rank == 2)
+    def fits(self, unit: Unit) -> bool:
+        """Whether the unit is a product whose weights have integer codes."""
+        params = self.context.plan.weights[str(unit.weight), unit.node].params
+        return params.spec.format.is_integer and is_product(self.node[unit.node])
 
     def learn(self) -> dict[str, npt.NDArray[np.int16]]:
         """The new codes by node, already written into the plan."""
@@ -127,20 +124,13 @@ class _Block:
         ):
             for j, unit in enumerate(wave):
                 rows = judging[j] if i % _APART == _APART - 1 else teaching[j]
-                rows.add(self.as_read(unit, given[names[j]]), exact[products[j]], self.most(unit))
+                read = as_read(given[names[j]], self.context.plan.tensors.get(unit.inputs[0] or ""))
+                rows.add(read, exact[products[j]], self.most(unit))
         counts = [sum(x.shape[1] for x in rows.inputs) for rows in teaching]
         return [
             (replace(t, inputs=t.inputs + s.inputs, outputs=t.outputs + s.outputs), count)
             for t, s, count in zip(teaching, judging, counts, strict=True)
         ]
-
-    def as_read(self, unit: Unit, x: Array) -> Array:
-        """The values that the codes of the unit's input stand for; the input itself where it is read as float."""
-        name = unit.inputs[0]
-        if name is None:
-            return x
-        params = self.context.plan.tensors[name]
-        return np.asarray(dequantize(quantize(x, params), params))
 
     def most(self, unit: Unit) -> int:
         """Rows to take of one sample."""

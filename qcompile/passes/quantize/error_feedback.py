@@ -76,8 +76,8 @@ def feedback(
     values = None
     if difference is not None:
         c = _ordered(difference.astype(np.float64), order)
-        values = np.triu(np.linalg.solve(factor, c.swapaxes(1, 2)).swapaxes(1, 2), 1)
-        values = (alpha * values / upper[:, None]).astype(np.float32)
+        made_good = np.triu(np.linalg.solve(factor, c.swapaxes(1, 2)).swapaxes(1, 2), 1)
+        values = (alpha * made_good / upper[:, None]).astype(np.float32)
     return Feedback(order, (factor / upper[:, None]).astype(np.float32), values, upper, damping)
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qcompile.compiler.params import QuantParams, dequantize, quantize
+
 Array = np.ndarray[Any, Any]
 Floats = npt.NDArray[np.float32]
 
@@ -52,43 +54,88 @@ class LayerRows:
 
     def _windows(self, x: Array, y: Array, most: int) -> tuple[Array, Array]:
         """The input windows [rows, C, k...] of the chosen positions, and their outputs [rows, channels]."""
-        weight, spatial = self.node.inputs[1], x.shape[2:]
-        assert weight is not None
-        assert weight.shape is not None
-        kernel = weight.shape.numpy()[2:]
-        strides, dilations = (self._each(name, len(spatial)) for name in ("strides", "dilations"))
-        reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-        before = self._padding(spatial, y.shape[2:], strides, reach)
-        needed = [(o - 1) * s + r for o, s, r in zip(y.shape[2:], strides, reach, strict=True)]
-        after = [max(n - b - i, 0) for n, b, i in zip(needed, before, spatial, strict=True)]
-        padded = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)])
-        axes = tuple(range(2, x.ndim))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
-        for axis, d in enumerate(dilations, x.ndim):
-            windows = np.moveaxis(np.moveaxis(windows, axis, 0)[::d], 0, axis)
-        count = y.shape[0] * int(np.prod(y.shape[2:]))
-        image, *at = np.unravel_index(self._chosen(count, most), (y.shape[0], *y.shape[2:]))
-        starts = [a * s for a, s in zip(at, strides, strict=True)]
-        channels_last = np.moveaxis(windows, 1, x.ndim - 1), np.moveaxis(y, 1, -1)
-        return channels_last[0][(image, *starts)], channels_last[1][(image, *at)]
+        result = y.shape[2:]
+        image, *at = np.unravel_index(self._chosen(y.shape[0] * int(np.prod(result)), most), (y.shape[0], *result))
+        return windows(self.node, x, result)[(image, *at)], np.moveaxis(y, 1, -1)[(image, *at)]
 
     def _chosen(self, count: int, most: int) -> npt.NDArray[np.intp]:
         if count <= most:
             return np.arange(count)
         return np.sort(self.random.choice(count, most, replace=False))
 
-    def _each(self, name: str, rank: int) -> Sequence[int]:
-        return self.node.attributes.get_ints(name) or [1] * rank
 
-    def _padding(
-        self, size: Sequence[int], result: Sequence[int], strides: Sequence[int], reach: Sequence[int]
-    ) -> list[int]:
-        """What is added before each spatial axis."""
-        automatic = self.node.attributes.get_string("auto_pad", "NOTSET")
-        if automatic == "NOTSET":
-            return list(self._each("pads", 0) or [0] * (2 * len(size)))[: len(size)]
-        total = [max((o - 1) * s + r - i, 0) for o, s, r, i in zip(result, strides, reach, size, strict=True)]
-        return [(t + 1) // 2 if automatic == "SAME_LOWER" else t // 2 for t in total]
+def is_product(node: ir.Node) -> bool:
+    """Whether a layer is a product with one matrix, or with one for each group."""
+    weight = node.inputs[1]
+    rank = weight.shape.rank() if weight is not None and weight.shape is not None else 0
+    return node.op_type == "Conv" or (node.op_type in ("Gemm", "MatMul") and rank == 2)
+
+
+def every_row(node: ir.Node, x: Array) -> Floats:
+    """X [groups, rows, K] of all positions of one sample, where `x` is what the layer reads."""
+    if node.op_type == "Conv":
+        seen = windows(node, x, _positions(node, x.shape[2:]))
+        x = seen.reshape(*seen.shape[: x.ndim - 1], -1)
+    groups = node.attributes.get_int("group", 1)
+    return np.ascontiguousarray(x.reshape(-1, groups, x.shape[-1] // groups).swapaxes(0, 1), np.float32)
+
+
+def windows(node: ir.Node, x: Array, result: Sequence[int]) -> Array:
+    """What the kernel of a convolution sees at each position of its result: [images, positions..., C, k...].
+
+    Args:
+        result: the sizes of the result.
+    """
+    spatial = x.shape[2:]
+    strides, dilations, reach = _geometry(node, len(spatial))
+    before = _padding(node, spatial, result, strides, reach)
+    needed = [(o - 1) * s + r for o, s, r in zip(result, strides, reach, strict=True)]
+    after = [max(n - b - i, 0) for n, b, i in zip(needed, before, spatial, strict=True)]
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)])
+    axes = tuple(range(2, x.ndim))
+    seen = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
+    for axis, (stride, dilation, size) in enumerate(zip(strides, dilations, result, strict=True)):
+        for at, step in ((2 + axis, stride), (x.ndim + axis, dilation)):
+            seen = seen[(*(slice(None),) * at, slice(None, None, step))]
+        seen = seen[(*(slice(None),) * (2 + axis), slice(size))]
+    return np.moveaxis(seen, 1, x.ndim - 1)
+
+
+def _geometry(node: ir.Node, rank: int) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+    """Strides, dilations, and how many inputs a kernel spans along each axis."""
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.shape is not None
+    strides, dilations = (node.attributes.get_ints(name) or [1] * rank for name in ("strides", "dilations"))
+    return strides, dilations, [(k - 1) * d + 1 for k, d in zip(weight.shape.numpy()[2:], dilations, strict=True)]
+
+
+def _positions(node: ir.Node, spatial: Sequence[int]) -> list[int]:
+    """The sizes of the result of a convolution."""
+    strides, _, reach = _geometry(node, len(spatial))
+    automatic = node.attributes.get_string("auto_pad", "NOTSET")
+    if automatic.startswith("SAME"):
+        return [-(-i // s) for i, s in zip(spatial, strides, strict=True)]
+    rank = len(spatial)
+    pads = (node.attributes.get_ints("pads") if automatic == "NOTSET" else None) or [0] * (2 * rank)
+    sizes = [i + pads[a] + pads[a + rank] for a, i in enumerate(spatial)]
+    return [(i - r) // s + 1 for i, s, r in zip(sizes, strides, reach, strict=True)]
+
+
+def _padding(
+    node: ir.Node, size: Sequence[int], result: Sequence[int], strides: Sequence[int], reach: Sequence[int]
+) -> list[int]:
+    """What is added before each spatial axis."""
+    automatic = node.attributes.get_string("auto_pad", "NOTSET")
+    if automatic == "NOTSET":
+        return list(node.attributes.get_ints("pads") or [0] * (2 * len(size)))[: len(size)]
+    total = [max((o - 1) * s + r - i, 0) for o, s, r, i in zip(result, strides, reach, size, strict=True)]
+    return [(t + 1) // 2 if automatic == "SAME_LOWER" else t // 2 for t in total]
+
+
+def as_read(x: Array, params: QuantParams | None) -> Array:
+    """The values that the codes of a layer's input stand for; the input itself where it is read as float."""
+    return x if params is None else np.asarray(dequantize(quantize(x, params), params))
 
 
 def matrix(node: ir.Node, weight: Array) -> Array:

@@ -1,0 +1,235 @@
+"""GPTQ: the codes of a layer together, so that the error of one weight makes good that of others.
+
+    min over codes ||W X - Q X||^2 = tr (W - Q) H (W - Q)^T,   H = X X^T + damping,   one input after the other
+    alpha > 0:     ||W X_float - Q X||^2, what the layers before have spoilt included (GPTAQ)
+
+X is what the layer reads behind the quantized layers before it, over all rows of all samples; rounding with error
+feedback (error_feedback.py) chooses the codes. The grids are the plan's: scales and zero points are not touched
+(static groups), whatever their format and granularity. Inputs are taken in the order of the diagonal of H, largest
+first. An input that is 0 in every sample keeps its nearest codes; so does a layer whose weight another reads too.
+
+W: [groups, N, K], X: [groups, K, rows]; convolutions as products of what the kernel sees (layer_rows.py). Memory is
+one H for each tensor that layers of one wave read, and the activations between two waves.
+Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2023;
+Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration", 2025.
+
+Errors: DataError without samples, for a mask that is no input of the model, or for activations that are not finite.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from pydantic import Field
+
+from qcompile.compiler.block_walker import BlockWalker, Visit
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.gram import Gram
+from qcompile.compiler.graph import constant, name_of, nodes
+from qcompile.compiler.mask import Mask
+from qcompile.compiler.params import QuantParams, dequantize, quantize, spread
+from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.plan import QuantizedWeight, Unit
+from qcompile.compiler.specs import PerTensor
+from qcompile.errors import DataError
+from qcompile.passes.quantize.error_feedback import Feedback, feedback, rounded
+from qcompile.passes.quantize.layer_rows import as_read, every_row, in_layout, is_product, matrix
+
+Array = npt.NDArray[Any]
+
+
+class Gptq(Pass):
+    """Choose the codes of linear layers and convolutions for the outputs they give together."""
+
+    name: ClassVar[str] = "gptq"
+    phase: ClassVar[Phase] = Phase.QUANTIZE
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
+    measures: ClassVar[bool] = True
+
+    damping: float = Field(
+        default=0.01, gt=0, description="share of the mean of H's diagonal that is added to the diagonal"
+    )
+    act_order: bool = Field(
+        default=True, description="inputs of large values first; without, in the order of the model"
+    )
+    alpha: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="how much of the error of the layers before each layer shall make good (GPTAQ); twice the runs",
+    )
+    mask: str | None = Field(
+        default=None, description="name of a model input that is 1 where a position counts, such as `attention_mask`"
+    )
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        if not context.calibration:
+            raise DataError(
+                "no calibration samples",
+                hint=f"give representative inputs with --calib, or take {self.name} out of the recipe",
+            )
+        padding = _Padding.of(self, model, context)
+        layers = self.layers(model, context)
+        walker = BlockWalker(model, context, context.calibration, method=self, in_waves=True, with_float=self.alpha > 0)
+        for visit in walker:
+            wave = [layers[u.node] for units in visit.waves() for u in units if u.node in layers]
+            if wave:
+                found = visit.once(partial(self.codes, wave, visit, padding, context))
+                for layer in wave:
+                    layer.write(found[layer.unit.node], context)
+        return False
+
+    def layers(self, model: ir.Model, context: CompileContext) -> dict[str, _Layer]:
+        """The layers to treat, by the name of their node."""
+        plan = context.plan
+        readers = Counter(weight for weight, _ in plan.weights)
+        found, shared = {}, []
+        for node in nodes(model):
+            unit = plan.units.get(str(node.name))
+            if unit is None or unit.weight is None or unit.op_type not in ("Conv", "Gemm", "MatMul"):
+                continue
+            if readers[unit.weight] > 1:
+                shared.append(unit.node)
+            elif is_product(node):
+                found[unit.node] = _Layer(node, unit, plan.weights[unit.weight, unit.node])
+        if shared:
+            context.notice(
+                f"{self.name}: {', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''} keep the codes they had: "
+                "another node reads the same weight, and codes of their own would double it in the file"
+            )
+        return found
+
+    def codes(
+        self, wave: Sequence[_Layer], visit: Visit, padding: _Padding, context: CompileContext
+    ) -> dict[str, Array]:
+        """The codes of the layers of one wave, by node."""
+        params = context.plan.tensors
+        sources = {layer.source: layer for layer in wave}
+        grams: dict[str, Gram] = {}
+        cross: dict[str, Array] = {}
+        for i, (given, exact) in enumerate(zip(visit.inputs, self.exact(visit), strict=True)):
+            for source, layer in sources.items():
+                name = name_of(layer.input)
+                read = as_read(given[name], params.get(layer.unit.inputs[0] or ""))
+                x = every_row(layer.node, padding.without(read, i, layer))
+                gram = Gram.of(x)
+                if source in grams:
+                    grams[source].merge(gram)
+                else:
+                    grams[source] = gram
+                if self.alpha:
+                    missed = every_row(layer.node, padding.without(exact[name], i, layer)) - x
+                    cross[source] = cross.get(source, 0) + missed.swapaxes(1, 2) @ x
+        backs = {s: self.back(grams[s], cross.get(s), layer, context) for s, layer in sources.items()}
+        return {layer.unit.node: layer.solve(backs[layer.source]) for layer in wave}
+
+    def exact(self, visit: Visit) -> Iterator[Mapping[str, Array]]:
+        """What enters the block of the float model, where that is asked for."""
+        yield from visit.float_inputs if self.alpha else ({} for _ in range(visit.count))
+
+    def back(self, gram: Gram, cross: Array | None, layer: _Layer, context: CompileContext) -> Feedback:
+        if not np.isfinite(gram.matrix).all():
+            raise DataError(
+                f"the input of '{layer.node.name}' is not finite on the calibration samples",
+                where=name_of(layer.input),
+                hint="run the float model on them; a layer that reads infinity or NaN cannot be calibrated",
+            )
+        found = feedback(gram.matrix, self.damping, act_order=self.act_order, difference=cross, alpha=self.alpha)
+        if found.damping > self.damping:
+            context.notice(
+                f"{self.name}: the inputs of '{layer.node.name}' are so dependent that damping had to rise "
+                f"from {self.damping:g} to {found.damping:g}"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer with the grids of its weights."""
+
+    node: ir.Node
+    unit: Unit
+    planned: QuantizedWeight
+
+    @property
+    def input(self) -> ir.Value:
+        assert self.node.inputs[0] is not None
+        return self.node.inputs[0]
+
+    @property
+    def source(self) -> str:
+        """Layers of the same source have the same H."""
+        return str(self.node.name) if self.node.op_type == "Conv" else name_of(self.input)
+
+    def solve(self, back: Feedback) -> Array:
+        """The codes in the layout of the model, as plain integers of their bits."""
+        weight, planned = constant(self.node.inputs[1]), self.planned
+        assert weight is not None
+        order = back.order[:, :, None]
+        parts = (weight, *spread(planned.params, weight.shape))
+        inputs, scale, zero = (np.take_along_axis(matrix(self.node, part).swapaxes(1, 2), order, 1) for part in parts)
+        codes = np.empty(inputs.shape, planned.codes.dtype)
+        rounded(inputs.astype(np.float32), back, _Grids(planned.params, scale, zero).nearest, codes)
+        ordered = np.empty_like(codes)
+        np.put_along_axis(ordered, order, codes, 1)
+        return in_layout(self.node, ordered.swapaxes(1, 2), planned.codes).view(f"u{ordered.itemsize}")
+
+    def write(self, codes: Array, context: CompileContext) -> None:
+        found = QuantizedWeight(self.planned.params, codes.view(self.planned.codes.dtype))
+        context.plan.weights[str(self.unit.weight), self.unit.node] = found
+
+
+@dataclass(frozen=True, eq=False)
+class _Grids:
+    """Scale and zero point of each weight, [groups, K, N], in the order of rounding."""
+
+    params: QuantParams
+    scale: Array
+    zero: Array
+
+    def nearest(self, column: int, values: Array) -> tuple[Array, Array]:
+        """Codes of the values [groups, N] of one input, and what they stand for."""
+        spec = replace(self.params.spec, granularity=PerTensor())
+        params = QuantParams(spec, self.scale[:, column], self.zero[:, column])
+        codes = quantize(values, params)
+        if spec.symmetric and not spec.full_range and spec.format.is_integer and spec.format.is_signed:
+            codes = np.maximum(codes, -int(spec.format.high))
+        return codes, dequantize(codes, params)
+
+
+@dataclass(frozen=True, eq=False)
+class _Padding:
+    """Positions that do not count.
+
+    Attributes:
+        masks: what the mask is in each sample.
+    """
+
+    mask: Mask | None
+    masks: Sequence[Array]
+    context: CompileContext
+
+    @classmethod
+    def of(cls, options: Gptq, model: ir.Model, context: CompileContext) -> _Padding:
+        assert context.calibration is not None
+        mask = Mask.named(options.mask, model) if options.mask else None
+        return cls(mask, [s[str(options.mask)] for s in context.calibration] if mask else [], context)
+
+    def without(self, x: Array, sample: int, layer: _Layer) -> Array:
+        """The rows of `x`, which `layer` reads, that count; all of them where its axes are not those of the mask."""
+        if self.mask is None:
+            return x
+        ways = self.mask.places(layer.input) if layer.node.op_type != "Conv" else None
+        if ways is None:
+            self.context.notice(
+                f"gptq: '{name_of(layer.input)}' does not have the axes of the mask, and is taken whole"
+            )
+            return x
+        return self.mask.rows(x, ways[0], self.masks[sample])
