@@ -67,4 +67,5 @@ class Mask:
         counts = mask.reshape([n for n, d in zip(mask.shape, self.dimensions, strict=True) if d is not None]) != 0
         counts = counts.transpose(np.argsort(way))
         counts = counts.reshape([n if i in way else 1 for i, n in enumerate(x.shape[:-1])])
-        return x[np.broadcast_to(counts, x.shape[:-1])]
+        found: Array = x[np.broadcast_to(counts, x.shape[:-1])]
+        return found

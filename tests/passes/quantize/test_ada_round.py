@@ -20,7 +20,7 @@ from qcompile.compiler.simulation import lowered_copy
 from qcompile.compiler.targets.table import Target
 from qcompile.errors import DataError, QCompileError
 from qcompile.passes.quantize.ada_round import AdaRound, best
-from qcompile.passes.quantize.layer_rows import LayerRows, in_layout, matrix
+from qcompile.passes.quantize.layer_rows import LayerRows, every_row, in_layout, matrix
 from qcompile.passes.quantize.learned_rounding import RoundingProblem, learn, polish
 from tests.compiler.walks import QUANTIZED, ready, whole
 from tests.golden import assert_golden
@@ -167,6 +167,8 @@ def test_a_layer_is_a_product_over_its_rows(kind: str) -> None:
         assert inputs.shape[1] == min(most, y.size // weights[weight].shape[1 if kind == "product" else 0])
         rearranged = matrix(node, weights[weight])
         np.testing.assert_allclose(inputs @ rearranged.swapaxes(1, 2), expected, atol=1e-5)
+        if most > inputs.shape[1]:
+            np.testing.assert_array_equal(every_row(node, x), inputs)
         np.testing.assert_array_equal(in_layout(node, rearranged, weights[weight]), weights[weight])
 
 
