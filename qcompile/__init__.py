@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from qcompile.frontends.api import calibrate as calibrate
     from qcompile.frontends.api import compile as compile
     from qcompile.frontends.api import load as load
+    from qcompile.frontends.evaluation import Evaluation as Evaluation
+    from qcompile.frontends.evaluation import evaluate as evaluate
+    from qcompile.frontends.text import Text as Text
     from qcompile.runtime.session import Session as Session
 
 __version__ = "0.1.0"
@@ -18,12 +21,26 @@ __version__ = "0.1.0"
 _WHERE = {
     "calibrate": "qcompile.frontends.api",
     "compile": "qcompile.frontends.api",
+    "evaluate": "qcompile.frontends.evaluation",
     "load": "qcompile.frontends.api",
     "Artifact": "qcompile.compiler.artifact",
+    "Evaluation": "qcompile.frontends.evaluation",
     "Session": "qcompile.runtime.session",
+    "Text": "qcompile.frontends.text",
     "QCompileError": "qcompile.errors",
 }
-__all__ = ["Artifact", "QCompileError", "Session", "__version__", "calibrate", "compile", "load"]
+__all__ = [
+    "Artifact",
+    "Evaluation",
+    "QCompileError",
+    "Session",
+    "Text",
+    "__version__",
+    "calibrate",
+    "compile",
+    "evaluate",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,10 +3,12 @@
     .npz file, .npy file, .safetensors file      one sample
     folder of one kind of them                   one sample per file, in the order of the paths
     folder of images with preprocessing.yaml     one sample per image
+    .txt, .md or .jsonl file, folder of them     one sample per window of tokens
     module:function, path/to/file.py:function    the dicts that it yields
     a calibration table (.qcal)                  the held-out samples in it
     synthetic                                    made up from the model's inputs
     a list of dicts, or a function (Python)      as they are
+    qcompile.Text (Python)                       a text with its tokenizer and windows
 
 Samples are read one at a time; all of them are checked, and hashed, before any work starts.
 """
@@ -17,21 +19,25 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from qcompile.compiler.calibration_table import SUFFIX, CalibrationTable, TableSamples
 from qcompile.compiler.context import Progress, Sample, SampleSource, SilentProgress
-from qcompile.compiler.inputs import ModelInput
+from qcompile.compiler.inputs import ModelInput, model_inputs, table_rows
 from qcompile.errors import DataError, UsageError
 from qcompile.frontends.samples.check import as_sample, check_sample
-from qcompile.frontends.samples.files import IMAGES, FileSamples, below, open_files
+from qcompile.frontends.samples.files import IMAGES, READABLE, FileSamples, below, open_files
 from qcompile.frontends.samples.function import FunctionSamples, import_function
 from qcompile.frontends.samples.images import DECLARATION, open_images
 from qcompile.frontends.samples.synthetic import SyntheticSamples
+from qcompile.frontends.text import Text, is_text
 
-Calibration = str | Path | Iterable[Sample] | Callable[[], Iterable[Sample]] | SampleSource
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Calibration = str | Path | Text | Iterable[Sample] | Callable[[], Iterable[Sample]] | SampleSource
 
 SYNTHETIC = "synthetic"
 
@@ -119,25 +125,63 @@ class WithoutHeldOut:
         return self._source.digest()
 
 
+def open_samples(
+    given: Calibration, graph: ir.Model, model: Path, *, seed: int = 0, progress: Progress | None = None
+) -> CheckedSamples:
+    """Check all samples of `given` against a model, whose file is `model`; see `open_calibration`."""
+    return open_calibration(
+        given,
+        model_inputs(graph),
+        seed=seed,
+        rows=table_rows(graph),
+        model=model,
+        outputs=[str(value.name) for value in graph.graph.outputs],
+        progress=progress,
+    )
+
+
 def open_calibration(
     given: Calibration,
     inputs: Sequence[ModelInput],
     *,
     seed: int = 0,
     rows: dict[str, int] | None = None,
+    model: Path | None = None,
+    outputs: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> CheckedSamples:
     """Check all samples of `given` against the model's inputs.
 
     Args:
-        rows: sizes of the tables that integer inputs index, for synthetic samples.
+        rows: sizes of the tables that integer inputs index, for synthetic samples and for text.
+        model, outputs: the model's file and the names of its outputs, for text.
 
     Raises:
         UsageError: nothing of a known kind was given.
         DataError: a sample cannot be read or does not fit the model.
     """
-    raw = _open(given, inputs, seed, rows or {})
+    text = as_text(given)
+    if text is None:
+        raw = _open(given, inputs, seed, rows or {})
+    elif model is None:
+        raise UsageError("text needs the model that reads it", where=str(text.path))
+    else:
+        from qcompile.frontends.samples.text import TextSamples
+
+        raw = TextSamples(text, model, inputs, outputs, rows or {})
     return CheckedSamples(raw, inputs, progress or SilentProgress())
+
+
+def as_text(given: Calibration) -> Text | None:
+    """`given` as a text, if it is one: a file of that kind, or a folder with texts in it and no other data."""
+    if isinstance(given, Text):
+        return given
+    if not isinstance(given, str | Path):
+        return None
+    path = Path(given)
+    if path.is_dir() and ((path / DECLARATION).exists() or below(path, (*READABLE, *IMAGES))):
+        return None
+    return Text(path) if path.exists() and is_text(path) else None
 
 
 def open_table(path: Path, inputs: Sequence[ModelInput]) -> tuple[TableSamples, list[Sample]]:

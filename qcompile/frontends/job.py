@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qcompile.compiler.artifact import model_bytes
 from qcompile.compiler.calibration_table import SUFFIX, remove_checkpoint
 from qcompile.compiler.context import CompileContext, Metric, Progress, SilentProgress
-from qcompile.compiler.inputs import model_inputs, table_rows
+from qcompile.compiler.inputs import model_inputs
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.recipe import Recipe
@@ -22,7 +22,7 @@ from qcompile.compiler.targets import target_named
 from qcompile.compiler.walk_checkpoint import remove_walk_checkpoints, walk_checkpoints
 from qcompile.errors import UsageError
 from qcompile.frontends.builtin_recipes import find_recipe
-from qcompile.frontends.calibration_data import Calibration, open_calibration, open_table, split_held_out
+from qcompile.frontends.calibration_data import Calibration, open_samples, open_table, split_held_out
 from qcompile.frontends.model_checks import check_runs
 from qcompile.frontends.model_file import load_float_model
 from qcompile.runtime.calibration import calibration_provider
@@ -96,9 +96,7 @@ class Job:
         if isinstance(calibration, str | Path) and Path(calibration).suffix == SUFFIX:
             context.calibration, context.held_out = open_table(Path(calibration), model_inputs(graph))
             return
-        source = open_calibration(
-            calibration, model_inputs(graph), seed=context.seed, rows=table_rows(graph), progress=context.progress
-        )
+        source = open_samples(calibration, graph, self.source, seed=context.seed, progress=context.progress)
         context.calibration, context.held_out, apart = split_held_out(source)
         if not apart and not source.synthetic:
             context.notice(

@@ -288,4 +288,4 @@ def test_the_api_has_what_the_command_has() -> None:
     from qcompile.frontends.cli.compile import compile_model
 
     command = set(signature(compile_model).parameters) - {"json_output", "calib"}
-    assert command <= set(signature(api.compile).parameters)
+    assert command <= set(signature(api.compile).parameters) | set(signature(qcompile.Text).parameters)

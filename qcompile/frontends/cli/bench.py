@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qcompile.frontends.cli.options import Calib, Json
+from qcompile.frontends.cli.options import Calib, Json, Tokenizer, Window, Windows, calibration
 from qcompile.frontends.cli.outcome import reported
 
 
@@ -17,19 +17,22 @@ def bench_models(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any ONNX model, float or compiled.")],
     against: Annotated[Path | None, typer.Option(metavar="OTHER", help="Time this model too, in turns.")] = None,
     calib: Calib = None,
+    tokenizer: Tokenizer = None,
+    window: Window = None,
+    windows: Windows = None,
     json_output: Json = False,
 ) -> None:
     """Time MODEL for a few seconds, in turns with OTHER; the first sample of DATA is the input, else a made-up one."""
-    from qcompile.compiler.inputs import model_inputs, table_rows
-    from qcompile.frontends.calibration_data import open_calibration
+    from qcompile.compiler.inputs import model_inputs
+    from qcompile.frontends.calibration_data import open_samples
     from qcompile.frontends.model_file import load_model
     from qcompile.frontends.samples.check import check_sample
     from qcompile.runtime.benchmark import interleaved, ratio
     from qcompile.runtime.session import Session
 
-    graph = load_model(model)
+    given, graph = calibration(calib, tokenizer, window, windows), load_model(model)
     paths = {"model": model}
-    sample = next(iter(open_calibration(calib or "synthetic", model_inputs(graph), rows=table_rows(graph))))
+    sample = next(iter(open_samples(given or "synthetic", graph, model)))
     if against:
         check_sample(sample, model_inputs(load_model(against)), str(against))
         paths["against"] = against

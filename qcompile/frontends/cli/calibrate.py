@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from qcompile.errors import UsageError
-from qcompile.frontends.cli.options import Calib, Json, Model, Overrides, Resume, Seed, Target, TargetName
+from qcompile.frontends.cli.options import (
+    Calib,
+    Json,
+    Model,
+    Overrides,
+    Resume,
+    Seed,
+    Target,
+    TargetName,
+    Tokenizer,
+    Window,
+    Windows,
+    calibration,
+)
 from qcompile.frontends.cli.outcome import reported
 
 
@@ -16,6 +29,9 @@ from qcompile.frontends.cli.outcome import reported
 def calibrate_model(
     model: Model,
     calib: Calib = None,
+    tokenizer: Tokenizer = None,
+    window: Window = None,
+    windows: Windows = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Where to write; left out, MODEL.RECIPE.qcal beside it."),
@@ -35,13 +51,14 @@ def calibrate_model(
     from qcompile.frontends.cli.inspect import show_table
     from qcompile.frontends.cli.progress import TerminalProgress
 
-    if calib is None:
+    given = calibration(calib, tokenizer, window, windows)
+    if given is None:
         raise UsageError("calibration needs samples", hint="give representative inputs with --calib DATA")
     with TerminalProgress() as progress:
         path = api.calibrate(
             model,
             recipe,
-            calibration=calib,
+            calibration=given,
             target=target.value,
             output=output,
             overrides=overrides or (),

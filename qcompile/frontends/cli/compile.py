@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from qcompile.errors import ProofError
-from qcompile.frontends.cli.options import Calib, Json, Model, Overrides, Resume, Seed, Target, TargetName
+from qcompile.frontends.cli.options import (
+    Calib,
+    Json,
+    Model,
+    Overrides,
+    Resume,
+    Seed,
+    Target,
+    TargetName,
+    Tokenizer,
+    Window,
+    Windows,
+    calibration,
+)
 from qcompile.frontends.cli.outcome import reported, show_error, show_report
 
 
@@ -19,6 +32,9 @@ def compile_model(
         str, typer.Option(metavar="NAME|FILE", help="What to do: see `qcompile recipes`.")
     ] = "int8-static",
     calib: Calib = None,
+    tokenizer: Tokenizer = None,
+    window: Window = None,
+    windows: Windows = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Where to write; left out, MODEL.RECIPE.onnx beside it."),
@@ -45,7 +61,7 @@ def compile_model(
         artifact = api.compile(
             model,
             recipe,
-            calibration=calib,
+            calibration=calibration(calib, tokenizer, window, windows),
             target=target.value,
             output=output,
             overrides=overrides or (),

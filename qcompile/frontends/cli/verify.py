@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qcompile.errors import ProofError, UsageError
-from qcompile.frontends.cli.options import Calib, Json, TargetName
+from qcompile.frontends.cli.options import Calib, Json, TargetName, Tokenizer, Window, Windows, calibration
 from qcompile.frontends.cli.outcome import reported, show_report
 
 if TYPE_CHECKING:
@@ -23,28 +23,31 @@ def verify_model(
         Path | None, typer.Option(metavar="FLOAT", help="The float model, to compare answers and speed on DATA.")
     ] = None,
     calib: Calib = None,
+    tokenizer: Tokenizer = None,
+    window: Window = None,
+    windows: Windows = None,
     json_output: Json = False,
 ) -> None:
     """Prove what MODEL runs in low precision and, against FLOAT, that its answers are the same. Exits with 3 if not."""
     from qcompile.compiler.artifact import model_bytes
-    from qcompile.compiler.inputs import model_inputs, table_rows
     from qcompile.compiler.targets import target_named
     from qcompile.compiler.verification.prove import verify
-    from qcompile.frontends.calibration_data import open_calibration, split_held_out
+    from qcompile.frontends.calibration_data import open_samples, split_held_out
     from qcompile.frontends.cli.progress import TerminalProgress
     from qcompile.frontends.model_checks import check_comparable
     from qcompile.frontends.model_file import load_model
     from qcompile.frontends.versions import versions
 
-    if calib and not against:
+    given = calibration(calib, tokenizer, window, windows)
+    if given and not against:
         raise UsageError("samples serve to compare with the float model", hint="give it with --against FLOAT")
     graph = load_model(model)
     if against:
         check_comparable(graph, load_model(against), against)
     with TerminalProgress() as progress:
         samples: list[Sample] = []
-        if calib:
-            source = open_calibration(calib, model_inputs(graph), rows=table_rows(graph), progress=progress)
+        if given and against:
+            source = open_samples(given, graph, against, progress=progress)
             _, samples, _ = split_held_out(source)
         report = verify(
             model,

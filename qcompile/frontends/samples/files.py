@@ -41,10 +41,10 @@ def open_files(path: Path, inputs: Sequence[ModelInput]) -> FileSamples:
     Raises:
         UsageError: an unknown kind of file, or a folder that mixes kinds or holds none.
     """
-    files = [path] if path.is_file() else below(path, _READERS)
+    files = [path] if path.is_file() else below(path, READABLE)
     kinds = sorted({f.suffix.lower() for f in files})
     if len(kinds) != 1 or kinds[0] not in _READERS:
-        known = ", ".join(_READERS)
+        known = ", ".join(READABLE)
         if not path.is_file() and len(kinds) > 1:
             raise UsageError(
                 f"the folder mixes {' and '.join(kinds)} files", where=str(path), hint="keep one kind in it"
@@ -52,7 +52,7 @@ def open_files(path: Path, inputs: Sequence[ModelInput]) -> FileSamples:
         raise UsageError(
             "no calibration data was found here" if not kinds else f"'{path.suffix}' is not a known kind of data",
             where=str(path),
-            hint=f"known: {known}, a folder of them, a folder of images, or module:function",
+            hint=f"known: {known}, a folder of them, a folder of images, a text (.txt, .jsonl), or module:function",
         )
     [kind] = kinds
     count = f"one {kind} file" if len(files) == 1 else f"{len(files)} {kind} files"
@@ -107,6 +107,7 @@ _READERS: dict[str, Callable[[Sequence[ModelInput]], Reader]] = {
     ".npy": _npy,
     ".safetensors": _safetensors,
 }
+READABLE = tuple(_READERS)
 
 
 def only_input(inputs: Sequence[ModelInput], why: str) -> str:
