@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from qcompile.compiler.formats import NumericFormat
+from qcompile.compiler.formats import NumericFormat, Scales
 from qcompile.compiler.plan import Form
 
 if TYPE_CHECKING:
@@ -23,12 +23,14 @@ class Storage:
         formats: formats of the codes.
         blocks: sizes of a block along what is summed over, the usual one first; None is the whole channel.
         lowering: the pattern it is written in.
-        forms: WEIGHTS where the inputs stay float, BLOCKS where they are quantized too; the usual one first.
+        kernels: operators of the runtime's optimized graph that prove it really runs.
+        evidence: how we know.
+        forms: WEIGHTS or ROWS where the inputs stay float, BLOCKS where they are quantized too; the usual one first.
         symmetric: symmetries of integer codes, the usual one first.
         full_range: symmetric codes use the lowest one, so that a scale may be negative.
-        kernels: operators of the runtime's optimized graph that prove it really runs.
+        scales: how scales are stored; None leaves it to the format.
+        opset: the lowest in which its operators exist.
         conditions: what must hold of a node besides.
-        evidence: how we know.
     """
 
     op_types: tuple[str, ...]
@@ -40,7 +42,14 @@ class Storage:
     forms: tuple[Form, ...] = (Form.WEIGHTS,)
     symmetric: tuple[bool, ...] = (True, False)
     full_range: bool = False
+    scales: Scales | None = None
+    opset: int = 13
     conditions: tuple[Condition, ...] = ()
+
+    def __str__(self) -> str:
+        formats = ", ".join(f.name for f in self.formats)
+        blocks = ", ".join("channel" if b is None else str(b) for b in sorted(self.blocks, key=lambda b: b or 2**31))
+        return f"{formats} in blocks of {blocks} for {' and '.join(self.op_types)}"
 
     def obstacle(self, node: ir.Node) -> str:
         """Why `node` cannot be stored so; empty where it can."""

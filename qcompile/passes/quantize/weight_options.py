@@ -1,0 +1,135 @@
+"""What a recipe says of weights that are stored as codes: for all layers, and for some by name or role.
+
+Entries apply in order, each changing what it names; one that names a format leaves the rest to the target's table.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import onnx_ir as ir
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from qcompile.compiler.graph import nodes
+from qcompile.compiler.provenance import sources
+from qcompile.compiler.roles import Role
+from qcompile.errors import RecipeError
+
+WeightFormat = Literal[
+    "int2", "uint2", "int4", "uint4", "int8", "uint8", "nf4", "fp8-e4m3", "fp8-e5m2",
+    "mxfp4", "mxfp6-e2m3", "mxfp6-e3m2", "mxfp8-e4m3", "mxfp8-e5m2", "nvfp4",
+]  # fmt: skip
+BlockSize = Literal[16, 32, 64, 128, 256, "channel"]
+Activations = Literal["float", "int8"]
+
+
+class WeightOptions(BaseModel):
+    """What may be said beside the format; the target's table chooses what is left out."""
+
+    block_size: BlockSize | None = Field(
+        default=None, description="weights that share a scale, along what is summed over; left out, the table's"
+    )
+    symmetric: bool | None = Field(
+        default=None, description="integer codes without a zero point; left out, what the target runs fastest"
+    )
+    activations: Activations | None = Field(
+        default=None,
+        description="what the kernel multiplies codes with: float inputs, or inputs it quantizes as it runs; left out, "
+        "the target's usual one",
+    )
+
+
+class LayerOptions(WeightOptions):
+    """What is different in the layers of a name or a role."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-"))
+
+    name: str | None = Field(default=None, description="name of their nodes, with * and ?")
+    role: Role | None = Field(default=None, description="what they are for")
+    format: WeightFormat | None = Field(default=None, description="format of their weights")
+    keep_float: bool = Field(default=False, description="leave them float")
+
+    @model_validator(mode="after")
+    def _selects(self) -> LayerOptions:
+        if self.name is None and self.role is None:
+            raise ValueError("say which layers, by name, by role, or by both")
+        return self
+
+    def __str__(self) -> str:
+        said = (self.name and f"name '{self.name}'", self.role and f"role '{self.role}'")
+        return " and ".join(filter(None, said))
+
+    def selects(self, node: ir.Node, role: Role | None) -> bool:
+        named = self.name is None or bool(fnmatch.filter([str(node.name), *sources(node)], self.name))
+        return named and self.role in (None, role)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the weight of a layer shall become, as far as the recipe says.
+
+    Attributes:
+        option: the option that says so, for errors.
+        kept_by: the entry that keeps it float, empty when none does.
+    """
+
+    option: str
+    format: str
+    block_size: BlockSize | None = None
+    symmetric: bool | None = None
+    activations: Activations | None = None
+    kept_by: str = ""
+
+    def changed(self, entry: LayerOptions, option: str) -> Wanted:
+        start = Wanted(option, entry.format) if entry.format else replace(self, option=option)
+        return replace(
+            start,
+            block_size=entry.block_size or start.block_size,
+            symmetric=start.symmetric if entry.symmetric is None else entry.symmetric,
+            activations=entry.activations or start.activations,
+            kept_by=f"kept float by the option layers ({entry})" if entry.keep_float else "",
+        )
+
+    def __str__(self) -> str:
+        words = [
+            {None: "", True: "symmetric", False: "asymmetric"}[self.symmetric],
+            f"{self.format} weights",
+            {None: "", "channel": "of one scale for each channel"}.get(self.block_size, f"in blocks of {self.block_size}"),
+            f"with {self.activations} inputs" if self.activations else "",
+        ]
+        return " ".join(filter(None, words))
+
+
+def wanted_of(
+    node: ir.Node, role: Role | None, everywhere: Wanted, entries: Sequence[LayerOptions]
+) -> Wanted:
+    """What the recipe says of `node`."""
+    for i, entry in enumerate(entries):
+        if entry.selects(node, role):
+            everywhere = everywhere.changed(entry, f"layers[{i}]")
+    return everywhere
+
+
+def idle_roles(model: ir.Model, entries: Iterable[LayerOptions], roles: dict[str, Role], asked_by: str) -> list[Role]:
+    """Roles under `layers` that no layer of this model has.
+
+    Raises:
+        RecipeError: a name that matches nothing: a recipe holds for many models, a name for one.
+    """
+    found = list(nodes(model))
+    idle = []
+    for i, entry in enumerate(entries):
+        if any(entry.selects(node, roles.get(str(node.name))) for node in found):
+            continue
+        if entry.name is not None:
+            raise RecipeError(
+                f"layers[{i}]: no layer has the {entry}",
+                where=asked_by,
+                hint="`qcompile inspect MODEL` lists the names of its nodes",
+            )
+        assert entry.role is not None
+        idle.append(entry.role)
+    return idle
