@@ -4,7 +4,7 @@
                 x W_q -> ... -> Q K^T -> Softmax -> P V -> ... -> W_o;  x W_v -> ... -> P V
     mlp         products with a weight between which a nonlinear activation stands: up, gate and down
     embedding   a Gather from a constant table by what the model is given as ids
-    head        the product whose result, apart from a bias, a scale or a move, is an output of the model
+    head        the product whose columns, apart from a bias or a scale, are the columns of an output of the model
 
 A node has one role at most, the first of this list that fits.
 """
@@ -43,11 +43,12 @@ _ID_STEPS = _MOVES | _SCALINGS | _MASKINGS
 Goes = Callable[[ir.Node], bool]
 
 
+_PRODUCTS = ("MatMul", "Gemm")
+
+
 def has_weight(node: ir.Node) -> bool:
     """Whether `node` multiplies by a constant."""
-    if node.op_type not in ("MatMul", "Gemm", "Conv") or len(node.inputs) < 2:
-        return False
-    return is_constant(node.inputs[1])
+    return node.op_type in (*_PRODUCTS, "Conv") and len(node.inputs) > 1 and is_constant(node.inputs[1])
 
 
 def roles(model: ir.Model) -> dict[str, Role]:
@@ -81,7 +82,7 @@ def looks_up_ids(node: ir.Node) -> bool:
 def _attention(everything: list[ir.Node]) -> Iterator[ir.Node]:
     for node in everything:
         if node.op_type in _FUSED_ATTENTION:
-            yield from _weighted_above([v for v in node.inputs[:3]])
+            yield from _weighted_above(node.inputs[:3])
             yield from _weighted_below(node)
         elif node.op_type == "Softmax":
             scores = _behind(node.inputs[0], lambda n: n.op_type in _MOVES | _SCALINGS | _MASKINGS | {"Tanh"})
@@ -109,15 +110,16 @@ def _heads(graph: ir.Graph) -> Iterator[ir.Node]:
             if has_weight(node):
                 yield node
                 break
-            value = _only_activation(node) if node.op_type in _MOVES | _SCALINGS | {"Softmax", "LogSoftmax"} else None
+            value = _same_columns(node)
 
 
-def _only_activation(node: ir.Node) -> ir.Value | None:
-    """The one input of `node` that is no constant; for what moves values the first."""
+def _same_columns(node: ir.Node) -> ir.Value | None:
+    """The one activation that `node` reads, where it leaves the last axis as it is."""
+    given = [v for v in node.inputs if v is not None and not is_constant(v)]
     if node.op_type in _MOVES - {"Concat"}:
-        return node.inputs[0]
-    varying = [v for v in node.inputs if v is not None and not is_constant(v)]
-    return varying[0] if len(varying) == 1 else None
+        columns = [v.shape[-1] if v is not None and v.shape else None for v in (node.inputs[0], node.outputs[0])]
+        return node.inputs[0] if isinstance(columns[0], int) and columns[0] == columns[1] else None
+    return given[0] if node.op_type in _SCALINGS | {"Softmax", "LogSoftmax", "Tanh"} and len(given) == 1 else None
 
 
 def _multiplies_activations(node: ir.Node) -> bool:
@@ -125,7 +127,7 @@ def _multiplies_activations(node: ir.Node) -> bool:
 
 
 def _within_layer(node: ir.Node) -> bool:
-    """Whether a walk from a product back to the one before it may cross `node`: not a sum of two branches, nor a norm."""
+    """Whether a walk from a product back to the one before it may cross `node`: no sum of two branches, no norm."""
     if node.op_type == "Add":
         return any(is_constant(v) for v in node.inputs) or _sums_a_gelu(node)
     return node.op_type in _ACTIVATIONS | _MOVES | _MASKINGS | {"Mul", "Div", "Sub", "Pow"}

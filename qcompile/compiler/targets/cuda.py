@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompile.compiler.formats import FP8_E4M3, INT8
+from qcompile.compiler.formats import FP8_E4M3, INT2, INT4, INT8, UINT2, UINT4, UINT8, Scales
 from qcompile.compiler.graph import is_constant
 from qcompile.compiler.plan import Form
 from qcompile.compiler.targets.conditions import (
@@ -29,6 +29,7 @@ from qcompile.compiler.targets.conditions import (
     weight_is_second,
 )
 from qcompile.compiler.targets.half import CUDA_HALF
+from qcompile.compiler.targets.storage import Storage
 from qcompile.compiler.targets.table import Cost, Formats, Lowering, Merging, PlacementRule, Row, Target
 
 _PLACED = "placement by the CUDA provider of ONNX Runtime 1.31.1"
@@ -140,6 +141,38 @@ _BLOCKS: dict[str, Any] = {
 
 _GEMM = (CONSTANT_WEIGHT, CONSTANT_BIAS, ROW_BIAS, PLAIN_GEMM)
 
+_STORAGES = (
+    Storage(
+        op_types=("MatMul", "Gemm"),
+        formats=(INT4, UINT4, INT2, UINT2),
+        blocks=(32, 16, 64, 128, 256, None),
+        lowering=Lowering.BLOCKS,
+        kernels=("MatMulNBits",),
+        evidence=_PLACED,
+        full_range=True,
+        scales=Scales.FLOAT16,
+    ),
+    Storage(
+        op_types=("MatMul", "Gemm"),
+        formats=(INT8, UINT8),
+        blocks=(32, 16, 64, 128, 256, None),
+        lowering=Lowering.BLOCKS,
+        kernels=("MatMulNBits",),
+        evidence=_PLACED,
+        scales=Scales.FLOAT16,
+    ),
+    Storage(
+        op_types=("Gather",),
+        formats=(INT8,),
+        blocks=(None,),
+        lowering=Lowering.ROWS,
+        kernels=("Gather",),
+        evidence=_PLACED,
+        forms=(Form.ROWS,),
+        symmetric=(True,),
+    ),
+)
+
 CUDA = Target(
     name="cuda",
     providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -157,6 +190,7 @@ CUDA = Target(
     ),
     placement=PlacementRule.WEIGHTED_INPUTS,
     float_bias=True,
+    storages=_STORAGES,
     rows=(
         Row(
             op_type="MatMul",

@@ -26,8 +26,8 @@ class Storage:
         kernels: operators of the runtime's optimized graph that prove it really runs.
         evidence: how we know.
         forms: WEIGHTS or ROWS where the inputs stay float, BLOCKS where they are quantized too; the usual one first.
-        symmetric: symmetries of integer codes, the usual one first.
-        full_range: symmetric codes use the lowest one, so that a scale may be negative.
+        symmetric: symmetries of integer codes.
+        full_range: symmetric codes of a signed format use the lowest one, so that a scale may be negative.
         scales: how scales are stored; None leaves it to the format.
         opset: the lowest in which its operators exist.
         conditions: what must hold of a node besides.

@@ -33,7 +33,14 @@ from qcompile.compiler.targets.storage import Storage
 from qcompile.compiler.targets.table import Target
 from qcompile.compiler.units import Candidate, candidates, unit_reading_float
 from qcompile.errors import RecipeError, TargetError
-from qcompile.passes.quantize.weight_options import LayerOptions, Wanted, WeightFormat, WeightOptions, idle_roles, wanted_of
+from qcompile.passes.quantize.weight_options import (
+    LayerOptions,
+    Wanted,
+    WeightFormat,
+    WeightOptions,
+    idle_roles,
+    wanted_of,
+)
 
 _FORMS = {"float": (Form.WEIGHTS, Form.ROWS), "int8": (Form.BLOCKS, Form.ROWS)}
 
@@ -80,7 +87,7 @@ class PlaceWeights(Pass, WeightOptions):
             raise TargetError(
                 target.refused.get(wanted.format) or f"target '{target.name}' stores no {wanted}",
                 where=where,
-                hint="there are " + "; ".join(map(str, target.storages)) if target.storages else None,
+                hint="it stores " + "; ".join(map(str, target.storages)) if target.storages else "",
             )
         least = min(s.opset for s in fitting)
         if opset(model) < least:
@@ -150,7 +157,7 @@ def _spec(candidate: Candidate, storage: Storage, wanted: Wanted) -> QuantSpec:
     assert weight.shape is not None
     fmt = FORMATS[wanted.format]
     size = storage.blocks[0] if wanted.block_size is None else wanted.block_size
-    symmetric = storage.symmetric[0] if wanted.symmetric is None else wanted.symmetric
+    symmetric = fmt.is_signed if wanted.symmetric is None else wanted.symmetric
     symmetric = symmetric or not fmt.is_integer
     grain: PerChannel | PerBlock = PerChannel(outputs)
     if isinstance(size, int):
@@ -158,4 +165,6 @@ def _spec(candidate: Candidate, storage: Storage, wanted: Wanted) -> QuantSpec:
         depth = weight.shape.numpy()[reduced]
         holding = [b for b in storage.blocks if b is not None and b >= depth]
         grain = PerBlock(reduced, min([size, *holding]))
-    return QuantSpec(fmt, grain, symmetric, full_range=storage.full_range and symmetric, scales=storage.scales)
+    return QuantSpec(
+        fmt, grain, symmetric, full_range=storage.full_range and symmetric and fmt.is_signed, scales=storage.scales
+    )

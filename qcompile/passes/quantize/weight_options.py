@@ -33,7 +33,7 @@ class WeightOptions(BaseModel):
         default=None, description="weights that share a scale, along what is summed over; left out, the table's"
     )
     symmetric: bool | None = Field(
-        default=None, description="integer codes without a zero point; left out, what the target runs fastest"
+        default=None, description="integer codes without a zero point; left out, those of a signed format have none"
     )
     activations: Activations | None = Field(
         default=None,
@@ -95,17 +95,15 @@ class Wanted:
 
     def __str__(self) -> str:
         words = [
-            {None: "", True: "symmetric", False: "asymmetric"}[self.symmetric],
+            "" if self.symmetric is None else "symmetric" if self.symmetric else "asymmetric",
             f"{self.format} weights",
-            {None: "", "channel": "of one scale for each channel"}.get(self.block_size, f"in blocks of {self.block_size}"),
-            f"with {self.activations} inputs" if self.activations else "",
+            f"with block-size {self.block_size}" if self.block_size else "",
+            f"and {self.activations} inputs" if self.activations else "",
         ]
         return " ".join(filter(None, words))
 
 
-def wanted_of(
-    node: ir.Node, role: Role | None, everywhere: Wanted, entries: Sequence[LayerOptions]
-) -> Wanted:
+def wanted_of(node: ir.Node, role: Role | None, everywhere: Wanted, entries: Sequence[LayerOptions]) -> Wanted:
     """What the recipe says of `node`."""
     for i, entry in enumerate(entries):
         if entry.selects(node, role):
