@@ -66,6 +66,7 @@ MODEL_OF_PASS = {
     "lower-rows": TEXT,
     "detour-slow-fusions": TEXT,
     "place-dynamic": TEXT,
+    "place-weights": TEXT,
     "lower-dynamic": TEXT,
     "lower-blocks": TEXT,
     "lower-dynamic-lstm": SPEECH,
@@ -76,6 +77,7 @@ MODEL_OF_PASS = {
 RECIPE_OF_PASS = {
     "smooth-quant": ("int8-smoothquant", "smooth-quant.alpha=0.5"),
     "place-dynamic": ("int8-dynamic",),
+    "place-weights": ("int4-rtn",),
     "lower-dynamic": ("int8-dynamic", "place-dynamic.per-token=false"),
     "lower-dynamic-lstm": ("int8-dynamic",),
     "lower-weights": ("int8-dynamic",),
@@ -142,6 +144,7 @@ def describe(context: CompileContext) -> str:
             lines.append(f"range {name}: {seen.low:.6g} to {seen.high:.6g}, mean magnitude {seen.mean_magnitude:.6g}\n")
     plan = context.plan
     lines += [f"unit {replace(unit, form=unit.form.name)}\n" for unit in plan.units.values()]
+    lines += [f"stored {u.node}: {u.weight_spec}, {u.lowering}\n" for u in plan.units.values() if u.lowering]
     lines += [f"float {node}: {reason}\n" for node, reason in plan.kept_float.items()]
     for name, params in plan.tensors.items():
         lines.append(f"tensor {name}: {params.spec}, scale {params.scale:.6g}, zero point {params.zero_point}\n")

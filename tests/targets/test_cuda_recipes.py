@@ -82,6 +82,10 @@ class TestOnTheStub:
         kept = [n.removeprefix("qcompile::") for n in placed[recipe]["static"]["nodes"] if n.startswith("qcompile::")]
         assert sorted(kept) == (sorted(written) if with_library else [])
         passed, detail = placed[recipe]["proof"]
+        if not written:
+            assert passed
+            assert "all 10 units run on CUDAExecutionProvider: 10 MatMulNBits" in detail
+            return
         assert passed is with_library
         assert "all 10 units run on CUDAExecutionProvider" in detail or "no kernel here" in detail
 
@@ -98,7 +102,8 @@ class TestOnTheStub:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_answers_stay(recipe: str, artifacts: dict[str, Lowered]) -> None:
-    assert artifacts[recipe].sqnr("y") > (20 if recipe.startswith("fp8") else 27)
+    least = {"fp8": 20, "int4": 12}.get(recipe.split("-")[0], 27)
+    assert artifacts[recipe].sqnr("y") > least
 
 
 @pytest.mark.parametrize("recipe", ["int8-static", "int8-dynamic", "fp8-static"])

@@ -17,6 +17,7 @@ def text() -> str:
 def schema() -> dict[str, Any]:
     """A recipe: a name, a description, and steps that are a pass or a pass with options."""
     known = package_passes()
+    parts = {name: part for cls in known.values() for name, part in cls.model_json_schema().get("$defs", {}).items()}
     with_options = {name: {"anyOf": [_options(cls), {"type": "null"}]} for name, cls in known.items()}
     step = {
         "anyOf": [
@@ -33,6 +34,7 @@ def schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "qcompile recipe",
+        "$defs": parts,
         "type": "object",
         "required": ["name", "steps"],
         "additionalProperties": False,
