@@ -296,7 +296,7 @@ CPU = Target(
             weight=1,
             state_weight=2,
             conditions=(_CONSTANT_WEIGHTS,),
-            lowering={Form.WEIGHTS: Lowering.WEIGHTS},
+            lowering={Form.WEIGHTS: Lowering.EMULATED},
         ),
         Row(
             op_type="Gather",

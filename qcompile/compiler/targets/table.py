@@ -68,7 +68,6 @@ class Lowering(StrEnum):
     ROWS = "rows of a table of codes, looked up and then scaled"
     DYNAMIC = "com.microsoft::DynamicQuantizeMatMul"
     DYNAMIC_LSTM = "com.microsoft::DynamicQuantizeLSTM"
-    WEIGHTS = "codes times scale, multiplied when the model loads"
     BLOCKS = "com.microsoft::MatMulNBits"
     OPERATOR = "an operator of the domain qcompile, which carries its definition"
     BNB4 = "com.microsoft::MatMulBnb4"

@@ -27,6 +27,7 @@ from qcompile.compiler.provenance import stamp
 from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.units import bias_add, planned_as
 from qcompile.passes.lower.packing import packed_blocks
+from qcompile.passes.lower.stored_scales import stored_scale
 
 _ACCURACY = {Form.BLOCKS: 4, Form.WEIGHTS: 1}
 """MatMulNBits' accuracy_level: int8 inputs, or float32 ones; left out, later runtimes may choose another."""
@@ -64,7 +65,7 @@ def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
     inputs = [
         node.inputs[0],
         codes.constant(graph, f"{name}_blocks", blocks.codes),
-        codes.constant(graph, f"{name}_block_scale", blocks.scale),
+        stored_scale(codes, node, f"{name}_block_scale", weight.params, blocks.scale),
         codes.constant(graph, f"{name}_block_zero_point", zero) if zero is not None else None,
         None,
         bias,

@@ -54,28 +54,33 @@ def packed_blocks(weight: QuantizedWeight) -> PackedBlocks:
     missing = ((0, 0), (0, count * size - depth))
     filled: Array = np.pad(rows.astype(np.int16) + lifted, missing, constant_values=middle)
     scale, zero = (_of_blocks(a, weight.params, rows.shape, size) for a in (weight.params.scale, _zero(weight.params)))
-    zero = zero + lifted
-    stored = (
-        None
-        if (zero == middle).all()
-        else zero.astype(np.float32)
-        if zero.dtype.kind == "f"
-        else _packed(zero, fmt.bits)
-    )
     return PackedBlocks(
         shape=(rows.shape[0], depth),
         bits=fmt.bits,
         size=size,
         codes=_packed(filled.reshape(len(rows), count, size), fmt.bits),
         scale=np.ascontiguousarray(scale),
-        zero_point=stored,
+        zero_point=_stored(zero + lifted, fmt.bits),
     )
+
+
+def blocks_last(values: Array, params: QuantParams) -> Array:
+    """Scales, zero points or codes with the blocked axis last; per channel, that axis is first."""
+    grain = params.spec.granularity
+    return np.moveaxis(values, grain.axis, -1) if isinstance(grain, PerBlock) else values
 
 
 def _reduced(params: QuantParams) -> int:
     """The axis that is summed over."""
     grain = params.spec.granularity
     return grain.axis if isinstance(grain, PerBlock) else 1 - grain.axis if isinstance(grain, PerChannel) else 0
+
+
+def _stored(zero: Array, bits: int) -> Array | None:
+    """Zero points as a kernel reads them, None where they are what it assumes."""
+    if (zero == 2 ** (bits - 1)).all():
+        return None
+    return zero.astype(np.float32) if zero.dtype.kind == "f" else _packed(zero, bits)
 
 
 def _zero(params: QuantParams) -> Array:
@@ -101,7 +106,7 @@ def _of_blocks(values: Array, params: QuantParams, shape: tuple[int, ...], size:
     count, grain = -(-depth // size), params.spec.granularity
     if not isinstance(grain, PerBlock):
         return np.broadcast_to(values.reshape(-1, 1), (columns, count))
-    return np.repeat(np.moveaxis(values, grain.axis, 1), max(grain.size // size, 1), axis=1)[:, :count]
+    return np.repeat(blocks_last(values, params), max(grain.size // size, 1), axis=1)[:, :count]
 
 
 def _packed(codes: Array, bits: int) -> npt.NDArray[np.uint8]:
