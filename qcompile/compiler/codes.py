@@ -18,7 +18,7 @@ from qcompile.compiler.params import QuantParams, bias_params, quantize
 from qcompile.compiler.plan import QuantizedWeight, Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.scratch import on_disk
-from qcompile.compiler.specs import PerChannel
+from qcompile.compiler.specs import PerBlock, PerChannel
 
 
 class Codes:
@@ -212,8 +212,13 @@ def insert_behind(graph: ir.Graph, source: ir.Value, node: ir.Node) -> None:
 
 
 def axis_of(params: QuantParams) -> dict[str, int]:
-    """The axis attribute of Q/DQ for these parameters."""
-    return {"axis": params.spec.granularity.axis} if isinstance(params.spec.granularity, PerChannel) else {}
+    """The attributes of Q/DQ that say which elements share a scale."""
+    match params.spec.granularity:
+        case PerChannel(axis):
+            return {"axis": axis}
+        case PerBlock(axis, size):
+            return {"axis": axis, "block_size": size}
+    return {}
 
 
 def _same(a: QuantizedWeight, b: QuantizedWeight) -> bool:

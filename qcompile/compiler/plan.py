@@ -39,6 +39,11 @@ class Form(StrEnum):
     def low_precision(self) -> bool:
         return self is not Form.FLOAT
 
+    @property
+    def float_arithmetic(self) -> bool:
+        """Products and sums are float, whatever is stored as codes."""
+        return self in (Form.FLOAT, Form.WEIGHTS, Form.ROUNDED)
+
 
 @dataclass(frozen=True)
 class Unit:

@@ -8,7 +8,7 @@ is looked up in it: by the name of its node, which fusions keep, then by the val
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from qcompile.compiler.graph import nodes
 from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.provenance import sources
 from qcompile.compiler.report import FloatRecord, Proof, UnitRecord
-from qcompile.compiler.targets.table import Target
+from qcompile.compiler.targets.table import Lowering, Target
 from qcompile.compiler.verification import operators
-from qcompile.compiler.verification.expectations import expected_units, rows_for
+from qcompile.compiler.verification.expectations import INTEGER_OPERATORS, expected_units, rows_for
 from qcompile.compiler.verification.optimized import MOVES, OptimizedGraph, optimize, original_name
 from qcompile.errors import QCompileError, TargetError
 
@@ -29,9 +29,6 @@ _HEAVY = {
     "Conv", "ConvTranspose", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "RNN",
     "Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum", "DynamicQuantizeLSTM",
 }  # fmt: skip
-
-
-FLOAT_ARITHMETIC = (Form.WEIGHTS, Form.ROUNDED)
 
 
 @dataclass
@@ -118,7 +115,7 @@ def _lookups(model: ir.Model, graph: OptimizedGraph) -> dict[str, list[onnx.Node
 def _lookup(
     unit: Unit, graph: OptimizedGraph, by_name: Mapping[str, list[onnx.NodeProto]], target: Target, planned: bool
 ) -> UnitRecord:
-    kernels = {k for row in rows_for(target, unit.op_type) for k in row.kernels}
+    kernels = _kernels(unit, target)
     if unit.form is Form.PASS:  # the runtime may move codes by another operator: two Slices as one Split
         kernels |= MOVES
     seen = list(_suspects(unit, graph, by_name))
@@ -126,9 +123,8 @@ def _lookup(
     took = next((graph.providers[n] for n in (unit.lowered, unit.node) if n in graph.providers), wanted)
     if took != wanted:
         return _record(unit, None, False, f"assigned to {took}")
-    if unit.form in FLOAT_ARITHMETIC:
-        node = next((n for n in seen if n.op_type in kernels | _HEAVY), None)
-        return _record(unit, node.op_type if node else None, node is not None, "computes in float, as planned")
+    if unit.form.float_arithmetic:
+        return _in_float(unit, seen, target)
     for node in seen:
         if graph.computes_on_codes(node) and (node.op_type in kernels or not planned):
             return _record(unit, node.op_type, True)
@@ -140,6 +136,28 @@ def _lookup(
     if graph.computes_on_codes(floating):
         return _record(unit, floating.op_type, False, f"runs as {floating.op_type}, which the target's table lacks")
     return _record(unit, floating.op_type, False, f"the runtime runs it in float, as {floating.op_type}")
+
+
+def _kernels(unit: Unit, target: Target) -> set[str]:
+    """Operators that prove the form of `unit`: those of the way its weight is stored, or those of its row."""
+    stored = {k for s in target.storages if s.lowering is unit.lowering for k in s.kernels}
+    own = {unit.op_type} if unit.op_type in INTEGER_OPERATORS else set()
+    return stored or own or {k for row in rows_for(target, unit.op_type) for k in row.kernels}
+
+
+def _in_float(unit: Unit, seen: Sequence[onnx.NodeProto], target: Target) -> UnitRecord:
+    """A unit in float arithmetic: its kernel reads codes, or they became float before it runs."""
+    patterns = {unit.lowering} if unit.lowering else {r.how(unit.form) for r in rows_for(target, unit.op_type)}
+    restored, kernels = Lowering.EMULATED in patterns, _kernels(unit, target)
+    if restored or unit.form is Form.ROUNDED:
+        kernels |= _HEAVY | {unit.op_type}
+    node = next((n for n in seen if n.op_type in kernels), None)
+    if node is not None:
+        why = "smaller on disk, not faster: its weights are float when it runs" if restored else "as planned"
+        return _record(unit, node.op_type, True, f"computes in float, {why}")
+    found = next((n.op_type for n in seen), None)
+    missing = f"the runtime runs it as {found}" if found else "not found in the graph that the runtime executes"
+    return _record(unit, found, False, f"{missing}, not as {' or '.join(sorted(kernels))}")
 
 
 def _suspects(
@@ -201,8 +219,8 @@ def _summary(records: list[UnitRecord], provider: str) -> Proof:
         return Proof(name="dispatch", passed=None, detail="no operation is planned in low precision")
     failed = [r for r in records if not r.proved]
     if not failed:
-        in_float = [r for r in records if r.form in FLOAT_ARITHMETIC]
-        on_codes = [r for r in records if r.form not in FLOAT_ARITHMETIC]
+        in_float = [r for r in records if Form(r.form).float_arithmetic]
+        on_codes = [r for r in records if not Form(r.form).float_arithmetic]
         parts = [f"all {len(on_codes)} units run on {provider}: {_listed(on_codes)}"] if on_codes else []
         if in_float:
             parts.append(f"{len(in_float)} units stay in float arithmetic, as planned: {_listed(in_float)}")

@@ -19,8 +19,12 @@ INTEGER_OPERATORS = {
     "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv", "QGemm", "QLinearAdd", "QLinearMul",
     "QLinearConcat", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearAveragePool", "QLinearGlobalAveragePool",
     "QLinearSoftmax", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits",
-    "QAttention",
+    "QAttention", "MatMulBnb4", "GatherBlockQuantized", "MatMulBlockQuantizedFp8Weight",
+    "MatMulBlockQuantizedFp4Weight",
 }  # fmt: skip
+INTEGER_INPUTS = 4
+"""MatMulNBits' accuracy_level at which it quantizes its inputs."""
+
 _ENDINGS = {"Relu", "Clip", "Add"}  # what may stand between an operator and its QuantizeLinear
 
 
@@ -70,8 +74,12 @@ def quantizer_after(node: ir.Node) -> ir.Node | None:
 
 def operator_form(node: ir.Node) -> Form:
     """How one of INTEGER_OPERATORS computes."""
+    if node.op_type == "GatherBlockQuantized":
+        return Form.ROWS
+    if node.op_type in ("MatMulBnb4", "MatMulBlockQuantizedFp8Weight", "MatMulBlockQuantizedFp4Weight"):
+        return Form.WEIGHTS
     if node.op_type == "MatMulNBits":
-        return Form.BLOCKS
+        return Form.BLOCKS if node.attributes.get_int("accuracy_level", 0) == INTEGER_INPUTS else Form.WEIGHTS
     if node.op_type.startswith("DynamicQuantize"):
         return Form.DYNAMIC
     return Form.FULL if node.op_type.startswith("QLinear") else Form.INPUTS

@@ -13,7 +13,8 @@ from qcompile.compiler.formats import INT32
 from qcompile.compiler.graph import constant, is_constant, nodes
 from qcompile.compiler.provenance import sources
 from qcompile.compiler.report import Proof
-from qcompile.compiler.targets.table import PlacementRule, Row, Target
+from qcompile.compiler.targets.storage import Storage
+from qcompile.compiler.targets.table import Lowering, PlacementRule, Row, Target
 from qcompile.compiler.verification.expectations import (
     INTEGER_OPERATORS,
     dequantizer,
@@ -91,6 +92,8 @@ def _conversion_faults(node: ir.Node, target: Target) -> Iterator[Fault]:
     allowed = {f.activation: f.symmetric == (True,) for f in target.formats}  # whether the zero point must be 0
     if weight:
         allowed |= {f.weight: f.weight.is_signed for f in target.formats if f.weight not in allowed}
+        blocks = {f: s.symmetric == (True,) for s in _dequantized_blocks(target) for f in s.formats}
+        allowed = blocks | allowed
     fitting = [must_be_zero for fmt, must_be_zero in allowed.items() if fmt.dtype == dtype]
     if dtype is not None and not fitting:
         names = " or ".join(fmt.name for fmt in allowed)
@@ -101,8 +104,14 @@ def _conversion_faults(node: ir.Node, target: Target) -> Iterator[Fault]:
         yield _fault(node, "an activation with more than one scale", "quantize activations per tensor")
 
 
+def _dequantized_blocks(target: Target) -> list[Storage]:
+    """How the target takes weights alone as codes behind a DequantizeLinear."""
+    return [s for s in target.storages if s.lowering is Lowering.BLOCKED_DQ]
+
+
 def _operator_faults(node: ir.Node, target: Target) -> Iterator[Fault]:
-    if target.providers[0] != _CPU and not any(node.op_type in row.kernels for row in target.rows):
+    known = {k for row in target.rows for k in row.kernels} | {k for s in target.storages for k in s.kernels}
+    if target.providers[0] != _CPU and node.op_type not in known:
         yield _fault(
             node, f"{node.op_type} has no kernel on {target.name}", "compile for this target, or run it on the CPU"
         )
@@ -144,6 +153,9 @@ def _weighted_faults(node: ir.Node, row: Row, target: Target) -> Iterator[Fault]
             yield _fault(node, "its activation is quantized, its weight is not", "quantize both or neither")
         return
     if weight is not None and not quantized:
+        stored = [s for s in _dequantized_blocks(target) if node.op_type in s.op_types]
+        if any(f.dtype == _codes_type(weight) for s in stored for f in s.formats):
+            return
         yield _fault(node, "its weight is quantized, its activation is not", "quantize both or neither")
         return
     scale = _scale(weight) if weight is not None else None

@@ -4,8 +4,8 @@
 
 The runtime recognises the pattern and runs its integer kernel. A unit that only reads codes has no Q
 behind it. The int32 bias has scale s_x * s_w and zero point 0; targets that want a float bias keep it.
-Weights: int8 initializers behind a per-channel DequantizeLinear. Source: the ONNX and ONNX Runtime
-documentation of the QDQ format.
+Weights: initializers of codes behind a DequantizeLinear, per channel, or in blocks along what is summed over
+(opset 21) where they alone are codes. Source: the ONNX and ONNX Runtime documentation of the QDQ format.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LowerQdq(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
-        chosen = planned_as(Lowering.QDQ, model, context)
+        chosen = planned_as(Lowering.QDQ, model, context) + planned_as(Lowering.BLOCKED_DQ, model, context)
         for node, unit, _ in chosen:
             if unit.form in (Form.FULL, Form.PASS):
                 _requantize_output(node, unit, codes)
@@ -96,12 +96,12 @@ def _dequantize_inputs(node: ir.Node, unit: Unit, codes: Codes) -> None:
     dequantized = codes.node(
         "DequantizeLinear", [weight, scale, zero], f"{codes.weight_name(unit)}_dequantized", ir.DataType.FLOAT, old
     )
-    for key, axis in axis_of(params).items():
-        dequantized.attributes.add(ir.AttrInt64(key, axis))
+    for key, number in axis_of(params).items():
+        dequantized.attributes.add(ir.AttrInt64(key, number))
     stamp(dequantized, codes.made_by, [node])
     graph.insert_before(node, dequantized)
     node.replace_input_with(row.weight, dequantized.outputs[0])
-    if row.bias is not None and unit.form is not Form.ROUNDED and not codes.context.target.float_bias:
+    if row.bias is not None and not unit.form.float_arithmetic and not codes.context.target.float_bias:
         _integer_bias(node, unit, row.bias, codes)
 
 

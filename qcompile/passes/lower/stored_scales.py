@@ -73,4 +73,4 @@ def _double(writer: LoadTime, name: str, params: QuantParams, shape: tuple[int, 
     made = writer.add("Mul", [made, step], f"{name}_difference", grouped.shape)
     made = writer.add("Add", [made, mean], f"{name}_grouped", grouped.shape)
     made = writer.cut(writer.reshape(made, f"{name}_flat", [grouped.size]), f"{name}_whole", 0, count)
-    return writer.reshape(made, restored, shape)
+    return made if shape == (count,) else writer.reshape(made, restored, shape)

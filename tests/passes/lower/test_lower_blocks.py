@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.formats import FORMATS
+from qcompile.compiler.formats import FORMATS, Scales
 from qcompile.compiler.params import dequantize
 from qcompile.compiler.passes import Pass, Phase
 from qcompile.compiler.plan import Form, QuantizedWeight
@@ -126,10 +126,10 @@ class HalfZeroPoints(Pass):
 def in_format(name: str, depth: int, block: int | None, symmetric: bool, form: Form, *methods: Pass) -> Lowered:
     spec = QuantSpec(FORMATS[name], symmetric=symmetric)
     weights = {"w": normal(depth, 10) + 0.3, "b": normal(10)}
-    x = normal(6, depth)
-    text = LINEAR.format(k=depth)
-    how = {"lowering": Lowering.BLOCKS, "form": form}
-    return weight_only(text, weights, x, spec, block, LowerBlocks(), methods=methods, **how)  # type: ignore[arg-type]
+    sample, text = {"x": normal(6, depth)}, LINEAR.format(k=depth)
+    return weight_only(
+        text, weights, sample, spec, block, LowerBlocks(), methods=methods, lowering=Lowering.BLOCKS, form=form
+    )
 
 
 def exact(result: Lowered) -> Array:
@@ -180,3 +180,24 @@ def test_a_symmetric_weight_stores_no_zero_points_and_four_bits_are_half_a_byte(
     packed = held["w_blocks"].const_value
     assert packed is not None
     assert packed.numpy()[0, 0, 0] == first[0] | first[1] << 4
+
+
+def test_half_scales_are_restored_when_the_model_loads() -> None:
+    spec = QuantSpec(FORMATS["int4"], symmetric=True, full_range=True, scales=Scales.FLOAT16)
+    weights, sample = {"w": normal(64, 10), "b": normal(10)}, {"x": normal(6, 64)}
+    result = weight_only(LINEAR.format(k=64), weights, sample, spec, 32, LowerBlocks(), lowering=Lowering.BLOCKS)
+    assert [n.op_type for n in result.model.graph] == ["Cast", "MatMulNBits"]
+    assert result.kernels() == ["MatMulNBits"]
+    assert result.initializers()["w_block_scale"].dtype is ir.DataType.FLOAT16
+    assert (result.plan.weights["w", "MatMul_0"].params.scale < 0).any(), "full range: the scale may be negative"
+    np.testing.assert_allclose(result.optimized["y"], exact(result), rtol=0, atol=1e-4)
+
+
+def test_two_units_of_one_weight_share_codes_and_scales() -> None:
+    text = head() + "g (float[6,64] x) => (float[6,10] y, float[6,10] z) { y = MatMul (x, w) z = Gemm (x, w) }"
+    spec = QuantSpec(FORMATS["int4"], symmetric=True, scales=Scales.FLOAT16)
+    result = weight_only(
+        text, {"w": normal(64, 10)}, {"x": normal(6, 64)}, spec, 32, LowerBlocks(), lowering=Lowering.BLOCKS
+    )
+    assert sorted(result.initializers()) == ["w_block_scale", "w_blocks"]
+    assert [n.op_type for n in result.model.graph] == ["Cast", "MatMulNBits", "MatMulNBits"]

@@ -12,12 +12,16 @@ import onnx_ir as ir
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.params import dequantize
 from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.plan import Form
+from qcompile.compiler.printer import print_model
 from qcompile.compiler.specs import Granularity, PerBlock, PerChannel, QuantSpec
 from qcompile.compiler.targets.table import Lowering, Target
 from qcompile.compiler.units import candidates, unit_reading_float
 from qcompile.passes.lower.lower_qdq import LowerQdq
 from qcompile.passes.quantize.round_to_nearest import RoundToNearest
+from tests.golden import assert_golden
+from tests.passes.harness import context, model_of
 from tests.passes.int8 import Lowered, int8
 from tests.sweep.harness import PREPARE
 
@@ -25,7 +29,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Place(Pass):
-    """Every operator with a weight, in blocks along what it sums over; `block` None is one scale for each channel."""
+    """Operators of some types, in blocks along what they sum over; `block` None is one scale for each channel."""
 
     name: ClassVar[str] = "place"
     phase: ClassVar[Phase] = Phase.QUANTIZE
@@ -34,36 +38,54 @@ class Place(Pass):
     spec: Any
     block: int | None
     form: Form
-    lowering: Lowering
+    lowerings: Mapping[str, Lowering]
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         for found in candidates(model.graph, context.target):
-            if found.row.weight is None:
+            if found.row.weight is None or found.node.op_type not in self.lowerings:
                 continue
             unit = unit_reading_float(found, self.form, context.target)
-            channel = 0 if found.row.weight_axis is None else found.row.weight_axis(found.node)
+            assert found.row.weight_axis is not None
+            channel = found.row.weight_axis(found.node)
             grain: Granularity = PerBlock(1 - channel, self.block) if self.block else PerChannel(channel)
             spec = replace(self.spec, granularity=grain)
-            context.plan.units[unit.node] = replace(unit, weight_spec=spec, lowering=self.lowering)
+            context.plan.units[unit.node] = replace(unit, weight_spec=spec, lowering=self.lowerings[found.node.op_type])
         return False
+
+
+def placed(spec: QuantSpec, block: int | None, lowering: Lowering | Mapping[str, Lowering], form: Form) -> list[Pass]:
+    """The passes before those that lower: `lowering` of all, or by operator type."""
+    each = dict.fromkeys(("MatMul", "Gemm", "Gather"), lowering) if isinstance(lowering, Lowering) else lowering
+    return [*PREPARE, Place(spec=spec, block=block, form=form, lowerings=each), RoundToNearest()]
 
 
 def weight_only(
     text: str,
     weights: Mapping[str, Array],
-    x: Array,
+    sample: Mapping[str, Array],
     spec: QuantSpec,
     block: int | None,
     *lowerings: Pass,
-    lowering: Lowering,
+    lowering: Lowering | Mapping[str, Lowering],
     form: Form = Form.WEIGHTS,
     methods: Sequence[Pass] = (),
     target: Target | None = None,
 ) -> Lowered:
     """Compile with the weights rounded to nearest, then changed by `methods`, then written by `lowerings`."""
-    placed = Place(spec=spec, block=block, form=form, lowering=lowering)
-    passes = [*PREPARE, placed, RoundToNearest(), *methods, *lowerings, LowerQdq()]
-    return int8(text, weights, [{"x": x}], passes=passes, target=target)
+    passes = [*placed(spec, block, lowering, form), *methods, *lowerings, LowerQdq()]
+    return int8(text, weights, [sample], passes=passes, target=target)
+
+
+def check_golden(
+    text: str, weights: Mapping[str, Array], spec: QuantSpec, block: int, lower: Pass, lowering: Lowering
+) -> None:
+    """The graph before and after `lower`, against its golden text."""
+    texts: list[str] = []
+    passes = [*placed(spec, block, lowering, Form.WEIGHTS), lower]
+    model = model_of(text, dict(weights))
+    run_pipeline(passes, model, context(), lambda _, now: texts.append(print_model(now, provenance=True)))
+    before, after = texts[-2:]
+    assert_golden(f"passes/{lower.name}", f"# before\n{before}\n# after\n{after}")
 
 
 def restored(result: Lowered, weight: str = "w") -> Array:
