@@ -2,6 +2,7 @@
 
     quantized_copy   quantize and lower phases of the recipe over a clone, from given statistics
     lowered_copy     lower phase alone, for a plan that exists
+    placement        the plan that the recipe's placing passes make, before there are codes
 
 So a pass that weighs one choice against another, or corrects what quantization does, runs the same
 operators on the same codes as the artifact will. Passes that measure are left out of the copy.
@@ -15,7 +16,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.passes import Pass, Phase
+from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import QuantPlan
 from qcompile.compiler.statistics import StatisticsTable
 
@@ -40,6 +41,13 @@ def lowered_copy(model: ir.Model, context: CompileContext, plan: QuantPlan | Non
     copy, apart = model.clone(), _apart(context, plan or context.plan, None)
     _run(copy, apart, context, lambda p: p.phase is Phase.LOWER)
     return copy
+
+
+def placement(model: ir.Model, context: CompileContext) -> QuantPlan:
+    """What the rest of the recipe would place, and on which grids; `model` and the plan of `context` stay."""
+    apart = _apart(context, QuantPlan(), None)
+    _run(model, apart, context, lambda p: Fact.PLACEMENT in p.provides)
+    return apart.plan
 
 
 def _apart(context: CompileContext, plan: QuantPlan, statistics: StatisticsTable | None) -> CompileContext:

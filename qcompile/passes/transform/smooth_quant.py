@@ -35,7 +35,7 @@ from qcompile.compiler.statistics import StatisticsTable
 from qcompile.passes.transform.folding.apply import apply, largest
 from qcompile.passes.transform.folding.ranges import magnitudes, requests, scaled
 from qcompile.passes.transform.folding.rules.linear import channel_axis
-from qcompile.passes.transform.folding.search import find_sites
+from qcompile.passes.transform.folding.search import find_sites, insertable
 from qcompile.passes.transform.folding.site import Refusal, Site, Vector
 
 CANDIDATES = (0.3, 0.45, 0.6, 0.75)
@@ -71,7 +71,7 @@ class SmoothQuant(Pass):
 
     def statistics(self, model: ir.Model, context: CompileContext) -> Sequence[StatisticRequest]:
         sites, refused = find_sites(model)
-        return requests(model, [*sites, *_insertable(refused)])
+        return requests(model, [*sites, *insertable(refused)])
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         sites, refused = find_sites(model)
@@ -81,7 +81,7 @@ class SmoothQuant(Pass):
                 chosen[site] = Choice(self.alpha, smoothing(model, context.statistics, site, self.alpha))
                 apply(model, site, chosen[site].scales, self.name)
         else:
-            chosen = self.searched(model, context, [*sites, *_insertable(refused)])
+            chosen = self.searched(model, context, [*sites, *insertable(refused)])
             for site, choice in chosen.items():
                 apply(model, site, choice.scales, self.name)
         context.notice(_summary(sites, refused, chosen))
@@ -132,11 +132,6 @@ class Choice:
 
     alpha: float
     scales: Vector
-
-
-def _insertable(refused: Sequence[Refusal]) -> list[Site]:
-    """A Mul before a matrix costs little beside it; before a convolution it costs an image."""
-    return [r.explicit for r in refused if r.explicit.axes[r.value] == -1]
 
 
 def smoothing(

@@ -30,6 +30,17 @@ def magnitudes(table: StatisticsTable, site: Site) -> Vector:
     return result[:-1]
 
 
+def mean_magnitudes(table: StatisticsTable, site: Site) -> Vector:
+    """mean |x| over the channels of the site's inputs that belong to each scale; 0 where none was observed."""
+    total, channels = np.zeros(site.scales + 1), np.zeros(site.scales + 1)
+    for name, groups in site.inputs.items():
+        seen = table.channels_of(name, site.axes[name])
+        if seen is not None:
+            np.add.at(total, groups, seen.mean_magnitude)
+            np.add.at(channels, groups, 1)
+    return (total / np.maximum(channels, 1))[:-1]
+
+
 def scaled(table: StatisticsTable, site: Site, scales: Vector, made: Mapping[str, str]) -> StatisticsTable:
     """A copy of `table` as if `scales` were folded into `site`; `made` is what `apply` returned."""
     changed = dict.fromkeys([*site.values, *made])

@@ -10,7 +10,7 @@ what is left. Operators answer by themselves (rules/); an operator without a rul
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -63,6 +63,11 @@ def find_sites(model: ir.Model) -> tuple[list[Site], list[Refusal]]:
                 seen.add(value)
                 refused.append(Refusal(name_of(value), region.reason, _explicit(value)))
     return sites, refused
+
+
+def insertable(refused: Sequence[Refusal]) -> list[Site]:
+    """A Mul before a matrix costs little beside it; before a convolution it costs an image."""
+    return [r.explicit for r in refused if r.explicit.axes[r.value] == -1]
 
 
 def _explicit(value: ir.Value) -> Site:
