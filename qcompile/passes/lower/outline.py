@@ -2,6 +2,7 @@
 
     scales from calibration    QuantizeLinear(x, s) -> LinearW8A8{Bias}{Activation}(x_q, [s], w, w_scale, bias)
     scales of each row         QuantizeRows(x) -> LinearW8A8{Bias}{Activation}(x_q, x_scale, w, w_scale, bias)
+    weights alone, in blocks   LinearW4A16{Zero}{Bias}(x, w, w_scale, [w_zero], bias)
 
 and LinearE4M3 in the place of LinearW8A8 for FP8 codes. Where a kernel for the operator is registered, it runs;
 elsewhere the runtime inlines the function that the artifact has for it. The codes of a tensor are made once
@@ -19,13 +20,16 @@ import onnx_ir as ir
 
 from qcompile.compiler.codes import Codes
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.formats import INT4, UINT4
 from qcompile.compiler.graph import name_of
-from qcompile.compiler.operators import Operator, linear_e4m3, linear_w8a8, quantize_rows
+from qcompile.compiler.operators import Operator, linear_e4m3, linear_w4a16, linear_w8a8, quantize_rows
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.provenance import stamp
+from qcompile.compiler.specs import PerBlock
 from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.units import bias_add, planned_as
+from qcompile.passes.lower.packing import blocks_last
 from qcompile.passes.prepare.following_activation import following_activation
 
 
@@ -40,7 +44,8 @@ class Outline(Pass):
         codes = Codes.of(model, context, self.name)
         chosen = planned_as(Lowering.OPERATOR, model, context)
         for node, unit, _ in chosen:
-            _Layer(model, node, unit, codes).write()
+            kind = _BlockLayer if unit.form is Form.WEIGHTS else _Layer
+            kind(model, node, unit, codes).write()
         return bool(chosen)
 
 
@@ -54,11 +59,15 @@ class _Layer:
         self.weight = codes.context.plan.weights[str(unit.weight), unit.node]
         self.kind = self.weight.params.spec.format.dtype
 
+    def with_bias(self) -> tuple[list[ir.Node], ir.Value | None]:
+        """The product with the Add of its bias, and the bias."""
+        if self.unit.bias is None:
+            return [self.node], self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        add, bias = bias_add(self.node)
+        return [self.node, add], bias
+
     def write(self) -> None:
-        chain, bias = [self.node], self.node.inputs[2] if len(self.node.inputs) > 2 else None
-        if self.unit.bias is not None:
-            add, bias = bias_add(self.node)
-            chain.append(add)
+        chain, bias = self.with_bias()
         activation, absorbed = following_activation(chain[-1].outputs[0])
         chain += absorbed
         w, w_scale = self.rows_of_weight()
@@ -74,8 +83,10 @@ class _Layer:
             self.codes.constant(self.graph, f"{stored}_scale", w_scale),
             *([bias] if bias is not None else []),
         ]
-        made = self.call(operator, inputs, self.unit.lowered, chain)
-        made.outputs[0].shape = old.shape
+        self.replace(chain, self.call(operator, inputs, self.unit.lowered, chain))
+
+    def replace(self, chain: list[ir.Node], made: ir.Node) -> None:
+        made.outputs[0].shape = chain[-1].outputs[0].shape
         self.codes.replace(self.graph, self.node, chain, made)
 
     def rows_of_weight(self) -> tuple[np.ndarray, np.ndarray]:
@@ -105,8 +116,40 @@ class _Layer:
         operator = quantize_rows(dtype=x.dtype, codes=self.kind)
         return self.call(operator, [x], f"{name_of(x)}_rows", [self.node])
 
-    def call(self, operator: Operator, inputs: list[ir.Value], name: str, sources: list[ir.Node]) -> ir.Node:
+    def call(
+        self, operator: Operator, inputs: list[ir.Value], name: str, sources: list[ir.Node], **attributes: int
+    ) -> ir.Node:
         operator.declare(self.model)
-        made = operator.node(inputs, name=self.codes.unique(name))
+        made = operator.node(inputs, name=self.codes.unique(name), attributes=attributes)
         stamp(made, self.codes.made_by, sources)
         return made
+
+
+class _BlockLayer(_Layer):
+    """One with 4-bit weights in blocks, whose input stays as it is."""
+
+    def write(self) -> None:
+        chain, bias = self.with_bias()
+        params, x, old = self.weight.params, self.node.inputs[0], chain[-1].outputs[0]
+        grain = params.spec.granularity
+        assert isinstance(grain, PerBlock)
+        assert x is not None
+        assert old.dtype is not None
+        w, scale, zero = (blocks_last(a, params) for a in (self.weight.codes, params.scale, params.zero_point))
+        shifted = params.spec.format is UINT4 or bool(zero.any())
+        if shifted:
+            lifted = 0 if params.spec.format is UINT4 else -int(INT4.low)
+            w, zero = w.astype(np.int16) + lifted, zero + lifted
+        kind, stored = (UINT4 if shifted else INT4).dtype, self.codes.weight_name(self.unit)
+        bias = self.codes.row(self.graph, bias, len(w))
+        inputs = [
+            x,
+            self.codes.constant(self.graph, f"{stored}_quantized", w.astype(kind.numpy()), kind),
+            self.codes.constant(self.graph, f"{stored}_block_scale", scale.astype(np.float16)),
+        ]
+        if shifted:
+            inputs.append(self.codes.constant(self.graph, f"{stored}_zero_point", zero.astype(kind.numpy()), kind))
+        if bias is not None:
+            inputs.append(bias)
+        operator = linear_w4a16(zero=shifted, bias=bias is not None, dtype=old.dtype)
+        self.replace(chain, self.call(operator, inputs, self.unit.lowered, chain, block_size=grain.size))

@@ -58,7 +58,7 @@ def packed_blocks(weight: QuantizedWeight) -> PackedBlocks:
         shape=(rows.shape[0], depth),
         bits=fmt.bits,
         size=size,
-        codes=_packed(filled.reshape(len(rows), count, size), fmt.bits),
+        codes=packed_codes(filled.reshape(len(rows), count, size), fmt.bits),
         scale=np.ascontiguousarray(scale),
         zero_point=_stored(zero + lifted, fmt.bits),
     )
@@ -80,7 +80,7 @@ def _stored(zero: Array, bits: int) -> Array | None:
     """Zero points as a kernel reads them, None where they are what it assumes."""
     if (zero == 2 ** (bits - 1)).all():
         return None
-    return zero.astype(np.float32) if zero.dtype.kind == "f" else _packed(zero, bits)
+    return zero.astype(np.float32) if zero.dtype.kind == "f" else packed_codes(zero, bits)
 
 
 def _zero(params: QuantParams) -> Array:
@@ -109,7 +109,7 @@ def _of_blocks(values: Array, params: QuantParams, shape: tuple[int, ...], size:
     return np.repeat(blocks_last(values, params), max(grain.size // size, 1), axis=1)[:, :count]
 
 
-def _packed(codes: Array, bits: int) -> npt.NDArray[np.uint8]:
+def packed_codes(codes: Array, bits: int) -> npt.NDArray[np.uint8]:
     """Unsigned codes of the last axis behind one another in bytes, the low bits first; a last byte is filled with 0."""
     each = 8 // bits
     filled = np.pad(codes.astype(np.uint8), [*((0, 0),) * (codes.ndim - 1), (0, -codes.shape[-1] % each)])

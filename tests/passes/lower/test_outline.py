@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.formats import FORMATS, Scales
 from qcompile.compiler.operators import DOMAIN
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.printer import print_model
+from qcompile.compiler.specs import QuantSpec
 from qcompile.compiler.targets import target_named
+from qcompile.compiler.targets.table import Lowering
 from qcompile.errors import TargetError
 from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.passes.lower.outline import Outline
+from qcompile.passes.lower.precision import Precision
 from qcompile.passes.prepare.following_activation import following_activation
 from tests.golden import assert_golden
 from tests.passes.harness import model_of
 from tests.passes.int8 import Lowered, head, int8, normal
+from tests.passes.lower.weight_only import restored, weight_only
 
 CUDA = target_named("cuda")
 SAMPLES = [{"x": normal(2, 5, 16, seed=i)} for i in range(4)]
@@ -135,3 +142,23 @@ def test_the_activation_that_alone_reads_the_result(name: str) -> None:
         assert activation == name.split(" ")[0]
         assert set(absorbed) == set(model.graph) - {model.graph[0]}
         assert absorbed[-1].outputs[0] is model.graph.outputs[0]
+
+
+@pytest.mark.parametrize(("name", "symmetric"), [("int4", True), ("int4", False), ("uint4", False)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_weights_of_four_bits_in_blocks(name: str, symmetric: bool, dtype: Literal["float32", "float16"]) -> None:
+    text = head(21) + "g (float[6,64] x) => (float[6,16] y, float[6,16] z) "
+    text += "{ m = MatMul (x, w) y = Add (m, b) z = Gemm (x, w) }"
+    spec = QuantSpec(FORMATS[name], symmetric=symmetric, full_range=symmetric, scales=Scales.FLOAT16)
+    weights, sample = {"w": normal(64, 16) + 0.2, "b": normal(16)}, {"x": normal(6, 64)}
+    half_or_not = [Precision(dtype=dtype)]
+    result = weight_only(
+        text, weights, sample, spec, 32, Outline(), lowering=Lowering.OPERATOR, after=half_or_not, target=CUDA
+    )
+    zero, half = "" if symmetric else "Zero", "Fp16" if dtype == "float16" else ""
+    assert calls(result) == [f"LinearW4A16{zero}Bias{half}", f"LinearW4A16{zero}{half}"]
+    exact = sample["x"] @ restored(result)
+    close = 1e-4 if dtype == "float32" else 2e-2
+    np.testing.assert_allclose(result.plain["z"], exact, rtol=0, atol=close)
+    np.testing.assert_allclose(result.plain["y"], exact + weights["b"], rtol=0, atol=close)
+    assert [v.name for v in result.initializers().values() if v.dtype is FORMATS[name].dtype] or not symmetric

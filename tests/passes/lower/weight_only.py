@@ -69,10 +69,11 @@ def weight_only(
     lowering: Lowering | Mapping[str, Lowering],
     form: Form = Form.WEIGHTS,
     methods: Sequence[Pass] = (),
+    after: Sequence[Pass] = (),
     target: Target | None = None,
 ) -> Lowered:
-    """Compile with the weights rounded to nearest, then changed by `methods`, then written by `lowerings`."""
-    passes = [*placed(spec, block, lowering, form), *methods, *lowerings, LowerQdq()]
+    """Compile with the weights rounded to nearest, changed by `methods`, written by `lowerings`; `after` comes last."""
+    passes = [*placed(spec, block, lowering, form), *methods, *lowerings, LowerQdq(), *after]
     return int8(text, weights, [sample], passes=passes, target=target)
 
 

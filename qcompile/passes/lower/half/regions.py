@@ -25,6 +25,7 @@ _LAUNCH = 1 << 20
 """Bytes that a GPU moves in the time of one launch, to the order of magnitude."""
 
 _PRODUCT_GAIN = float(1 << 50)
+_HALF = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
 def activations(model: ir.Model) -> list[ir.Value]:
@@ -61,7 +62,9 @@ def half_nodes(
         reads = [name_of(v) for i in typed.inputs if (v := node.inputs[i]) is not None]
         writes = [name_of(node.outputs[i]) for i in typed.outputs]
         touched = [*(node.inputs[i] for i in typed.inputs), *(node.outputs[i] for i in typed.outputs)]
-        gain = _PRODUCT_GAIN if node.op_type in PRODUCTS else 2 * sum(map(elements, touched))
+        gain = _PRODUCT_GAIN if node.op_type in PRODUCTS else 2.0 * sum(map(elements, touched))
+        if node.op_type == "Cast" and {v.dtype for v in (*node.inputs, *node.outputs) if v} & _HALF:
+            gain = _cast(touched[0])  # between two half values it goes away
         operations.append(
             Operation(
                 name=str(node.name),
@@ -71,6 +74,11 @@ def half_nodes(
                 writes=tuple(writes),
             )
         )
-    costs = {name_of(v): 6 * elements(v) + _LAUNCH for v in values}
+    costs = {name_of(v): _cast(v) for v in values}
     forms = place(operations, {name: Conversion(cost, cost) for name, cost in costs.items()}, outside, kept_tensors)
     return {by_name[name] for name, form in forms.items() if form is not Form.FLOAT}
+
+
+def _cast(value: ir.Value | None) -> float:
+    """What a Cast of `value` costs."""
+    return 6 * elements(value) + _LAUNCH

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.compiler.graph import add_initializer, constant, is_constant, name_of
+from qcompile.compiler.graph import add_initializer, constant, is_constant, name_of, nodes
 from qcompile.compiler.operators.calls import forget_unused
 from qcompile.compiler.operators.definition import DOMAIN
 from qcompile.compiler.provenance import stamp
@@ -50,6 +50,7 @@ class Rewrite:
                     reader.replace_input_with(position, made)
         for node in half:
             self.retype(node)
+        self.remove_idle_casts()
         self.remove_unread()
         forget_unused(self.model)
 
@@ -109,6 +110,16 @@ class Rewrite:
         if variant is not None:
             node.op_type = variant.name
             variant.declare(self.model)
+
+    def remove_idle_casts(self) -> None:
+        """Casts to the type that a value has got meanwhile."""
+        for node in list(nodes(self.model)):
+            if node.op_type != "Cast" or node.inputs[0] is None or node.outputs[0].is_graph_output():
+                continue
+            if node.inputs[0].dtype is node.outputs[0].dtype is self.dtype:
+                node.outputs[0].replace_all_uses_with(node.inputs[0])
+                assert node.graph is not None
+                node.graph.remove(node, safe=True)
 
     def remove_unread(self) -> None:
         """Float constants that only half nodes read."""

@@ -23,6 +23,7 @@ from qcompile.passes.lower.half.ranges import HALF, origins, unfit_constant, unf
 
 PRODUCTS = {
     "Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "MatMulNBits",
+    "LinearW4A16", "LinearW4A16Bias", "LinearW4A16Zero", "LinearW4A16ZeroBias",
 }  # fmt: skip
 """Operators that tensor cores compute: half precision pays whatever the conversions around it cost."""
 
