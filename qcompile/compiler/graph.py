@@ -68,3 +68,12 @@ def add_initializer(
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def drop_unread_initializers(model: ir.Model) -> None:
+    """Take out the initializers that nothing reads, unless they are inputs or outputs too."""
+    for graph in graphs(model):
+        inputs = set(graph.inputs)
+        for name, value in list(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and value not in inputs:
+                del graph.initializers[name]

@@ -9,6 +9,7 @@ from itertools import groupby
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.graph import drop_unread_initializers
 from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
 from qcompile.compiler.provenance import stamp_originals
 from qcompile.compiler.report import PassRecord
@@ -74,6 +75,8 @@ def _run_pass(current: Pass, model: ir.Model, context: CompileContext) -> PassRe
     seconds = time.perf_counter() - start
     if modified:
         stamp_made(model, current)
+        if current.phase is Phase.LOWER:
+            drop_unread_initializers(model)
         faults = check_graph(model)
         if faults:
             raise PassError(

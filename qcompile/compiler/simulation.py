@@ -16,6 +16,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.graph import drop_unread_initializers
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import QuantPlan
 from qcompile.compiler.statistics import StatisticsTable
@@ -29,6 +30,7 @@ def quantized_copy(model: ir.Model, context: CompileContext, statistics: Statist
     """
     copy, apart = model.clone(), _apart(context, QuantPlan(), statistics)
     _run(copy, apart, context, lambda p: p.phase in (Phase.QUANTIZE, Phase.LOWER))
+    drop_unread_initializers(copy)
     return copy
 
 
@@ -40,6 +42,7 @@ def lowered_copy(model: ir.Model, context: CompileContext, plan: QuantPlan | Non
     """
     copy, apart = model.clone(), _apart(context, plan or context.plan, None)
     _run(copy, apart, context, lambda p: p.phase is Phase.LOWER)
+    drop_unread_initializers(copy)
     return copy
 
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.graph import add_initializer
 from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.provenance import PASS, SOURCE
@@ -195,3 +196,22 @@ def test_a_model_that_does_not_run_is_a_notice() -> None:
     on.held_out = [{"x": np.zeros((1, 4), np.float32)}]
     run_pipeline([Scale(factor=1.5)], small(), on)
     assert "was not checked" in on.notices[0]
+
+
+class Lower(Wish):
+    """Reads a copy of the weight in the weight's place."""
+
+    phase: ClassVar[Phase] = Phase.LOWER
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        add_initializer(model.graph, "w_codes", np.ones(3, np.float32))
+        next(iter(model.graph)).replace_input_with(1, model.graph.initializers["w_codes"])
+        return True
+
+
+def test_what_a_lowering_no_longer_reads_goes_away() -> None:
+    """Not only behind Q/DQ: a recipe of 4-bit weights must not carry the float ones along."""
+    model = model_of("""<ir_version: 9, opset_import: ["": 17]>
+        g (float[3] x) => (float[3] y) <float[3] w = {1, 2, 3}> { y = Mul(x, w) }""")
+    run_pipeline([Lower()], model, context())
+    assert list(model.graph.initializers) == ["w_codes"]

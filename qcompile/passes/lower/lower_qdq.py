@@ -25,7 +25,7 @@ from qcompile.compiler.units import planned_as
 
 
 class LowerQdq(Pass):
-    """Write the remaining units in Q/DQ form; the float initializers they no longer need go away."""
+    """Write the remaining units in Q/DQ form."""
 
     name: ClassVar[str] = "lower-qdq"
     phase: ClassVar[Phase] = Phase.LOWER
@@ -41,7 +41,7 @@ class LowerQdq(Pass):
                 _requantize_output(node, unit, codes)
         for node, unit, _ in chosen:
             _dequantize_inputs(node, unit, codes)
-        _drop_unused(model)
+        _drop_unread(model)
         return bool(context.plan.units)
 
 
@@ -120,15 +120,10 @@ def _integer_bias(node: ir.Node, unit: Unit, position: int, codes: Codes) -> Non
     node.replace_input_with(position, made.outputs[0])
 
 
-def _drop_unused(model: ir.Model) -> None:
-    """Conversions that nobody reads (the runtime would run them all the same), then initializers."""
+def _drop_unread(model: ir.Model) -> None:
+    """Take out conversions that nobody reads: the runtime would run them all the same."""
     for graph in graphs(model):
         for node in reversed(graph):
             unread = not any(v.uses() or v.is_graph_output() for v in node.outputs)
             if node.op_type == "DequantizeLinear" and unread:
                 graph.remove(node, safe=True)
-    for graph in graphs(model):
-        inputs = set(graph.inputs)
-        for name, value in list(graph.initializers.items()):
-            if not value.uses() and not value.is_graph_output() and value not in inputs:
-                del graph.initializers[name]
