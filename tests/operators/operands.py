@@ -11,7 +11,7 @@ from qcompile.compiler.operators import Operator
 from qcompile.compiler.operators.definition import Operand
 
 Array = np.ndarray[Any, Any]
-CONSTANTS = frozenset({"w", "w_scale", "w_zero", "bias", "gamma", "beta", "y_scale"})
+CONSTANTS = frozenset({"w", "w_scale", "w_zero", "bias", "gamma", "beta", "y_scale", "keep", "columns", "w_columns"})
 """Operands that are initializers in a compiled model."""
 
 
@@ -33,13 +33,17 @@ def operands(
 ) -> dict[str, Array]:
     """Every input of `operator` by name; with `static` the activations have one scale."""
     rng = np.random.default_rng([seed, *leading, n, k])
-    sizes = {"...": leading, "N": (n,), "K": (k,), "K/B": (k // block,), "1": (1,)}
+    sizes = {"...": leading, "N": (n,), "K": (k,), "K/B": (k // block,), "1": (1,), "C": (min(k - 1, 3),)}
     found = {}
     for operand in operator.inputs:
         shape = tuple(d for letter in operand.shape for d in sizes[letter])
         found[operand.name] = _values(operand, (1,) if static and operand.or_one else shape, k, rng)
     if operator.name.startswith("Linear24"):
         found["w"] = pruned(found["w"])
+    if "columns" in found:
+        found["columns"] = np.sort(rng.permutation(k)[: sizes["C"][0]]).astype(np.int64)
+        found["keep"] = np.where(np.isin(np.arange(k), found["columns"]), np.float32(0), np.float32(1))
+        found["x"] = (found["x"] * (1 + 50 * (1 - found["keep"]))).astype(found["x"].dtype)
     return found
 
 

@@ -93,6 +93,8 @@ def _product(
     operands: Mapping[str, Array], attributes: Mapping[str, int | float], accumulation: float
 ) -> tuple[Array, Array]:
     """x w^T with all scales, before the bias, and the error it may have."""
+    if "columns" in operands:
+        return _with_outliers(operands)
     if "x" in operands:
         x, w = operands["x"].astype(np.float64), operands["w"].astype(np.float64)
         if "w_scale" in operands:
@@ -110,6 +112,17 @@ def _product(
     x, w = x.astype(np.float64), w.astype(np.float64)
     magnitude = (np.abs(x) @ np.abs(w).T) * scales
     return (x @ w.T) * scales, (x.shape[-1] * accumulation + 3 * UNIT) * magnitude
+
+
+def _with_outliers(operands: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Codes of the rows without the outlier columns, and these as they are."""
+    x, exact = operands["x"].astype(np.float32), operands["w_columns"].astype(np.float64)
+    rows = _quantize_rows(x * operands["keep"], np.dtype(np.int8))
+    codes = {"x_q": np.rint(rows["x_q"].value).astype(np.int8), "x_scale": rows["x_scale"].value}
+    y, slack = _product({**codes, "w": operands["w"], "w_scale": operands["w_scale"]}, {}, UNIT)
+    taken = x[..., operands["columns"]].astype(np.float64)
+    outliers, magnitude = taken @ exact, np.abs(taken) @ np.abs(exact)
+    return y + outliers, slack + (len(exact) + 1) * UNIT * magnitude + UNIT * np.abs(y + outliers)
 
 
 def _activation(name: str, y: Array, slack: Array) -> tuple[Array, Array]:

@@ -21,6 +21,7 @@ _TYPES = {
     "tensor(float)": ir.DataType.FLOAT,
     "tensor(float16)": ir.DataType.FLOAT16,
     "tensor(bfloat16)": ir.DataType.BFLOAT16,
+    "tensor(int64)": ir.DataType.INT64,
     "tensor(int8)": ir.DataType.INT8,
     "tensor(float8e4m3fn)": ir.DataType.FLOAT8E4M3FN,
 }

@@ -12,6 +12,7 @@ from tests.operators.reference import Expected, expected
 
 OPERATORS = catalogue()
 LINEAR = ["LinearW8A8Bias", "LinearE4M3BiasGelu", "LinearW4A16ZeroBias", "Linear24BiasFp16", "LinearW8A8BiasRequant"]
+LINEAR += ["LinearOutliersW8A8Bias"]
 
 
 def nearest(result: Expected) -> np.ndarray:

@@ -23,6 +23,8 @@ def form_of(node: ir.Node) -> Form:
     """How a call of a linear layer computes: its name says it, and where the scales of its codes come from."""
     if "W4A16" in node.op_type:
         return Form.WEIGHTS
+    if "Outliers" in node.op_type:
+        return Form.DYNAMIC
     if "W8A8" not in node.op_type and "E4M3" not in node.op_type:
         return Form.FLOAT
     if node.op_type.endswith("Requant"):

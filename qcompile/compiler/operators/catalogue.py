@@ -11,6 +11,7 @@ from qcompile.compiler.operators.definition import FLOAT_TYPES, Operator
 from qcompile.compiler.operators.linear import ACTIVATIONS
 from qcompile.compiler.operators.linear24 import TYPES, linear24, linear24_e4m3, linear24_w8a8
 from qcompile.compiler.operators.linear_e4m3 import linear_e4m3
+from qcompile.compiler.operators.linear_outliers import linear_outliers
 from qcompile.compiler.operators.linear_w4a16 import linear_w4a16
 from qcompile.compiler.operators.linear_w8a8 import linear_w8a8
 from qcompile.compiler.operators.norm_quant import NORMS, norm_quant
@@ -45,6 +46,7 @@ FAMILIES = (
     Family(norm_quant, {"norm": NORMS, "add": _BOOL, "dtype": tuple(FLOAT_TYPES), "codes": tuple(CODES)}),
     Family(linear_w8a8, _LINEAR | {"requant": _BOOL}),
     Family(linear_e4m3, _LINEAR),
+    Family(linear_outliers, _LINEAR),
     Family(linear_w4a16, {"zero": _BOOL, "bias": _BOOL, "dtype": tuple(FLOAT_TYPES)}),
     Family(linear24, _LINEAR | {"dtype": TYPES}),
     Family(linear24_w8a8, _LINEAR | {"requant": _BOOL}),

@@ -9,7 +9,8 @@ fixed. X: float32 [..., K]; W: float32 [K, N]; X_O: [..., |O|]; W_O: [|O|, N]. L
 share its two parts. Source: Dettmers et al., "LLM.int8()", 2022 (arXiv:2208.07339), which finds O anew
 in every run; section 3.2.
 
-Errors: none of its own. A layer all of whose columns are outliers stays float as a whole.
+Errors: none of its own. A layer more than half of whose columns hold outliers stays float as a whole: two
+products would take longer than one.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from qcompile.passes.prepare.untie import set_constant
 
 Columns = npt.NDArray[np.int64]
 _COLUMNS = Channels(-1)
+_NAMED = 4
 
 
 class SplitOutliers(Pass):
@@ -51,28 +53,31 @@ class SplitOutliers(Pass):
         return [StatisticRequest(name_of(_input(layer)), _COLUMNS) for layer in _layers(model, context)]
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
-        splitter, found = _Splitter(model, context, self.name), dict[str, str]()
-        layers = _layers(model, context)
+        splitter, layers = _Splitter(model, context, self.name), _layers(model, context)
+        found: dict[str, tuple[int, int]] = {}
         for layer in layers:
             seen = context.statistics.channels_of(name_of(_input(layer)), -1)
             if seen is None:
                 continue
             largest = np.maximum(np.abs(seen.low), np.abs(seen.high))
             columns = np.flatnonzero(largest >= self.threshold).astype(np.int64)
-            if columns.size == largest.size:
-                splitter.keep_float(
-                    layer.node, f"every column of its input holds outliers of {self.threshold:g} and more"
-                )
-            elif columns.size:
+            if not columns.size:
+                continue
+            found[str(layer.node.name)] = columns.size, largest.size
+            if 2 * columns.size > largest.size:
+                splitter.keep_float(layer.node, columns.size, largest.size)
+            else:
                 splitter.split(layer, columns, largest.size)
-            if columns.size:
-                found[str(layer.node.name)] = f"{columns.size} of {largest.size}"
-        listed = ", ".join(f"{name} {columns}" for name, columns in found.items())
-        context.notice(
-            f"outlier columns (|x| >= {self.threshold:g}) in {len(found)} of {len(layers)} linear layers"
-            + (f": {listed}" if listed else "")
-        )
+        context.notice(_summary(found, len(layers), self.threshold))
         return bool(splitter.parts)
+
+
+def _summary(found: dict[str, tuple[int, int]], layers: int, threshold: float) -> str:
+    """How many layers read outliers, and which the most; the report has the number of each layer as its reason."""
+    most = sorted(found.items(), key=lambda item: item[1][0] / item[1][1], reverse=True)
+    named = ", ".join(f"{name} {columns} of {size}" for name, (columns, size) in most[:_NAMED])
+    text = f"outlier columns (|x| >= {threshold:g}) in {len(found)} of {layers} linear layers"
+    return text + (f", the most in {named}" if named else "")
 
 
 def _layers(model: ir.Model, context: CompileContext) -> list[Candidate]:
@@ -115,7 +120,7 @@ class _Splitter:
         weight = add_initializer(graph, self.names.fresh(f"{node.name}_outlier_weight"), np.ascontiguousarray(taken))
         result = last.outputs[0]
         exact = self.node("MatMul", [outliers, weight], f"{node.name}_outliers", result, [node])
-        self.keep_float(exact, "it multiplies outlier columns")
+        self.keep_float(exact, columns.size, size)
         graph.insert_before(node, exact)
         total = self.node("Add", [result, exact.outputs[0]], f"{node.name}_total", result, [node])
         result.replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
@@ -142,8 +147,9 @@ class _Splitter:
             self.parts[graph, x] = rest.outputs[0], taken.outputs[0]
         return self.parts[graph, x]
 
-    def keep_float(self, node: ir.Node, reason: str) -> None:
+    def keep_float(self, node: ir.Node, columns: int, size: int) -> None:
         self.context.plan.pinned.add(str(node.name))
+        reason = f"{columns} of {size} columns of the layer's input hold outliers"
         self.context.plan.kept_float[str(node.name)] = reason
 
     def node(

@@ -19,7 +19,7 @@ OPERATORS = catalogue()
 ONE_OF_EACH = [
     "QuantizeRowsE4M3Fp16", "AddLayerNormQuantBf16", "AddRMSNormQuantE4M3", "LinearW8A8BiasGeluRequant",
     "LinearE4M3BiasSiluFp16", "LinearW4A16ZeroBiasFp16", "LinearW4A16", "Linear24BiasReluBf16",
-    "Linear24W8A8SiluFp16",
+    "Linear24W8A8SiluFp16", "LinearOutliersW8A8BiasRelu",
 ]  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_a_model_holds_each_body_once() -> None:
 def test_names_say_everything_and_differ() -> None:
     """A custom operator cannot infer its types, so two operators with different types need different names."""
     assert all(name == operator.name for name, operator in OPERATORS.items())
-    assert len(OPERATORS) == 170
+    assert len(OPERATORS) == 194
     assert {"LinearW8A8", "LinearE4M3BiasGeluBf16", "Linear24W8A8BiasReluRequant", "AddRMSNormQuantE4M3Fp16"} <= {
         *OPERATORS
     }

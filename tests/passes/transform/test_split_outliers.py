@@ -72,6 +72,14 @@ def test_the_function_stays(text: str) -> None:
     assert_close(outputs(model_of(text, LAYERS[text]), {"x": x}), outputs(model, {"x": x}))
     assert "in 1 of 1 linear layers" in on.notices[-1]
     assert "2 of 8" in on.notices[-1]
+    assert ["2 of 8 columns" in reason for reason in on.plan.kept_float.values()] == [True]
+
+
+def test_a_layer_that_is_mostly_outliers_stays_whole() -> None:
+    for outliers, whole in ((range(4), False), (range(5), True)):
+        model, on = split(MATMUL, LAYERS[MATMUL], with_outliers(normal(5, 8), *outliers))
+        assert ([n.op_type for n in model.graph] == ["MatMul", "Add"]) is whole
+        assert f"{len(outliers)} of 8 columns" in next(iter(on.plan.kept_float.values()))
 
 
 def test_golden() -> None:
@@ -134,11 +142,11 @@ def test_a_decoder_with_massive_activations_keeps_its_answers(massive: list[dict
 
 
 def test_what_multiplies_outliers_is_never_placed(massive: list[dict[str, Any]]) -> None:
-    for target in ("cpu", "cuda"):
-        done = decoder(massive, target=target)
-        exact = {n.name for n in done.model.graph if n.op_type == "MatMul" and str(n.name).endswith("_outliers")}
-        assert exact
-        assert exact <= done.plan.kept_float.keys()
+    done = compiled(ir.to_proto(llama()), massive, recipe=RECIPE)
+    exact = {n.name for n in done.model.graph if n.op_type == "MatMul" and str(n.name).endswith("_outliers")}
+    assert exact
+    assert exact <= done.plan.kept_float.keys()
+    assert "MatMulNBits" in done.kernels()
 
 
 @settings(max_examples=15, deadline=None)

@@ -21,8 +21,8 @@ from qcompile.compiler.operators import Operator
 from tests.gpu.memory import NumpyMemory
 from tests.operators.reference import Array
 
-FAMILIES = ("linear_w4a16", "norm_quant", "quantize_rows")
-"""Kernels that need no library of NVIDIA's."""
+FAMILIES = ("linear_outliers", "linear_w4a16", "norm_quant", "quantize_rows")
+"""Kernels that need no library of NVIDIA's, but for one product of codes, which the CPU kernel stands in for."""
 
 _EMULATOR = Path(__file__).parent / "emulator"
 _TYPES = {ir.DataType.FLOAT: 0, ir.DataType.FLOAT16: 1, ir.DataType.BFLOAT16: 2}
@@ -36,6 +36,7 @@ def build(folder: Path) -> Kernels:
     shutil.copytree(Path(qcompile.runtime.ops.__path__[0]) / "native", native)
     shutil.copy(_EMULATOR / "ptx.cuh", native / "cuda")
     sources = [path for family in FAMILIES for path in sorted(native.glob(f"cuda/{family}*.cu"))]
+    sources.append(native / "cpu" / "linear.cc")
     library = folder / "kernels.so"
     command = [
         *("g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"),
@@ -95,6 +96,12 @@ class Kernels:
             name = "linear_w4a16"
             sizes = [ctypes.c_int64(value) for value in (len(inputs["w"]), k, int(attributes["block_size"]))]
             arguments = [m, *sizes, *at("x", "w", "w_scale", "w_zero", "bias"), dtype, *at("y")]
+        elif operator.name.startswith("LinearOutliers"):
+            name = "linear_outliers"
+            sizes = [ctypes.c_int64(value) for value in (len(inputs["w"]), k, len(inputs["columns"]))]
+            activation = next((i for i, a in enumerate(("Relu", "Gelu", "Silu"), 1) if a in operator.name), 0)
+            operands = at("x", "keep", "columns", "w_columns", "w", "w_scale", "bias")
+            arguments = [m, *sizes, *operands, ctypes.c_int(activation), dtype, *at("y")]
         elif "NormQuant" in operator.name:
             name = "norm_quant"
             kind = [ctypes.c_float(attributes["epsilon"]), ctypes.c_bool("RMS" in operator.name), dtype, codes]

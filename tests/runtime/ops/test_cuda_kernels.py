@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qcompile.compiler.operators import Operator, linear_w4a16, norm_quant, quantize_rows
+from qcompile.compiler.operators import Operator, linear_outliers, linear_w4a16, norm_quant, quantize_rows
+from qcompile.compiler.operators.linear import Activation
 from qcompile.compiler.operators.norm_quant import Norm
 from tests.gpu.machine import Machine
 from tests.operators.operands import attributes_of, operands
@@ -120,6 +121,30 @@ def test_w4a16_for_many_rows(
 @pytest.mark.parametrize(("m", "n", "k", "block"), [(1, 4, 32, 32), (6, 7, 2208, 32), (17, 9, 512, 128)])
 def test_w4a16_in_float32(kernels: Kernels, zero: bool, m: int, n: int, k: int, block: int) -> None:
     check(kernels, linear_w4a16(zero=zero, bias=n % 2 == 0, dtype=FLOATS["f32"]), m, n, k, block)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 8, 16), (9, 136, 64), (17, 24, 1040), (8, 128, 2)])
+def test_outliers(kernels: Kernels, dtype: str, activation: Activation, m: int, n: int, k: int) -> None:
+    """Rows and columns of a block that are not all there; a warp and more to a row."""
+    check(kernels, linear_outliers(bias=n > 8, activation=activation, dtype=FLOATS[dtype]), m, n, k)
+
+
+@pytest.mark.parametrize("outliers", [0, 1, 32, 75])
+def test_any_number_of_outliers(kernels: Kernels, outliers: int) -> None:
+    operator, k = linear_outliers(), 96
+    inputs = operands(operator, (10,), 40, k) | {"columns": np.arange(outliers)}
+    inputs["keep"] = (np.arange(k) >= outliers).astype(np.float32)
+    inputs["w_columns"] = np.random.default_rng(0).standard_normal((outliers, 40)).astype(np.float32)
+    expected(operator, inputs, {})["y"].check(kernels.run(operator, inputs, {})["y"])
+
+
+def test_what_is_no_column_is_nan(kernels: Kernels) -> None:
+    for number in (-1, 16, 2**40):
+        inputs = operands(linear_outliers(), (3,), 8, 16)
+        inputs["columns"][1] = number
+        assert np.isnan(kernels.run(linear_outliers(), inputs, {})["y"]).all()
 
 
 def test_a_block_that_no_kernel_has_is_refused(kernels: Kernels) -> None:

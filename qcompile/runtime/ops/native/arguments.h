@@ -72,6 +72,23 @@ struct QuantizeRowsArguments {
   Code code;
   void* x_q;
   float* x_scale;
+  const float* keep = nullptr;  // k factors of x, or null
+};
+
+// LinearOutliersW8A8: x_q, x_scale = QuantizeRows(x * keep), then
+// y = activation(x_q w^T * x_scale * w_scale + bias + x[columns] w_columns). The sums of floats are float32.
+struct OutlierLinearArguments {
+  int64_t m, n, k, outliers;
+  const void* x;           // type[m, k]
+  const float* keep;       // k: 0 for an outlier column, else 1
+  const int64_t* columns;  // outliers; a number that is no column reads as NaN
+  const void* w_columns;   // type[outliers, n]
+  const void* w;           // int8[n, k]
+  const float* w_scale;    // n
+  const float* bias;       // n, or null
+  Activation activation;
+  Type type;               // of x, w_columns and y
+  void* y;
 };
 
 // sum = x + skip, rounded to `type`; y = norm(sum) over the last axis, in float32; x_q, x_scale as QuantizeRows of y.

@@ -34,6 +34,7 @@ constexpr Functions<QuantizeRowsArguments> kQuantizeRows = QCOMPILE_FUNCTIONS(Qu
 constexpr Functions<NormQuantArguments> kNormQuant = QCOMPILE_FUNCTIONS(NormQuant);
 constexpr Functions<LinearArguments> kLinearW8A8 = QCOMPILE_FUNCTIONS(LinearW8A8);
 constexpr Functions<LinearArguments> kLinearE4M3 = QCOMPILE_FUNCTIONS(LinearE4M3);
+constexpr Functions<OutlierLinearArguments> kLinearOutliersW8A8 = QCOMPILE_FUNCTIONS(LinearOutliersW8A8);
 constexpr Functions<BlockLinearArguments> kLinearW4A16 = QCOMPILE_FUNCTIONS(LinearW4A16);
 constexpr Functions<SparseLinearArguments> kLinear24 = QCOMPILE_FUNCTIONS(Linear24);
 
@@ -156,6 +157,28 @@ LinearArguments Linear(const Call& call, bool codes) {
   return args;
 }
 
+void LinearOutliersW8A8(const Call& call, const Launcher& launch) {
+  const Tensor x = call.Rows("x");
+  const Tensor w = Weight(call, x.last());
+  const Tensor columns = call.Of("columns", {kAny});
+  OutlierLinearArguments args{};
+  args.m = x.rows();
+  args.n = w.shape[0];
+  args.k = x.last();
+  args.outliers = columns.shape[0];
+  args.x = x.data;
+  args.keep = call.Of("keep", {args.k}).as<float>();
+  args.columns = columns.as<int64_t>();
+  args.w_columns = call.Of("w_columns", {args.outliers, args.n}).data;
+  args.w = w.data;
+  args.w_scale = call.Of("w_scale", {args.n}).as<float>();
+  args.bias = call.Of("bias", {args.n}).as<float>();
+  args.activation = call.op.activation;
+  args.type = call.op.type;
+  args.y = call.Result("y", x, args.n);
+  if (args.m > 0) launch(kLinearOutliersW8A8, args);
+}
+
 void LinearW4A16(const Call& call, const Launcher& launch, int64_t block) {
   const Tensor x = call.Rows("x");
   if (x.last() % block != 0) {
@@ -247,6 +270,7 @@ void Kernel::Run(OrtKernelContext* context) const {
   switch (op_.family) {
     case Family::quantize_rows: return QuantizeRows(call, launch);
     case Family::norm_quant: return NormQuant(call, launch, epsilon_);
+    case Family::linear_outliers: return LinearOutliersW8A8(call, launch);
     case Family::linear_w4a16: return LinearW4A16(call, launch, block_);
     case Family::linear_w8a8:
     case Family::linear_e4m3: {

@@ -8,6 +8,7 @@ namespace {
 constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 constexpr auto kHalf = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 constexpr auto kInt8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+constexpr auto kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 constexpr auto kInt4 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT4;
 constexpr auto kUint4 = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT4;
 constexpr auto kE4M3 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT8E4M3FN;
@@ -100,6 +101,25 @@ void AddLinear(std::vector<Operator>& all, const char* stem, Family family, Oper
   }
 }
 
+void AddLinearOutliers(std::vector<Operator>& all) {
+  for (const auto& bias : kBiases) {
+    for (const auto& activation : kActivations) {
+      for (const auto& type : kTypes) {
+        const auto element = Element(type.meaning);
+        const auto name = std::string("LinearOutliersW8A8") + bias.text + activation.text + type.text;
+        Operator op{name, Family::linear_outliers, {}, {}};
+        op.inputs = {{"x", element}, {"keep", kFloat}, {"columns", kInt64}, {"w_columns", element}};
+        op.inputs.insert(op.inputs.end(), {{"w", kInt8}, {"w_scale", kFloat}});
+        if (bias.meaning) op.inputs.push_back({"bias", kFloat});
+        op.outputs = {{"y", element, Last::rows_of_w}};
+        op.activation = activation.meaning;
+        op.type = type.meaning;
+        all.push_back(std::move(op));
+      }
+    }
+  }
+}
+
 void AddLinearW4A16(std::vector<Operator>& all) {
   for (const auto& zero : kZeros) {
     for (const auto& bias : kBiases) {
@@ -158,6 +178,7 @@ const std::vector<Operator>& Catalogue() {
     AddNormQuant(made);
     AddLinear(made, "LinearW8A8", Family::linear_w8a8, Operands::int8, true);
     AddLinear(made, "LinearE4M3", Family::linear_e4m3, Operands::e4m3, false);
+    AddLinearOutliers(made);
     AddLinearW4A16(made);
     AddLinear24(made);
     AddLinear(made, "Linear24W8A8", Family::linear_24, Operands::int8, true);

@@ -11,7 +11,7 @@
 
 namespace qcompile {
 
-enum class Family { quantize_rows, norm_quant, linear_w8a8, linear_e4m3, linear_w4a16, linear_24 };
+enum class Family { quantize_rows, norm_quant, linear_w8a8, linear_e4m3, linear_outliers, linear_w4a16, linear_24 };
 
 struct Input {
   const char* name;

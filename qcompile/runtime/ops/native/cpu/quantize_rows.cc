@@ -8,7 +8,10 @@ namespace qcompile::cpu {
 void QuantizeRows(const QuantizeRowsArguments& args) {
   std::vector<float> row(args.k);
   for (int64_t m = 0; m < args.m; ++m) {
-    for (int64_t i = 0; i < args.k; ++i) row[i] = Load(args.x, args.type, m * args.k + i);
+    for (int64_t i = 0; i < args.k; ++i) {
+      row[i] = Load(args.x, args.type, m * args.k + i);
+      if (args.keep != nullptr) row[i] *= args.keep[i];
+    }
     args.x_scale[m] = QuantizeRow(row.data(), args.k, args.code, static_cast<int8_t*>(args.x_q) + m * args.k);
   }
 }

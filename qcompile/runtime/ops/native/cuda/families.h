@@ -25,6 +25,9 @@ const char* LinearW8A8(const LinearArguments&, void* workspace, cudaStream_t);
 size_t LinearE4M3_workspace(const LinearArguments&);
 const char* LinearE4M3(const LinearArguments&, void* workspace, cudaStream_t);
 
+size_t LinearOutliersW8A8_workspace(const OutlierLinearArguments&);
+const char* LinearOutliersW8A8(const OutlierLinearArguments&, void* workspace, cudaStream_t);
+
 size_t LinearW4A16_workspace(const BlockLinearArguments&);
 const char* LinearW4A16(const BlockLinearArguments&, void* workspace, cudaStream_t);
 

@@ -14,6 +14,7 @@
 #include <memory>
 #include <string>
 
+#include "activation.cuh"
 #include "families.h"
 #include "sparse_weight.cuh"
 
@@ -44,15 +45,6 @@ __device__ Y stored(float value, float) {
 template <>
 __device__ int8_t stored<int8_t>(float value, float y_scale) {
   return static_cast<int8_t>(max(-128, min(127, __float2int_rn(__fdiv_rn(value, y_scale)))));
-}
-
-__device__ float activate(float value, Activation activation) {
-  switch (activation) {
-    case Activation::relu: return value > 0 || value != value ? value : 0.0f;  // a NaN stays one
-    case Activation::gelu: return 0.5f * value * (1.0f + erff(value * 0.70710678118654752f));
-    case Activation::silu: return value / (1.0f + expf(-value));
-    default: return value;
-  }
 }
 
 // y from the sums of the m * n results, four neighbours a thread; n is a multiple of 4. y may be sums.
