@@ -33,7 +33,7 @@ def operands(
 ) -> dict[str, Array]:
     """Every input of `operator` by name; with `static` the activations have one scale."""
     rng = np.random.default_rng([seed, *leading, n, k])
-    sizes = {"...": leading, "N": (n,), "K": (k,), "K/B": (k // block,), "1": (1,), "C": (min(k - 1, 3),)}
+    sizes = {"...": leading, "N": (n,), "K": (k,), "K/B": (k // block,), "1": (1,), "C": (min(k, 3),)}
     found = {}
     for operand in operator.inputs:
         shape = tuple(d for letter in operand.shape for d in sizes[letter])

@@ -36,6 +36,7 @@ _SHOWN = {
     "norm_quant": ("Norm and quantization", ["AddLayerNormQuantFp16", "RMSNormQuant"]),
     "linear_w8a8": ("Linear layer, int8", ["LinearW8A8BiasGeluFp16", "LinearW8A8BiasReluRequant"]),
     "linear_e4m3": ("Linear layer, FP8", ["LinearE4M3BiasSiluFp16"]),
+    "linear_outliers": ("Linear layer, int8 with outlier columns", ["LinearOutliersW8A8BiasSiluFp16"]),
     "linear_w4a16": ("Linear layer, 4-bit weights", ["LinearW4A16ZeroBiasFp16"]),
     "linear24": ("Linear layer, 2:4 sparse", ["Linear24BiasReluFp16"]),
 }
