@@ -28,6 +28,7 @@ docs: .venv/installed-dev
 bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.recipes
+	$(BIN)/python -m benchmarks.language --accuracy --speed --compiling
 	$(BIN)/python -m benchmarks.compile
 	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.tables

@@ -37,7 +37,7 @@ def made(model: ZooModel, variant: Variant, samples: Path, fresh: bool = False) 
         if known["key"] == key and ("error" in known or file.is_file()):
             return known
     record.unlink(missing_ok=True)
-    known = {"key": key} | _in_process("make", model.name, variant.name, str(samples), str(file))
+    known = {"key": key} | in_process("benchmarks.cell", "make", model.name, variant.name, str(samples), str(file))
     if "error" not in known:
         known |= {"file": str(file), "artifact": digest_of(file), "bytes": file.stat().st_size}
     record.write_text(json.dumps(known), encoding="utf-8")
@@ -46,7 +46,7 @@ def made(model: ZooModel, variant: Variant, samples: Path, fresh: bool = False) 
 
 def judged(model: ZooModel, variant: Variant, file: str) -> dict[str, Any]:
     """{"metric", "details"} of a file, or {"error"}."""
-    return _in_process("judge", model.name, variant.name, file)
+    return in_process("benchmarks.cell", "judge", model.name, variant.name, file)
 
 
 def write_samples(model: ZooModel, parent: Path) -> Path:
@@ -70,8 +70,9 @@ def _digest(texts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def _in_process(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.cell", *arguments]
+def in_process(module: str, *arguments: str) -> dict[str, Any]:
+    """What `python -m module arguments` prints as the last line, JSON; {"error"} where it fails."""
+    command = [sys.executable, "-m", module, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT)
     except subprocess.TimeoutExpired:

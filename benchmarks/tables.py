@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.language_tables import language, language_compiling, language_speed
 from benchmarks.record import RESULTS, table
 from tests.zoo import ALL_MODELS
 
@@ -154,7 +155,11 @@ def calibrating() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    f.__name__: f for f in (accuracy, details, speed, size, seconds, failures, data, headline, compiling, calibrating)
+    f.__name__: f
+    for f in (
+        *(accuracy, details, speed, size, seconds, failures, data, headline, compiling, calibrating),
+        *(language, language_speed, language_compiling),
+    )
 }
 
 

@@ -30,6 +30,11 @@ from tests.zoo.model import Sample
 
 FLOAT = "float"
 _NEED_NO_SAMPLES = ("int8-dynamic", "int8-zero-shot", "fp8-dynamic")
+OF_LANGUAGE = (
+    *("int4-rtn", "int4-gptq", "int4-awq", "int4-accurate", "int8-weight-only", "nf4", "nvfp4", "fp8-weight-only"),
+    *("llm-int8", "kv-int8"),
+)
+"""Recipes for language models, which benchmarks.language measures."""
 TARGETS = {"fp8-static": "tensorrt", "fp8-dynamic": "cuda"}
 """Recipes that are not for the target `cpu`; their files run on the CPU provider all the same, only not faster."""
 
@@ -64,7 +69,7 @@ def variants() -> dict[str, Variant]:
         found.append(Variant(name, "ORT", make, partial(_ort_stamp, make)))
     for peer in PEERS.values():
         found += [_peer(peer, title) for title in peer.presets]
-    found += [_recipe(name) for name in recipe_names()]
+    found += [_recipe(name) for name in recipe_names() if name not in OF_LANGUAGE]
     return {variant.name: variant for variant in found}
 
 
@@ -150,7 +155,7 @@ def _peer(peer: Peer, title: str) -> Variant:
 
 def _ort_stamp(make: Callable[..., float]) -> str:
     sources = (make, _ort_static, quantize_static, preprocess)
-    return version("onnx") + _runtime_version() + "".join(inspect.getsource(s) for s in sources)
+    return version("onnx") + runtime_version() + "".join(inspect.getsource(s) for s in sources)
 
 
 def _recipe(name: str) -> Variant:
@@ -170,23 +175,23 @@ def _recipe(name: str) -> Variant:
         return time.perf_counter() - start
 
     entries = session_entries(target_named(target).providers[0])
-    return Variant(name, "recipe", make, lambda: name + target + _sources(), entries, timed=target == "cpu")
+    return Variant(name, "recipe", make, lambda: name + target + sources(), entries, timed=target == "cpu")
 
 
 @cache
-def _sources() -> str:
+def sources() -> str:
     """A digest of qcompile's own code and recipes, and of what it stands on."""
     import qcompile
 
     root = Path(qcompile.__file__).parent
     digest = hashlib.sha256("".join(version(p) for p in ("onnx", "onnx-ir", "numpy")).encode())
-    digest.update(_runtime_version().encode())
+    digest.update(runtime_version().encode())
     for file in sorted(f for f in root.rglob("*") if f.suffix in (".py", ".yaml")):
         digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return digest.hexdigest()
 
 
-def _runtime_version() -> str:
+def runtime_version() -> str:
     import onnxruntime
 
     return str(onnxruntime.__version__)

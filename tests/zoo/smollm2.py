@@ -29,7 +29,7 @@ _LAYERS, _WIDTH, _HIDDEN, _VOCABULARY = 30, 576, 1536, 49_152
 _HEADS, _SHARED_HEADS, _HEAD = 9, 3, 64
 _ROPE_BASE, _EPSILON, _CONTEXT = 100_000.0, 1e-5, 8192
 _CACHES = [f"{i}.{part}" for i in range(_LAYERS) for part in ("key", "value")]
-_FOR_CALIBRATION = 120  # articles
+FOR_CALIBRATION = 120  # articles
 
 
 class SmolLM2(ZooModel):
@@ -43,6 +43,7 @@ class SmolLM2(ZooModel):
 
     windows = 12
     length = 512
+    vocabulary, width = _VOCABULARY, _WIDTH
 
     def path(self) -> Path:
         return exported(self.name, "tests.zoo.smollm2")
@@ -51,7 +52,7 @@ class SmolLM2(ZooModel):
         """Windows of 256 tokens of news; every other one with its first half in the cache already."""
         run = runner(self.path())
         samples = []
-        for i, tokens in enumerate(_windows("\n".join(news_articles()[:_FOR_CALIBRATION]), 256, count)):
+        for i, tokens in enumerate(_windows("\n".join(news_articles()[:FOR_CALIBRATION]), 256, count)):
             if i % 2 == 0:
                 samples.append(prompt(tokens))
             else:
@@ -60,19 +61,19 @@ class SmolLM2(ZooModel):
         return samples
 
     def metric(self, run: Run) -> float:
-        wiki = _wikitext()
+        wiki = wikitext()
         return self.perplexity(run, wiki) if wiki else self.news_perplexity(run)
 
     @property
     def data(self) -> str:
-        text = "the first half of WikiText-2's test text" if _wikitext() else "news articles of the Lee corpus"
+        text = "the first half of WikiText-2's test text" if wikitext() else "news articles of the Lee corpus"
         return f"{self.windows} windows of {self.length} tokens of {text}"
 
     def details(self, run: Run, reference: Run) -> dict[str, float]:
         return {"Lee perplexity": self.news_perplexity(run)}
 
     def news_perplexity(self, run: Run) -> float:
-        return self.perplexity(run, "\n".join(news_articles()[_FOR_CALIBRATION:]))
+        return self.perplexity(run, "\n".join(news_articles()[FOR_CALIBRATION:]))
 
     def perplexity(self, run: Run, text: str) -> float:
         """exp of the mean surprise at each next token, every window read from an empty cache."""
@@ -83,7 +84,7 @@ class SmolLM2(ZooModel):
         return self.timing_samples()["128 tokens"]
 
     def timing_samples(self) -> dict[str, Sample]:
-        tokens = next(_windows("\n".join(news_articles()[_FOR_CALIBRATION:]), 129, 1))
+        tokens = next(_windows("\n".join(news_articles()[FOR_CALIBRATION:]), 129, 1))
         start = prompt(tokens[:, :128])
         outputs = runner(self.path())(start)
         return {"128 tokens": start, "one token after 128": {"input_ids": tokens[:, 128:]} | _cached(outputs)}
@@ -130,7 +131,7 @@ def _windows(text: str, length: int, count: int) -> Iterator[Array]:
 
 
 @cache
-def _wikitext() -> str:
+def wikitext() -> str:
     """Plain text: the corpus writes ` @-@ ` for a hyphen inside a word and spaces before punctuation."""
     folder = os.environ.get("QCOMPILE_BENCH_DATA")
     if not folder:
