@@ -12,14 +12,14 @@ import pytest
 
 from tools.reference import DOCS
 
-_BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.models
 def test_every_step_works(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = 0
-    for language, title, text in _BLOCK.findall((DOCS / "tutorial.md").read_text(encoding="utf-8")):
+    for language, title, text in BLOCK.findall((DOCS / "tutorial.md").read_text(encoding="utf-8")):
         if title:
             (tmp_path / title).write_text(text, encoding="utf-8")
         elif language in ("console", "python"):

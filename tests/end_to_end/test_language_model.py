@@ -21,7 +21,6 @@ def test_perplexity_is_that_of_the_zoo(tmp_path: Path) -> None:
     (tmp_path / "news.txt").write_text(text, encoding="utf-8")
     tokenizer().save(str(tmp_path / "tokenizer.json"))
     given = qcompile.Text(tmp_path / "news.txt", tmp_path / "tokenizer.json", model.length, model.windows)
-    for step in (None, 48):
-        found = qcompile.evaluate(model.path(), given, step=step)
-        assert found.tokens == 2 * 95
-        assert found.perplexity == pytest.approx(expected, rel=1e-4)
+    found = qcompile.evaluate(model.path(), given, step=48)  # half of each window from the cache
+    assert found.tokens == 2 * 95
+    assert found.perplexity == pytest.approx(expected, rel=1e-4)

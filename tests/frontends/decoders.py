@@ -32,7 +32,7 @@ def cached_decoder(path: Path, scale: float = 1.0, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     weights: Arrays = {
         "words": rng.standard_normal((len(WORDS), WIDTH)).astype(np.float32),
-        "places": rng.standard_normal((64, WIDTH)).astype(np.float32) / 4,
+        "places": rng.standard_normal((1024, WIDTH)).astype(np.float32) / 4,
         "w": (rng.standard_normal((WIDTH, len(WORDS))) * scale).astype(np.float32),
         "one": np.array([1], np.int64),
         "two": np.array(2, np.int64),
