@@ -164,6 +164,17 @@ class Visit:
         return self._walk.count
 
     @property
+    def results(self) -> list[str]:
+        """The floating-point outputs by which the block is judged: those that later blocks read, or all where no
+        block does. A cache of keys and values is returned, but what it does is done inside the block."""
+        names = self.block.carried or self.block.outputs
+        return [
+            n
+            for v in self.model.graph.outputs
+            if (n := name_of(v)) in names and (v.dtype is None or v.dtype.is_floating_point())
+        ]
+
+    @property
     def float_inputs(self) -> Activations:
         """What enters the block of the float model: a dict for each sample."""
         return Activations(self._walk.store, self.block.inputs, self._walk.count)

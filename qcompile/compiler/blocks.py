@@ -12,7 +12,7 @@ operator with bodies stays whole.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -35,11 +35,13 @@ class Block:
     Attributes:
         inputs: activations the block reads and does not make, inputs of the model included.
         outputs: activations it makes that later blocks read or the model returns.
+        carried: those of `outputs` that later blocks read.
     """
 
     nodes: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    carried: tuple[str, ...]
 
 
 def cut(model: ir.Model, target: Target) -> list[Block]:
@@ -169,8 +171,10 @@ def _blocks(pieces: Sequence[Sequence[ir.Node]]) -> list[Block]:
         made = dict.fromkeys(v for n in piece for v in n.outputs if v.name)
         read = dict.fromkeys(v for n in piece for v in reads(n) if v not in made and not v.is_initializer())
         left = [v for v in made if v.is_graph_output() or last.get(v, i) > i]
-        names = (str(n.name) for n in piece), (name_of(v) for v in read), (name_of(v) for v in left)
-        found.append(Block(*(tuple(n) for n in names)))
+        inputs, outputs, carried = (
+            tuple(name_of(v) for v in values) for values in (read, left, [v for v in left if last.get(v, i) > i])
+        )
+        found.append(Block(tuple(str(n.name) for n in piece), inputs, outputs, carried))
     return _without_silent(found)
 
 
@@ -182,7 +186,7 @@ def _without_silent(blocks: Sequence[Block]) -> list[Block]:
             found.append(block)
         else:
             before = found[-1]
-            found[-1] = Block(before.nodes + block.nodes, before.inputs, before.outputs)
+            found[-1] = replace(before, nodes=before.nodes + block.nodes)
     return found
 
 

@@ -138,7 +138,7 @@ class _Block:
         """Signed gradient descent over batches of the samples that teach."""
         import torch
 
-        outputs = [n for n in graph.outputs if n in self.visit.block.outputs]
+        outputs = self.visit.results
         teaching = [i for i in range(self.visit.count) if self.teaches(i)]
         x, y = (
             [{n: torch.from_numpy(a).to(device) for n, a in sample.items()} for sample in samples]
@@ -151,7 +151,7 @@ class _Block:
             for i in random.permutation(teaching)[: self.options.batch]:
                 graph.tensors.update({key[0]: grid.weight() for key, grid in grids.items()})
                 given = graph(x[i], outputs)
-                loss = sum(_loss(given[n], y[i][n]) for n in outputs if y[i][n].is_floating_point())
+                loss = sum(_loss(given[n], y[i][n]) for n in outputs)
                 loss.backward()  # type: ignore[union-attr]
             with torch.no_grad():
                 for parameter in learned:
@@ -171,9 +171,8 @@ class _Block:
                     made = weights.get(key, plan.weights[key])
                     value = dequantize(made.codes.astype(np.int32), made.params)
                     node.inputs[1].const_value = ir.tensor(np.asarray(value, np.float32))  # type: ignore[union-attr]
-        names = [str(v.name) for v in copy.graph.outputs if v.dtype is None or v.dtype.is_floating_point()]
         outputs = self.visit.run(copy, self.judging(self.visit.inputs))
-        return relative_error(self.judging(self.visit.float_outputs), outputs, names)
+        return relative_error(self.judging(self.visit.float_outputs), outputs, self.visit.results)
 
     def teaches(self, sample: int) -> bool:
         return sample % _APART != _APART - 1 or self.visit.count < _APART

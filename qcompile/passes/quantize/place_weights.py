@@ -102,7 +102,7 @@ def _place(candidate: Candidate, wanted: Wanted, context: CompileContext) -> Non
     name, node, plan = str(candidate.node.name), candidate.node, context.plan
     if wanted.kept_by:
         plan.pinned.add(name)
-    storage, obstacle = _storage(candidate, wanted, context.target)
+    storage, obstacle = storage_of(candidate, wanted, context.target)
     obstacle = wanted.kept_by or candidate.obstacle or _no_embedding(node) or obstacle
     if storage is None or obstacle:
         plan.kept_float.setdefault(name, obstacle)
@@ -123,7 +123,7 @@ def fits(storage: Storage, wanted: Wanted) -> bool:
     )
 
 
-def _storage(candidate: Candidate, wanted: Wanted, target: Target) -> tuple[Storage | None, str]:
+def storage_of(candidate: Candidate, wanted: Wanted, target: Target) -> tuple[Storage | None, str]:
     """The first storage for a node that fits, or why there is none."""
     node, obstacle = candidate.node, ""
     for storage in target.storages:

@@ -17,7 +17,7 @@ Errors: RecipeError where no placement of weights follows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -27,17 +27,16 @@ import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
-from qcompile.compiler.block_walker import Arrays, BlockWalker, Visit
-from qcompile.compiler.blocks import extract, reads
+from qcompile.compiler.block_walker import BlockWalker, Visit
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import constant, is_constant, name_of
+from qcompile.compiler.graph import constant
 from qcompile.compiler.params import dequantize, quantize
 from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
-from qcompile.compiler.relative_error import relative_error
 from qcompile.compiler.simulation import placement
 from qcompile.compiler.specs import QuantSpec
 from qcompile.compiler.statistics import StatisticsTable
 from qcompile.compiler.weight_params import weight_params
+from qcompile.compiler.weight_trials import errors_with
 from qcompile.errors import RecipeError
 from qcompile.passes.transform.folding.apply import apply
 from qcompile.passes.transform.folding.ranges import mean_magnitudes, requests
@@ -133,21 +132,14 @@ def scales(mean: Vector, exponent: float) -> Vector:
 
 
 def search(visit: Visit, site: Site, candidates: Sequence[Vector], specs: Mapping[str, QuantSpec]) -> list[float]:
-    """The error of the block's outputs with the site's layers quantized, for each candidate."""
+    """The error of the block's results with the site's layers quantized, for each candidate."""
     readers = {f.node: f for f in site.multiplied if f.weight and f.node in specs}
-    rest, weights, entering = _behind(visit.model, set(readers))
-    names = [name_of(v) for v in rest.graph.outputs if v.dtype is None or v.dtype.is_floating_point()]
-    known, exact = list(visit.float_values(entering)), list(visit.float_outputs)
-
-    def feeds() -> Iterator[Arrays]:
-        for vector in candidates:
-            rounded = {
-                name: _quantized(weight, readers[node], vector, specs[node]) for node, (name, weight) in weights.items()
-            }
-            yield from (values | rounded for values in known)
-
-    outputs = visit.run(rest, feeds())
-    return [relative_error(exact, list(islice(outputs, len(known))), names) for _ in candidates]
+    weights = {n: constant(node.inputs[1]) for node in visit.model.graph if (n := str(node.name)) in readers}
+    rounded = (
+        {n: _quantized(w, readers[n], vector, specs[n]) for n, w in weights.items() if w is not None}
+        for vector in candidates
+    )
+    return errors_with(visit, weights, rounded)
 
 
 def _quantized(weight: Array, factor: Factor, vector: Vector, spec: QuantSpec) -> Array:
@@ -156,37 +148,6 @@ def _quantized(weight: Array, factor: Factor, vector: Vector, spec: QuantSpec) -
     scaled = weight * by
     params = weight_params(scaled, spec)
     return np.asarray(dequantize(quantize(scaled, params), params) / by, np.float32)
-
-
-def _behind(block: ir.Model, readers: set[str]) -> tuple[ir.Model, dict[str, tuple[str, Array]], list[str]]:
-    """The layers `readers` of a block and all that depends on them, with their weights as inputs.
-
-    Returns:
-        The model; for each layer the input that stands for its weight, and the weight; the activations it reads.
-    """
-    copy = block.clone()
-    weights: dict[str, tuple[str, Array]] = {}
-    reached: dict[ir.Value, None] = {}
-    entering: dict[ir.Value, None] = {}
-    for node in copy.graph:
-        if node.name in readers:
-            old = node.inputs[1]
-            array = constant(old)
-            assert old is not None
-            assert array is not None
-            given = ir.Value(name=f"weight of {node.name}", shape=old.shape, type=old.type)
-            copy.graph.inputs.append(given)
-            node.replace_input_with(1, given)
-            weights[str(node.name)] = name_of(given), array
-            reached[given] = None
-        values = list(reads(node))
-        if any(v in reached for v in values):
-            entering.update({v: None for v in values if v not in reached and not is_constant(v)})
-            reached.update(dict.fromkeys(node.outputs))
-    activations = [name_of(v) for v in entering if v not in reached]
-    outputs = [name_of(v) for v in copy.graph.outputs if v in reached]
-    inputs = [*activations, *(name for name, _ in weights.values())]
-    return extract(copy, inputs, outputs), weights, activations
 
 
 def _summary(sites: Sequence[Site], refused: Sequence[Refusal], chosen: Mapping[Site, Choice]) -> str:
