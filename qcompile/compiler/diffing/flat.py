@@ -17,8 +17,12 @@ from qcompile.compiler.diffing.forms import form_of
 from qcompile.compiler.inspection import CONVERSIONS
 from qcompile.compiler.operators.calls import is_row_quantizer
 from qcompile.compiler.provenance import SOURCE, sources, stamp_originals
+from qcompile.compiler.stored_weights import restores, stored_behind
 
-_INTEGER_NAMES = re.compile(r"^(QLinear|DynamicQuantize|Quantized?|Q(?=Gemm$)|Fused)|(Integer(ToFloat)?|NBits)$")
+_INTEGER_NAMES = re.compile(
+    r"^(QLinear|DynamicQuantize|Quantized?|Q(?=Gemm$)|Fused)"
+    r"|(Integer(ToFloat)?|NBits|Bnb4|BlockQuantized(Fp\dWeight)?)$"
+)
 
 
 @dataclass(eq=False)
@@ -76,6 +80,8 @@ def flatten(model: ir.Model) -> FlatModel:
     operations: list[Operation] = []
     conversions: dict[str, int] = {}
     for scope, node in _walk(model.graph, ()):
+        if restores(node):
+            continue
         if _is_conversion(node):
             conversions[node.op_type] = conversions.get(node.op_type, 0) + 1
         elif node.op_type != "Constant":
@@ -89,12 +95,12 @@ def seen_through(value: ir.Value) -> ir.Value | None:
     while (node := value.producer()) is not None and _is_conversion(node) and node.inputs[0] is not None:
         if value.index():
             return None
-        value = node.inputs[0]
+        value = stored_behind(value)[0] if restores(node) else node.inputs[0]
     return value
 
 
 def _is_conversion(node: ir.Node) -> bool:
-    return node.op_type in CONVERSIONS or is_row_quantizer(node)
+    return node.op_type in CONVERSIONS or is_row_quantizer(node) or restores(node)
 
 
 def is_constant(value: ir.Value) -> bool:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.operators import calls
 from qcompile.compiler.plan import Form
+from qcompile.compiler.stored_weights import stored_weight
 
 _WEIGHTED = {"MatMul": (0, 1), "Gemm": (0, 1), "Conv": (0, 1), "ConvTranspose": (0, 1)}
 """Operators that compute with integers and give float, with the inputs that must be codes for that."""
@@ -31,15 +32,15 @@ _MOVES = frozenset(
 _ACTIVATED = frozenset({"Conv", "ConvTranspose", "Gemm", "Add"})
 """Operators whose quantized kernels swallow a Relu or Clip that follows."""
 
-_INTEGER_BLOCKS = 8, 4
-"""Bits and accuracy level of a MatMulNBits that computes with integers."""
+_INTEGER_INPUTS = 4
+"""Accuracy level of a MatMulNBits that quantizes its inputs."""
 
 _WIDEST_CODES = 8
 _QGEMM_INPUTS_WITH_OUTPUT_SCALE = 8
 
 
 def form_of(node: ir.Node) -> Form | str:
-    """One of plan.Form, or '<type> weights' where only the weights are stored in low precision."""
+    """One of plan.Form, or 'int4 weights in blocks of 32' and the like where the weights alone are stored as codes."""
     if node.op_type in _FLOAT_OUTPUT:
         return Form.INPUTS
     if node.op_type in ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM"):
@@ -48,14 +49,12 @@ def form_of(node: ir.Node) -> Form | str:
         return Form.FULL if len(node.inputs) >= _QGEMM_INPUTS_WITH_OUTPUT_SCALE else Form.INPUTS
     if node.op_type.startswith("QLinear"):
         return Form.FULL
-    if node.op_type == "MatMulNBits":
-        if (node.attributes.get_int("bits", 4), node.attributes.get_int("accuracy_level", 0)) == _INTEGER_BLOCKS:
-            return Form.BLOCKS
-        return f"int{node.attributes.get_int('bits', 4)} weights"
+    stored = stored_weight(node)
+    if stored is not None:
+        quantizes = node.op_type == "MatMulNBits" and node.attributes.get_int("accuracy_level", 0) == _INTEGER_INPUTS
+        return f"{stored}, int8 inputs" if quantizes else str(stored)
     if node.op_type == "Gather" and _looks_up_codes(node):
         return Form.ROWS
-    if node.op_type in ("LSTM", "GRU") and _is_restored(node.inputs[1]):
-        return Form.WEIGHTS
     if calls.is_linear(node):
         return calls.form_of(node)
     return _from_conversions(node)
@@ -70,10 +69,6 @@ def _from_conversions(node: ir.Node) -> Form | str:
         return Form.FULL if _quantized_after(node) else Form.INPUTS
     if needed is None and activations and all(_dequantize(v) for v in activations) and _quantized_after(node):
         return Form.PASS if node.op_type in _MOVES and _same_params(node, activations[0]) else Form.FULL
-    weights = [v for v in dequantized if _is_stored(v)]
-    if needed and weights:
-        codes = _origin(weights[0])
-        return f"{codes.dtype.name.lower() if codes.dtype else 'quantized'} weights"
     return Form.FLOAT
 
 
@@ -84,20 +79,6 @@ def _looks_up_codes(node: ir.Node) -> bool:
     if tensor is None or not tensor.dtype.is_integer() or tensor.dtype.bitwidth > _WIDEST_CODES:
         return False
     return bool(readers) and all(r.op_type in ("DequantizeLinear", "Cast") for r in readers)
-
-
-def _is_restored(value: ir.Value | None) -> bool:
-    """Whether `value` is the product of stored codes and their scale."""
-    product = value.producer() if value is not None else None
-    if product is None or product.op_type != "Mul":
-        return False
-    sources = [cast.inputs[0] for v in product.inputs if v and (cast := v.producer()) and cast.op_type == "Cast"]
-    return any(source is not None and _is_codes(source) and _is_stored(source) for source in sources)
-
-
-def _is_codes(value: ir.Value | None) -> bool:
-    dtype = value.dtype if value is not None else None
-    return dtype is not None and dtype.is_integer() and dtype.bitwidth <= _WIDEST_CODES
 
 
 def _dequantize(value: ir.Value) -> ir.Node | None:

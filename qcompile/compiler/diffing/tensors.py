@@ -13,6 +13,7 @@ from qcompile.compiler.diffing.flat import FlatModel
 from qcompile.compiler.diffing.match import Group, Matching
 from qcompile.compiler.inspection import CONVERSIONS, type_name
 from qcompile.compiler.reading import stays_in_folder
+from qcompile.compiler.stored_weights import StoredWeight, kernel_parameters, restores, stored_behind, stored_weight
 
 
 class TensorEvent(StrEnum):
@@ -108,30 +109,40 @@ def _weights(group: Group) -> Iterator[tuple[ir.Value, ir.Value]]:
     old = [v for op in group.befores for v in op.constants]
     new = [v for op in group.afters for v in op.constants if not _only_params(v)]
     for before in list(old):
-        named = [v for v in new if v.name in (before.name, f"{before.name}_quantized")]
+        named = [v for v in new if v.name in {f"{before.name}{ending}" for ending in _ENDINGS}]
         if named:
             yield before, named[0]
             old.remove(before)
             new.remove(named[0])
     for before in old:
-        fitting = next((v for v in new if _size(v) == _size(before)), None)
+        packed = [
+            v for op in group.afters if (w := stored_weight(op.node)) and w.elements == _size(before) for v in [w.codes]
+        ]
+        fitting = next((v for v in new if _size(v) == _size(before) or v in packed), None)
         if fitting is not None:
             yield before, fitting
             new.remove(fitting)
 
 
+_ENDINGS = ("", "_quantized", "_blocks", "_block_rows", "_nf4", "_nvfp4")
+"""What lowering appends to the name of a weight for its codes."""
+
+
 def _only_params(value: ir.Value) -> bool:
-    """Is it read only as a scale or zero point? (By its place in a conversion, or its name in a QLinear form.)"""
+    """Is it read only as a scale or zero point? (By its place in an operator, or its name in a QLinear form.)"""
     uses = list(value.uses())
-    if not uses:
-        return False
-    return all(_is_param(use.node, use.idx, value.name or "") for use in uses)
+    return bool(uses) and all(_is_param(use.node, use.idx, value) for use in uses)
 
 
-def _is_param(node: ir.Node, index: int, name: str) -> bool:
+def _is_param(node: ir.Node, index: int, value: ir.Value) -> bool:
     if node.op_type in CONVERSIONS:
         return index > 0
-    return name.endswith(("_scale", "_zero_point", "_scales_mul")) and (
+    if kernel_parameters(node):
+        return index in kernel_parameters(node)
+    if restores(node):
+        result = node.outputs[0]
+        return stored_behind(result)[0] is not value or _only_params(result)
+    return (value.name or "").endswith(("_scale", "_zero_point", "_scales_mul")) and (
         node.op_type.startswith("Q") or "Integer" in node.op_type or node.op_type in ("Mul", "DynamicQuantizeMatMul")
     )
 
@@ -141,10 +152,12 @@ def _compare(before: ir.Value, after: ir.Value) -> TensorChange | None:
     if x is None or y is None:
         return None
     old, new = _describe(before, x), _describe(after, y)
-    size_after = y.nbytes
+    stored = _weight_of(after)
+    size_after = stored.bytes if stored is not None else y.nbytes
     if x.dtype != y.dtype:
-        event = TensorEvent.QUANTIZED if x.dtype.is_floating_point() and y.dtype.is_integer() else TensorEvent.RETYPED
-        if event is TensorEvent.QUANTIZED:
+        codes = stored is not None or y.dtype.is_integer()
+        event = TensorEvent.QUANTIZED if x.dtype.is_floating_point() and codes else TensorEvent.RETYPED
+        if event is TensorEvent.QUANTIZED and stored is None:
             size_after += _param_bytes(after)
     elif list(x.shape) != list(y.shape):
         event = TensorEvent.RESIZED
@@ -156,7 +169,7 @@ def _compare(before: ir.Value, after: ir.Value) -> TensorChange | None:
         name=before.name or "",
         event=event,
         dtype_before=old[0],
-        dtype_after=new[0],
+        dtype_after=new[0] if stored is None else stored.format,
         shape_before=old[1],
         shape_after=new[1],
         bytes_before=x.nbytes,
@@ -182,6 +195,18 @@ def _describe(value: ir.Value, tensor: ir.TensorProtocol | None) -> tuple[str, s
 def _size(value: ir.Value) -> int:
     tensor = tensor_of(value)
     return tensor.size if tensor is not None else -1
+
+
+def _weight_of(codes: ir.Value) -> StoredWeight | None:
+    """The weight whose codes `codes` are."""
+    readers = [use.node for use in codes.uses()]
+    while readers:
+        node = readers.pop()
+        if restores(node) or node.op_type in CONVERSIONS:
+            readers += [use.node for use in node.outputs[0].uses()]
+        elif (found := stored_weight(node)) is not None and found.codes is codes:
+            return found
+    return None
 
 
 def _param_bytes(codes: ir.Value) -> int:

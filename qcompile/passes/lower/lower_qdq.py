@@ -20,6 +20,7 @@ from qcompile.compiler.graph import graphs, is_constant, name_of
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.provenance import stamp
+from qcompile.compiler.specs import PerBlock
 from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.units import planned_as
 
@@ -89,13 +90,13 @@ def _dequantize_inputs(node: ir.Node, unit: Unit, codes: Codes) -> None:
             node.replace_input_with(i, codes.dequantized(graph, value, name))
     if row.weight is None:
         return
-    weight, scale, zero = codes.weight(graph, unit)
+    stored = list(codes.weight(graph, unit))
     params = codes.context.plan.weights[str(unit.weight), unit.node].params
-    old = node.inputs[row.weight]
+    if isinstance(params.spec.granularity, PerBlock) and not params.zero_point.any():
+        stored.pop()
+    old, name = node.inputs[row.weight], f"{codes.weight_name(unit)}_dequantized"
     assert old is not None
-    dequantized = codes.node(
-        "DequantizeLinear", [weight, scale, zero], f"{codes.weight_name(unit)}_dequantized", ir.DataType.FLOAT, old
-    )
+    dequantized = codes.node("DequantizeLinear", stored, name, ir.DataType.FLOAT, old)
     for key, number in axis_of(params).items():
         dequantized.attributes.add(ir.AttrInt64(key, number))
     stamp(dequantized, codes.made_by, [node])
