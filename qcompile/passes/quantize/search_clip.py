@@ -1,0 +1,144 @@
+"""Clip search: each block of weights covers the part of its range that makes its error smallest.
+
+    s_b, z_b = those of the range [r min W_b, r max W_b],   r = argmin sum_{k in b} E[x_k^2] (W_k - Q_k)^2
+
+r runs over a grid around 1: below, the few largest weights are clipped and the others get a finer grid; a little
+above, the grid may meet the weights better. With samples an error counts as much as the input it is multiplied with,
+which is the error of the output if inputs are uncorrelated: x is what the layer reads behind the quantized layers
+before it. Without samples, and for tables, all weights count the same. Scales that are powers of two take the next one
+on either side. The range itself is a candidate, so no block becomes worse than by round-to-nearest.
+
+A weight that two nodes read in one format keeps the same codes for both. Layers whose inputs are codes keep their
+scales, from which the codes of their biases follow. Shapes: W [N, K] in the model's layout, r [N, blocks].
+Source: the clipping of Lin et al., "AWQ", 2023, section 3.2, with a diagonal in the place of runs of the layer.
+
+Errors: DataError where samples make the input of a layer infinite or NaN.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qcompile.compiler.block_walker import BlockWalker, Visit
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.formats import Scales
+from qcompile.compiler.graph import constant, name_of
+from qcompile.compiler.params import QuantParams, params_from_range, weight_range
+from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.plan import QuantizedWeight, Unit
+from qcompile.compiler.units import planned
+from qcompile.compiler.weight_params import combined, squared_errors, weight_codes
+from qcompile.errors import DataError
+from qcompile.passes.quantize.layer_rows import every_row, is_product
+from qcompile.runtime.ahead import ahead, cores
+
+Array = npt.NDArray[Any]
+
+_USUAL = tuple(np.linspace(1.1, 0.5, 25))
+_POWERS_OF_TWO = (2.0, 0.5)
+_OF_NVFP4 = tuple(np.linspace(1.6, 0.8, 33))
+"""From six to four at the largest magnitude, and a little beyond, in steps of E4M3 scales."""
+
+
+class SearchClip(Pass):
+    """Choose the scales of weights by their error."""
+
+    name: ClassVar[str] = "search-clip"
+    phase: ClassVar[Phase] = Phase.QUANTIZE
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
+    measures: ClassVar[bool] = True
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        waiting = {unit.node: (node, unit) for node, unit, row in planned(model, context) if _is_open(unit)}
+        readers = Counter(weight for weight, _ in context.plan.weights)
+        if context.calibration:
+            walker = BlockWalker(model, context, context.calibration, method=self, in_waves=True, with_float=False)
+            for visit in walker:
+                wave = [waiting[u.node] for units in visit.waves() for u in units if u.node in waiting]
+                wave = [(node, unit) for node, unit in wave if is_product(node) and readers[str(unit.weight)] == 1]
+                if wave:
+                    found = visit.once(partial(energies, [node for node, _ in wave], visit))
+                    _search(wave, found, context)
+                    for _, unit in wave:
+                        del waiting[unit.node]
+        _search(list(waiting.values()), {}, context)
+        return False
+
+
+def _is_open(unit: Unit) -> bool:
+    return unit.weight is not None and unit.weight_spec is not None and not any(unit.inputs)
+
+
+def energies(layers: list[ir.Node], visit: Visit) -> dict[str, Array]:
+    """Sum of x_k^2 over all rows of all samples for each layer, [groups, K], by its name."""
+    total: dict[str, Array] = {}
+    for given in visit.inputs:
+        for node in layers:
+            assert node.inputs[0] is not None
+            x = every_row(node, given[name_of(node.inputs[0])])
+            total[str(node.name)] = total.get(str(node.name), 0) + np.einsum("grk,grk->gk", x, x, dtype=np.float64)
+    for name, energy in total.items():
+        if not np.isfinite(energy).all():
+            raise DataError(
+                f"the input of '{name}' is not finite on the calibration samples",
+                hint="run the float model on them; a layer that reads infinity or NaN cannot be calibrated",
+            )
+    return total
+
+
+def _search(layers: list[tuple[ir.Node, Unit]], energies: Mapping[str, Array], context: CompileContext) -> None:
+    weights = context.plan.weights
+
+    def found(layer: tuple[ir.Node, Unit]) -> QuantizedWeight:
+        node, unit = layer
+        planned = weights[str(unit.weight), unit.node]
+        weight = constant(next(v for v in node.inputs if v is not None and v.name == unit.weight))
+        assert weight is not None
+        energy = energies.get(unit.node)
+        importance = None if energy is None else _of_weights(node, energy, weight)
+        params = searched(weight, planned.params, importance)
+        return QuantizedWeight(params, weight_codes(weight, params))
+
+    for (_, unit), weight in zip(layers, ahead(found, layers, cores()), strict=True):
+        weights[str(unit.weight), unit.node] = weight
+
+
+def _of_weights(node: ir.Node, energy: Array, weight: Array) -> Array:
+    """The energy of what each weight is multiplied with, in a shape that broadcasts to that of the weight."""
+    if node.op_type == "Conv":
+        return np.repeat(energy, len(weight) // len(energy), axis=0).reshape(weight.shape)
+    return energy if node.attributes.get_int("transB", 0) else energy.T
+
+
+def searched(weight: Array, planned: QuantParams, importance: Array | None = None) -> QuantParams:
+    """Parameters of the part of each range that gives the least sum of importance * (w - w~)^2; `planned` wins ties."""
+    low, high = weight_range(weight, planned.spec)
+    whole = planned.nested.scale if planned.nested and planned.spec.stored_scales is Scales.E4M3 else None
+
+    def part(ratio: Array | float) -> QuantParams:
+        return params_from_range(planned.spec, low * ratio, high * ratio, whole)
+
+    least, chosen = squared_errors(weight, planned, importance), np.ones(planned.scale.shape)
+    moved = np.zeros(planned.scale.shape, np.bool_)
+    for ratio in _ratios(planned):
+        error = squared_errors(weight, part(ratio), importance)
+        better = error < least
+        least, chosen, moved = np.where(better, error, least), np.where(better, ratio, chosen), moved | better
+    return combined(moved, part(chosen), planned)
+
+
+def _ratios(params: QuantParams) -> tuple[float, ...]:
+    match params.spec.stored_scales:
+        case Scales.POWER_OF_TWO:
+            return _POWERS_OF_TWO
+        case Scales.E4M3:
+            return _OF_NVFP4
+        case _:
+            return _USUAL

@@ -1,0 +1,172 @@
+"""Clip search: never worse than the range, by the errors that count, and the optimum that is known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qcompile.compiler.context import CompileContext, Sample
+from qcompile.compiler.formats import FORMATS, INT2, INT4, NF4, NVFP4, UINT4, Scales
+from qcompile.compiler.params import dequantize
+from qcompile.compiler.passes import Pass
+from qcompile.compiler.specs import PerBlock, PerTensor, QuantSpec
+from qcompile.compiler.weight_params import squared_errors, weight_codes, weight_params
+from qcompile.errors import DataError
+from qcompile.passes.quantize.place_weights import PlaceWeights
+from qcompile.passes.quantize.round_to_nearest import RoundToNearest
+from qcompile.passes.quantize.search_clip import SearchClip, searched
+from tests.compiler.test_weight_params import OF_WEIGHTS, normal, sqnr, weights
+from tests.compiler.walks import QUANTIZED, ready, whole
+from tests.golden import assert_golden
+from tests.passes.harness import NAMED, model_of
+from tests.passes.int8 import head
+from tests.passes.llama import llama
+from tests.passes.quantize.test_compensate_bias import IMAGE_WEIGHTS, IMAGES, images
+from tests.passes.quantize.test_gptq import noise, sentences
+from tests.sweep.harness import Samples
+
+BLOCKS: list[Pass] = [*NAMED, PlaceWeights(block_size=16), RoundToNearest()]
+
+
+def searched_model(
+    model: ir.Model, feeds: Sequence[Sample], *, samples: bool = True, passes: Sequence[Pass] = BLOCKS
+) -> tuple[ir.Model, CompileContext, CompileContext]:
+    """The model, its context after the search and as it was before."""
+    model, context = ready(model, feeds, passes)
+    _, before = ready(model.clone(), feeds, passes)
+    if not samples:
+        context.calibration = None
+    SearchClip().run(model, context)
+    return model, context, before
+
+
+specs = st.builds(
+    QuantSpec,
+    st.sampled_from(OF_WEIGHTS),
+    st.sampled_from([PerTensor(), PerBlock(0, 4), PerBlock(1, 3)]),
+    symmetric=st.booleans(),
+    full_range=st.booleans(),
+    scales=st.sampled_from([None, Scales.FLOAT16, Scales.POWER_OF_TWO, Scales.E4M3]),
+)
+
+
+@given(weight=weights, spec=specs, weighted=st.booleans())
+def test_no_block_becomes_worse(weight: np.ndarray, spec: QuantSpec, weighted: bool) -> None:
+    importance = np.abs(normal(len(weight), 1)) if weighted else None
+    planned = weight_params(weight, spec)
+    found = searched(weight, planned, importance)
+    before, after = squared_errors(weight, planned, importance), squared_errors(weight, found, importance)
+    assert (after <= before).all()
+    assert found.spec == spec
+    assert (found.scale != 0).all()
+
+
+@pytest.mark.parametrize(("bits", "clip"), [(INT2, 1.23), (INT4, 2.48)], ids=lambda x: str(getattr(x, "name", x)))
+def test_a_gaussian_is_clipped_where_theory_says(bits: object, clip: float) -> None:
+    """The clip of least error of a Gaussian is 1.23 and 2.48 standard deviations at 2 and 4 bits, for a grid of
+    2^b levels around zero; integers with a zero code have 2^b - 1 of them."""
+    fmt = INT4 if bits is INT4 else INT2
+    weight = np.clip(normal(1 << 20), -3, 3) if bits is INT4 else np.clip(normal(1 << 20), -2, 2)
+    found = searched(weight, weight_params(weight, QuantSpec(fmt, symmetric=True)))
+    levels = (fmt.high - fmt.low) / (2 * fmt.high)
+    assert float(found.scale) * fmt.high * levels == pytest.approx(clip, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("spec", "gain"),
+    [
+        (QuantSpec(UINT4, PerBlock(1, 32)), 0.35),
+        (QuantSpec(INT4, PerBlock(1, 32), symmetric=True, full_range=True), 0.4),
+        (QuantSpec(INT4, PerBlock(1, 128), symmetric=True), 1.0),
+        (QuantSpec(NF4, PerBlock(1, 64)), 0.5),
+        (QuantSpec(NF4, PerBlock(1, 64), scales=Scales.DOUBLE), 0.5),
+        (QuantSpec(NVFP4, PerBlock(1, 16)), 0.5),
+        (QuantSpec(FORMATS["mxfp4"], PerBlock(1, 32)), 0.25),
+    ],
+    ids=str,
+)
+def test_gaussian_weights_gain(spec: QuantSpec, gain: float) -> None:
+    weight = normal(256, 512)
+    params = searched(weight, weight_params(weight, spec))
+    error = dequantize(weight_codes(weight, params), params).astype(np.float64) - weight
+    after = 10 * np.log10(np.square(weight, dtype=np.float64).sum() / np.square(error).sum())
+    assert after - sqnr(weight, spec) > gain
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_a_decoder_gains(samples: bool) -> None:
+    model, context, before = searched_model(llama(), sentences(6), samples=samples)
+    unseen = sentences(3, seed=50)
+    assert noise(model, context, context.plan, unseen) < 0.9 * noise(model, context, before.plan, unseen)
+
+
+ONE = head() + "g (float[N,16] x) => (float[N,8] y) { y = MatMul (x, w) }"
+
+
+def test_an_error_counts_as_much_as_its_input() -> None:
+    """Of two weights of one block on a coarse grid, the one that the samples use is met."""
+    weight = normal(16, 8)
+    x = normal(64, 16) * np.where(np.arange(16) == 5, 30, 0.1)
+    model, context, before = searched_model(model_of(ONE, {"w": weight}), [{"x": x.astype(np.float32)}])
+    [found], [planned] = context.plan.weights.values(), before.plan.weights.values()
+    error, was = (np.abs(dequantize(q.codes, q.params) - weight) for q in (found, planned))
+    assert error[5].mean() < 0.6 * was[5].mean()
+    assert error.mean() > was.mean()
+    exact, given = (whole(m, [{"x": x.astype(np.float32)}])[0]["y"] for m in (model, model))
+    np.testing.assert_array_equal(exact, given)
+
+
+TIED = head() + "g (float[N,16] x) => (float[N,16] y) { a = MatMul (x, w)  r = Relu (a)  y = MatMul (r, w) }"
+
+
+def test_a_weight_of_two_layers_keeps_one_set_of_codes() -> None:
+    _, context, before = searched_model(model_of(TIED, {"w": normal(16, 16)}), [{"x": normal(64, 16)}])
+    first, second = context.plan.weights.values()
+    np.testing.assert_array_equal(first.codes, second.codes)
+    assert any((first.codes != q.codes).any() for q in before.plan.weights.values())
+
+
+def test_layers_whose_inputs_are_codes_keep_their_scales() -> None:
+    _, context, before = searched_model(model_of(IMAGES, dict(IMAGE_WEIGHTS)), images(2), passes=QUANTIZED)
+    for key, planned in before.plan.weights.items():
+        np.testing.assert_array_equal(context.plan.weights[key].params.scale, planned.params.scale)
+
+
+def test_a_killed_run_goes_on_to_the_same_codes(tmp_path: Path) -> None:
+    found = []
+    for resume in (False, True):
+        model, context = ready(llama(1), sentences(3), BLOCKS)
+        context.checkpoint, context.resume = tmp_path / "run.checkpoint", resume
+        SearchClip().run(model, context)
+        found.append(context.plan.weights)
+        files = sorted(tmp_path.glob("run*/*.npz"))
+        assert len(files) == 4, "q, k, v; output; gate, up; down"
+        files[-1].unlink()
+    for key, weight in found[0].items():
+        np.testing.assert_array_equal(weight.codes, found[1][key].codes)
+
+
+def test_golden() -> None:
+    model = model_of(ONE, {"w": normal(16, 8)})
+    _, context, before = searched_model(model, [], samples=False)
+    [(key, found)], [planned] = context.plan.weights.items(), before.plan.weights.values()
+    lines = [f"{name}\n{np.array2string(array, precision=4)}" for name, array in (
+        ("scales of the range", planned.params.scale),
+        ("searched scales", found.params.scale),
+        ("codes of the range", planned.codes.astype(int)),
+        ("searched codes", found.codes.astype(int)),
+    )]
+    assert_golden("passes/search-clip", f"{key[1]} {key[0]}: {found.params.spec}\n" + "\n".join(lines) + "\n")
+
+
+def test_inputs_that_are_not_finite_are_refused() -> None:
+    model, context = ready(model_of(ONE, {"w": normal(16, 8)}), [{"x": normal(4, 16)}], BLOCKS)
+    context.calibration = Samples([{"x": np.full((4, 16), np.inf, np.float32)}])
+    with pytest.raises(DataError, match="the input of 'MatMul_0' is not finite"):
+        SearchClip().run(model, context)
