@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompile.compiler.context import CompileContext, Sample
-from qcompile.compiler.formats import FORMATS, INT2, INT4, NF4, NVFP4, UINT4, Scales
+from qcompile.compiler.formats import FORMATS, INT4, NF4, NVFP4, UINT4, NumericFormat, Scales
 from qcompile.compiler.params import dequantize
 from qcompile.compiler.passes import Pass
 from qcompile.compiler.specs import PerBlock, PerTensor, QuantSpec
@@ -22,7 +22,7 @@ from qcompile.passes.quantize.place_weights import PlaceWeights
 from qcompile.passes.quantize.round_to_nearest import RoundToNearest
 from qcompile.passes.quantize.search_clip import SearchClip, searched
 from tests.compiler.test_weight_params import OF_WEIGHTS, normal, sqnr, weights
-from tests.compiler.walks import QUANTIZED, ready, whole
+from tests.compiler.walks import QUANTIZED, ready
 from tests.golden import assert_golden
 from tests.passes.harness import NAMED, model_of
 from tests.passes.int8 import head
@@ -67,15 +67,13 @@ def test_no_block_becomes_worse(weight: np.ndarray, spec: QuantSpec, weighted: b
     assert (found.scale != 0).all()
 
 
-@pytest.mark.parametrize(("bits", "clip"), [(INT2, 1.23), (INT4, 2.48)], ids=lambda x: str(getattr(x, "name", x)))
-def test_a_gaussian_is_clipped_where_theory_says(bits: object, clip: float) -> None:
-    """The clip of least error of a Gaussian is 1.23 and 2.48 standard deviations at 2 and 4 bits, for a grid of
-    2^b levels around zero; integers with a zero code have 2^b - 1 of them."""
-    fmt = INT4 if bits is INT4 else INT2
-    weight = np.clip(normal(1 << 20), -3, 3) if bits is INT4 else np.clip(normal(1 << 20), -2, 2)
-    found = searched(weight, weight_params(weight, QuantSpec(fmt, symmetric=True)))
-    levels = (fmt.high - fmt.low) / (2 * fmt.high)
-    assert float(found.scale) * fmt.high * levels == pytest.approx(clip, rel=0.06)
+def test_a_gaussian_takes_the_step_of_least_error() -> None:
+    """Max, "Quantizing for Minimum Distortion", 1960: 15 equal steps around zero are 0.353 standard deviations."""
+    levels = NumericFormat("15 levels", ir.DataType.INT8, -7, 7, 10)
+    weight = normal(1 << 16)
+    found = searched(weight, weight_params(weight, QuantSpec(levels, symmetric=True)))
+    assert float(found.scale) == pytest.approx(0.353, rel=0.04)
+    assert float(squared_errors(weight, found)) / weight.size == pytest.approx(0.01289, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +101,8 @@ def test_gaussian_weights_gain(spec: QuantSpec, gain: float) -> None:
 def test_a_decoder_gains(samples: bool) -> None:
     model, context, before = searched_model(llama(), sentences(6), samples=samples)
     unseen = sentences(3, seed=50)
-    assert noise(model, context, context.plan, unseen) < 0.9 * noise(model, context, before.plan, unseen)
+    share = noise(model, context, context.plan, unseen) / noise(model, context, before.plan, unseen)
+    assert share < (0.9 if samples else 0.96)
 
 
 ONE = head() + "g (float[N,16] x) => (float[N,8] y) { y = MatMul (x, w) }"
@@ -113,13 +112,11 @@ def test_an_error_counts_as_much_as_its_input() -> None:
     """Of two weights of one block on a coarse grid, the one that the samples use is met."""
     weight = normal(16, 8)
     x = normal(64, 16) * np.where(np.arange(16) == 5, 30, 0.1)
-    model, context, before = searched_model(model_of(ONE, {"w": weight}), [{"x": x.astype(np.float32)}])
+    _, context, before = searched_model(model_of(ONE, {"w": weight}), [{"x": x.astype(np.float32)}])
     [found], [planned] = context.plan.weights.values(), before.plan.weights.values()
     error, was = (np.abs(dequantize(q.codes, q.params) - weight) for q in (found, planned))
     assert error[5].mean() < 0.6 * was[5].mean()
     assert error.mean() > was.mean()
-    exact, given = (whole(m, [{"x": x.astype(np.float32)}])[0]["y"] for m in (model, model))
-    np.testing.assert_array_equal(exact, given)
 
 
 TIED = head() + "g (float[N,16] x) => (float[N,16] y) { a = MatMul (x, w)  r = Relu (a)  y = MatMul (r, w) }"
@@ -154,14 +151,17 @@ def test_a_killed_run_goes_on_to_the_same_codes(tmp_path: Path) -> None:
 
 def test_golden() -> None:
     model = model_of(ONE, {"w": normal(16, 8)})
-    _, context, before = searched_model(model, [], samples=False)
+    _, context, before = searched_model(model, [{"x": normal(2, 16)}], samples=False)
     [(key, found)], [planned] = context.plan.weights.items(), before.plan.weights.values()
-    lines = [f"{name}\n{np.array2string(array, precision=4)}" for name, array in (
-        ("scales of the range", planned.params.scale),
-        ("searched scales", found.params.scale),
-        ("codes of the range", planned.codes.astype(int)),
-        ("searched codes", found.codes.astype(int)),
-    )]
+    lines = [
+        f"{name}\n{np.array2string(array, precision=4)}"
+        for name, array in (
+            ("scales of the range", planned.params.scale),
+            ("searched scales", found.params.scale),
+            ("codes of the range", planned.codes.astype(int)),
+            ("searched codes", found.codes.astype(int)),
+        )
+    ]
     assert_golden("passes/search-clip", f"{key[1]} {key[0]}: {found.params.spec}\n" + "\n".join(lines) + "\n")
 
 
