@@ -14,7 +14,7 @@ Errors: DataError without samples; RecipeError where the placed formats already 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar, Literal
@@ -29,7 +29,7 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, graphs
 from qcompile.compiler.params import dequantize, quantize
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.roles import Role, roles
 from qcompile.compiler.specs import PerBlock, QuantSpec
 from qcompile.compiler.units import Candidate, candidates
@@ -64,7 +64,8 @@ class SpendBits(Pass):
         layers = self.layers(model, context)
         start = max(len(context.calibration) - self.samples, 0)
         gains: dict[str, float] = {}
-        for visit in BlockWalker(model, context, islice(iter(context.calibration), start, None), method=self):
+        in_float = replace(context, plan=QuantPlan())
+        for visit in BlockWalker(model, in_float, islice(iter(context.calibration), start, None), method=self):
             inside = [layers[n] for n in visit.block.nodes if n in layers and layers[n].wider]
             if inside:
                 found = visit.once(partial(_gains, inside, visit))
