@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,11 @@ class _Walk:
     count: int = 0
     types: dict[str, ir.DataType] = field(default_factory=dict)
 
+    @cached_property
+    def nodes(self) -> dict[str, ir.Node]:
+        """Those of the main graph, by name."""
+        return {str(node.name): node for node in self.model.graph}
+
     def enter(self, samples: Iterable[Sample], wanted: Collection[str]) -> None:
         for i, sample in enumerate(samples):
             self.keep({name: array for name, array in sample.items() if name in wanted}, i)
@@ -111,23 +117,26 @@ class _Walk:
             self.store.put(prefix + name, sample, array)
 
     def visit(self, index: int, block: Block) -> Visit:
-        model = self.extract(block.inputs, block.outputs)
-        visit = Visit(index, block, model, self)
+        visit = Visit(index, block, self)
         if self.with_float:
-            for i, outputs in enumerate(visit.run(model, visit.float_inputs)):
+            for i, outputs in enumerate(visit.run(visit.model, visit.float_inputs)):
                 self.keep(outputs, i)
         return visit
 
     def carry(self, visit: Visit, wanted: Collection[str]) -> None:
         """Run the quantized block where it differs from the float one, and drop what no later block reads."""
         block, prefix = visit.block, _QUANTIZED if self.with_float else ""
-        low = any(node.name in self.context.plan.units for node in nodes(visit.model))
-        if low or not self.with_float or any(_QUANTIZED + name in self.store for name in block.inputs):
+        if not set(wanted).isdisjoint(block.outputs) and (not self.with_float or self.differs(visit)):
             for i, outputs in enumerate(visit.run(visit.lowered(), visit.inputs)):
                 self.keep({name: array for name, array in outputs.items() if name in wanted}, i, prefix)
         for name in {*block.inputs, *block.outputs}.difference(wanted):
             self.store.drop(name)
             self.store.drop(_QUANTIZED + name)
+
+    def differs(self, visit: Visit) -> bool:
+        """Whether the quantized block, or what enters it, is another than in float."""
+        low = any(node.name in self.context.plan.units for node in nodes(visit.model))
+        return low or any(_QUANTIZED + name in self.store for name in visit.block.inputs)
 
     def extract(self, inputs: Sequence[str], outputs: Sequence[str], model: ir.Model | None = None) -> ir.Model:
         """A part of the model whose inputs have the types that were seen."""
@@ -150,13 +159,16 @@ class Visit:
 
     Attributes:
         index: the number of the block.
-        model: the block alone, in float; names as in the whole model.
     """
 
     index: int
     block: Block
-    model: ir.Model
     _walk: _Walk
+
+    @cached_property
+    def model(self) -> ir.Model:
+        """The block alone, in float; names as in the whole model."""
+        return self._walk.extract(self.block.inputs, self.block.outputs)
 
     @property
     def count(self) -> int:
@@ -207,7 +219,8 @@ class Visit:
         no unit of a wave reads what another of the same wave computes. Bodies of control flow are left out."""
         units = _layers(self._walk.context)
         found: dict[int, list[Unit]] = {}
-        for node, depth in depths(self.model.graph, units).items():
+        inside = (self._walk.nodes[name] for name in self.block.nodes)
+        for node, depth in depths(inside, units).items():
             if node.name in units:
                 found.setdefault(depth, []).append(units[node.name])
         return [found[depth] for depth in sorted(found)]

@@ -107,24 +107,76 @@ def weight_range(weight: Array, spec: QuantSpec) -> tuple[Array, Array]:
             return low, high
 
 
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """What values are rounded to.
+
+    Attributes:
+        scale, zero: shaped so that they broadcast against the values; no zero where it is 0 everywhere.
+        fractional: the zero points are no whole numbers.
+    """
+
+    format: NumericFormat
+    scale: Array
+    zero: Array | None
+    fractional: bool = False
+
+    def codes(self, values: Array, xp: Any) -> Array:
+        """The nearest codes, as whole numbers in float32, or as indices of levels; for floating-point formats the
+        numbers that they stand for at scale 1. `xp` is numpy or torch."""
+        fmt, ratio = self.format, values / self.scale
+        if fmt.levels:
+            return _nearest_level(ratio, fmt, xp)
+        if not fmt.is_integer:
+            return _nearest_float(xp.clip(ratio, fmt.low, fmt.high), fmt, xp)
+        if self.zero is None:
+            return xp.clip(xp.round(ratio), fmt.low, fmt.high)
+        codes = xp.round(ratio + self.zero) if self.fractional else xp.round(ratio) + self.zero
+        return xp.clip(codes, fmt.low, fmt.high)
+
+    def values(self, codes: Array, xp: Any) -> Array:
+        """What codes of that kind stand for: (q - z) * s, float32."""
+        if self.format.levels:
+            return xp.asarray(np.asarray(self.format.levels, np.float32))[codes] * self.scale
+        return (codes if self.zero is None else codes - self.zero) * self.scale
+
+
 def quantize(values: Array, params: QuantParams) -> Array:
     """Codes of `values` as ONNX QuantizeLinear gives them: int32, or for floating-point formats the numbers they
     stand for in float32."""
     from array_api_compat import array_namespace
 
-    xp = array_namespace(values)
-    fmt = params.spec.format
-    scale, zero = _broadcast(params, values, xp)
-    if fmt.levels:
-        return _nearest_level(values / scale, fmt, xp)
-    if not fmt.is_integer:
-        return _nearest_float(xp.clip(values / scale, fmt.low, fmt.high), fmt, xp)
-    if params.zero_point.dtype == np.float32:
-        return xp.astype(xp.clip(xp.round(values / scale + zero), fmt.low, fmt.high), xp.int32)
-    codes = xp.round(values / scale)
-    if params.zero_point.any():
-        codes = codes + zero
-    return xp.astype(xp.clip(codes, fmt.low, fmt.high), xp.int32)
+    xp, fmt = array_namespace(values), params.spec.format
+    codes = grid_of(params, values).codes(values, xp)
+    return xp.astype(codes, xp.int32) if fmt.is_integer else codes
+
+
+def dequantize(codes: Array, params: QuantParams) -> Array:
+    """The values that `codes` stand for: (q - z) * s, float32."""
+    from array_api_compat import array_namespace
+
+    xp = array_namespace(codes)
+    wanted = xp.int64 if params.spec.format.levels else xp.float32
+    return grid_of(params, codes).values(xp.astype(codes, wanted), xp)
+
+
+def grid_of(params: QuantParams, like: Array) -> Grid:
+    """The grid of an array of the shape of `like`, on its device."""
+    from array_api_compat import array_namespace, device
+
+    xp, zero = array_namespace(like), params.zero_point
+    arrays = [params.scale, zero.astype(np.float32)] if zero.any() else [params.scale]
+    match params.spec.granularity:
+        case PerChannel(axis):
+            shape = tuple(-1 if i == axis % like.ndim else 1 for i in range(like.ndim))
+            arrays = [a.reshape(shape) for a in arrays]
+        case PerBlock(axis, size):
+            axis %= like.ndim
+            if like.shape[axis] > size:
+                kept = (*(slice(None),) * axis, slice(like.shape[axis]))
+                arrays = [np.repeat(a, size, axis)[kept] for a in arrays]
+    scale, *rest = (xp.asarray(a, device=device(like)) for a in arrays)
+    return Grid(params.spec.format, scale, rest[0] if rest else None, zero.dtype == np.float32)
 
 
 def _nearest_float(values: Array, fmt: NumericFormat, xp: Any) -> Array:
@@ -142,44 +194,8 @@ def _nearest_level(values: Array, fmt: NumericFormat, xp: Any) -> Array:
     levels = np.asarray(fmt.levels, np.float32)
     codes = xp.zeros_like(values, dtype=xp.int32)
     for between in (levels[1:] + levels[:-1]) / 2:
-        codes += xp.astype(values > float(between), xp.int32)
+        codes += values > float(between)
     return codes
-
-
-def dequantize(codes: Array, params: QuantParams) -> Array:
-    """The values that `codes` stand for: (q - z) * s, float32."""
-    from array_api_compat import array_namespace, device
-
-    xp = array_namespace(codes)
-    scale, zero = _broadcast(params, codes, xp)
-    if params.spec.format.levels:
-        levels = xp.asarray(np.asarray(params.spec.format.levels, np.float32), device=device(codes))
-        return levels[xp.astype(codes, xp.int64)] * scale
-    return (xp.astype(codes, xp.float32) - zero) * scale
-
-
-def spread(params: QuantParams, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Scale and zero point of every value of a tensor of `shape`."""
-    like = np.broadcast_to(np.float32(0), shape)
-    scale, zero = (np.broadcast_to(a, shape) for a in _broadcast(params, like, np))
-    return scale, zero.astype(params.zero_point.dtype)
-
-
-def _broadcast(params: QuantParams, like: Array, xp: Any) -> tuple[Array, ...]:
-    """Scale and zero point on the device of `like`, shaped so that they broadcast against it."""
-    from array_api_compat import device
-
-    both = [params.scale, params.zero_point.astype(np.float32)]
-    match params.spec.granularity:
-        case PerChannel(axis):
-            shape = tuple(-1 if i == axis % like.ndim else 1 for i in range(like.ndim))
-            both = [a.reshape(shape) for a in both]
-        case PerBlock(axis, size):
-            axis %= like.ndim
-            if like.shape[axis] > size:
-                kept = (*(slice(None),) * axis, slice(like.shape[axis]))
-                both = [np.repeat(a, size, axis)[kept] for a in both]
-    return tuple(xp.asarray(a, device=device(like)) for a in both)
 
 
 def bias_params(activation: QuantParams, weight: QuantParams) -> QuantParams:

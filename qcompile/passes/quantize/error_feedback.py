@@ -37,8 +37,8 @@ class Feedback:
 
     Attributes:
         order: [groups, K], the columns in the order in which they are rounded.
-        errors: R_ij / R_jj in that order, float32 [groups, K, K], zero below the diagonal.
-        values: M_ij / R_jj, or None where x is x~.
+        errors: R_ij / R_jj in that order at [., j, i], float32 [groups, K, K], zero above the diagonal.
+        values: M_ij / R_jj likewise, or None where x is x~.
         diagonal: R_jj, float64 [groups, K].
         damping: the share of the mean of H's diagonal that was added to it.
     """
@@ -73,12 +73,15 @@ def feedback(
     while (factor := _upper_factor(h, damping * mean[:, None] + silent)) is None:
         damping *= 10
     upper = np.diagonal(factor, axis1=1, axis2=2)
-    values = None
+    values: Floats | None = None
     if difference is not None:
         c = _ordered(difference.astype(np.float64), order)
-        made_good = np.triu(np.linalg.solve(factor, c.swapaxes(1, 2)).swapaxes(1, 2), 1)
-        values = (alpha * made_good / upper[:, None]).astype(np.float32)
-    return Feedback(order, (factor / upper[:, None]).astype(np.float32), values, upper, damping)
+        values = _each_by(alpha * np.tril(np.linalg.solve(factor, c.swapaxes(1, 2)), -1), upper)
+    return Feedback(order, _each_by(factor.swapaxes(1, 2), upper), values, upper, damping)
+
+
+def _each_by(rows: Array, upper: Array) -> Floats:
+    return np.ascontiguousarray(rows / upper[:, :, None], np.float32)
 
 
 def rounded(weight: Floats, back: Feedback, nearest: Nearest, codes: Array, block: int = BLOCK) -> None:
@@ -91,22 +94,22 @@ def rounded(weight: Floats, back: Feedback, nearest: Nearest, codes: Array, bloc
     missed, seen = np.empty_like(weight), np.empty_like(weight) if back.values is not None else None
     for start in range(0, size, block):
         end = min(start + block, size)
-        shift = back.errors[:, :start, start:end].swapaxes(1, 2) @ missed[:, :start]
+        shift = back.errors[:, start:end, :start] @ missed[:, :start]
         if seen is not None and back.values is not None:
-            shift += back.values[:, :start, start:end].swapaxes(1, 2) @ seen[:, :start]
+            shift += back.values[:, start:end, :start] @ seen[:, :start]
         for j in range(start, end):
             exact = weight[:, j]
             aim = exact + shift[:, j - start]
-            aim += (back.errors[:, None, start:j, j] @ missed[:, start:j])[:, 0]
+            aim += (back.errors[:, j, None, start:j] @ missed[:, start:j])[:, 0]
             if seen is not None and back.values is not None:
-                aim += (back.values[:, None, start:j, j] @ seen[:, start:j])[:, 0]
+                aim += (back.values[:, j, None, start:j] @ seen[:, start:j])[:, 0]
                 seen[:, j] = aim
             codes[:, j], values = nearest(j, aim)
             missed[:, j] = exact - values
 
 
-def _ordered(matrix: Array, order: npt.NDArray[np.intp]) -> Array:
-    return np.take_along_axis(np.take_along_axis(matrix, order[:, :, None], 1), order[:, None], 2)
+def _ordered(matrices: Array, order: npt.NDArray[np.intp]) -> Array:
+    return np.stack([m[np.ix_(o, o)] for m, o in zip(matrices, order, strict=True)])
 
 
 def _upper_factor(h: Array, added: Array) -> Array | None:

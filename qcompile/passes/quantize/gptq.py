@@ -31,18 +31,19 @@ from pydantic import Field
 
 from qcompile.compiler.block_walker import BlockWalker, Visit
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.formats import NumericFormat
 from qcompile.compiler.gram import Gram
 from qcompile.compiler.graph import constant, name_of, nodes
 from qcompile.compiler.mask import Mask
-from qcompile.compiler.params import QuantParams, dequantize, quantize, spread
+from qcompile.compiler.params import Grid, grid_of
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import QuantizedWeight, Unit
-from qcompile.compiler.specs import PerTensor
 from qcompile.errors import DataError
 from qcompile.passes.quantize.error_feedback import Feedback, feedback, rounded
 from qcompile.passes.quantize.layer_rows import as_read, every_row, in_layout, is_product, matrix
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
 
 
 class Gptq(Pass):
@@ -127,8 +128,12 @@ class Gptq(Pass):
                 if self.alpha:
                     missed = every_row(layer.node, padding.without(exact[name], i, layer)) - x
                     cross[source] = cross.get(source, 0) + missed.swapaxes(1, 2) @ x
-        backs = {s: self.back(grams[s], cross.get(s), layer, context) for s, layer in sources.items()}
-        return {layer.unit.node: layer.solve(backs[layer.source]) for layer in wave}
+        found: dict[str, Array] = {}
+        for source, layer in sources.items():
+            back = self.back(grams[source], cross.get(source), layer, context)
+            for together in _alike([other for other in wave if other.source == source]):
+                found |= _solve(together, back)
+        return found
 
     def exact(self, visit: Visit) -> Iterator[Mapping[str, Array]]:
         """What enters the block of the float model, where that is asked for."""
@@ -168,40 +173,65 @@ class _Layer:
         """Layers of the same source have the same H."""
         return str(self.node.name) if self.node.op_type == "Conv" else name_of(self.input)
 
-    def solve(self, back: Feedback) -> Array:
-        """The codes in the layout of the model, as plain integers of their bits."""
-        weight, planned = constant(self.node.inputs[1]), self.planned
-        assert weight is not None
-        order = back.order[:, :, None]
-        parts = (weight, *spread(planned.params, weight.shape))
-        inputs, scale, zero = (np.take_along_axis(matrix(self.node, part).swapaxes(1, 2), order, 1) for part in parts)
-        codes = np.empty(inputs.shape, planned.codes.dtype)
-        rounded(inputs.astype(np.float32), back, _Grids(planned.params, scale, zero).nearest, codes)
-        ordered = np.empty_like(codes)
-        np.put_along_axis(ordered, order, codes, 1)
-        return in_layout(self.node, ordered.swapaxes(1, 2), planned.codes).view(f"u{ordered.itemsize}")
+    @property
+    def format(self) -> NumericFormat:
+        """The format of its codes, those that its spec leaves unused taken out."""
+        spec, fmt = self.planned.params.spec, self.planned.params.spec.format
+        unused = spec.symmetric and not spec.full_range and fmt.is_integer and fmt.is_signed
+        return replace(fmt, low=-fmt.high) if unused else fmt
+
+    def ordered(self, part: Array, back: Feedback) -> Floats:
+        """A tensor of the layout of the weight as [groups, K, N] in the order of rounding."""
+        inputs = matrix(self.node, part).swapaxes(1, 2)
+        return np.stack([p[order] for p, order in zip(inputs, back.order, strict=True)]).astype(np.float32, copy=False)
+
+    def bits(self, codes: Array, back: Feedback) -> Array:
+        """Codes of that order in the layout of the model, as plain integers of their bits."""
+        codes = codes.astype(self.planned.codes.dtype)
+        inputs = np.stack([c[np.argsort(order)] for c, order in zip(codes, back.order, strict=True)])
+        return in_layout(self.node, inputs.swapaxes(1, 2), self.planned.codes).view(f"u{codes.itemsize}")
 
     def write(self, codes: Array, context: CompileContext) -> None:
         found = QuantizedWeight(self.planned.params, codes.view(self.planned.codes.dtype))
         context.plan.weights[str(self.unit.weight), self.unit.node] = found
 
 
-@dataclass(frozen=True, eq=False)
-class _Grids:
-    """Scale and zero point of each weight, [groups, K, N], in the order of rounding."""
+def _alike(layers: Sequence[_Layer]) -> list[list[_Layer]]:
+    """Layers whose codes are of one kind, which are rounded together."""
+    found: dict[Any, list[_Layer]] = {}
+    for layer in layers:
+        params = layer.planned.params
+        found.setdefault((layer.format, params.zero_point.any(), params.zero_point.dtype), []).append(layer)
+    return list(found.values())
 
-    params: QuantParams
-    scale: Array
-    zero: Array
 
-    def nearest(self, column: int, values: Array) -> tuple[Array, Array]:
-        """Codes of the values [groups, N] of one input, and what they stand for."""
-        spec = replace(self.params.spec, granularity=PerTensor())
-        params = QuantParams(spec, self.scale[:, column], self.zero[:, column])
-        codes = quantize(values, params)
-        if spec.symmetric and not spec.full_range and spec.format.is_integer and spec.format.is_signed:
-            codes = np.maximum(codes, -int(spec.format.high))
-        return codes, dequantize(codes, params)
+def _solve(layers: Sequence[_Layer], back: Feedback) -> dict[str, Array]:
+    """The codes of layers of one source and one kind of codes, by node."""
+    weights: list[Floats] = []
+    scales: list[Floats] = []
+    zeros: list[Floats] = []
+    for layer in layers:
+        given = constant(layer.node.inputs[1])
+        assert given is not None
+        grid = grid_of(layer.planned.params, given)
+        weights.append(layer.ordered(given, back))
+        scales.append(layer.ordered(np.broadcast_to(grid.scale, given.shape), back))
+        if grid.zero is not None:
+            zeros.append(layer.ordered(np.broadcast_to(grid.zero, given.shape), back))
+    weight: Floats = np.concatenate(weights, axis=2)
+    scale = np.concatenate(scales, axis=2)
+    zero = np.concatenate(zeros, axis=2) if zeros else None
+
+    def nearest(column: int, values: Floats) -> tuple[Array, Floats]:
+        own = Grid(layers[0].format, scale[:, column], zero[:, column] if zero is not None else None, grid.fractional)
+        codes = own.codes(values, np)
+        return codes, own.values(codes, np)
+
+    codes = np.empty(weight.shape, np.float32)
+    rounded(weight, back, nearest, codes)
+    ends = np.cumsum([w.shape[2] for w in weights])
+    parts = np.split(codes, ends[:-1], axis=2)
+    return {layer.unit.node: layer.bits(part, back) for layer, part in zip(layers, parts, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)
