@@ -183,11 +183,17 @@ def _prove(report: Report, context: CompileContext, artifact: Path) -> None:
 
 def _keep_float(passes: Sequence[Pass], names: Sequence[str]) -> str:
     """The option that leaves these nodes in float besides those that are already, as a shell wants it."""
-    for placing in passes:
-        patterns = getattr(placing, "keep_float", None)
-        if patterns is not None and names:
-            kept = json.dumps([*patterns, *map(glob.escape, names)], ensure_ascii=False)
-            return "--set " + shlex.quote(f"{placing.name}.keep-float={kept}")
+    patterns = [glob.escape(name) for name in names]
+    for placing in passes if names else ():
+        kept, layers = getattr(placing, "keep_float", None), getattr(placing, "layers", None)
+        if kept is not None:
+            option, value = "keep-float", [*kept, *patterns]
+        elif layers is not None:
+            said = [entry.model_dump(by_alias=True, exclude_defaults=True) for entry in layers]
+            option, value = "layers", [*said, *({"name": pattern, "keep-float": True} for pattern in patterns)]
+        else:
+            continue
+        return "--set " + shlex.quote(f"{placing.name}.{option}={json.dumps(value, ensure_ascii=False)}")
     return ""
 
 

@@ -10,6 +10,7 @@ runtime multiplies once, when it loads the model: less on disk, not less in memo
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -34,6 +35,7 @@ from qcompile.compiler.formats import (
 from qcompile.compiler.graph import opset
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Unit
+from qcompile.compiler.reporting.wording import count
 from qcompile.compiler.specs import PerBlock, PerChannel
 from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.units import planned_as
@@ -63,6 +65,12 @@ class LowerWeights(Pass):
                 if position is not None and name is not None:
                     weight = _Weight(node, replace(unit, weight=name), codes, opset(model))
                     node.replace_input_with(position, weight.restored())
+        formats = Counter(u.weight_spec.format.name for _, u, _ in chosen if u.weight_spec is not None)
+        for name, layers in formats.items():
+            context.notice(
+                f"{name} weights of {count(layers, 'layer')} are smaller on disk, not faster: {context.target.name} has "
+                "no kernel that reads them, so they are float once the model is loaded"
+            )
         return bool(chosen)
 
 
