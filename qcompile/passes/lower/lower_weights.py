@@ -68,8 +68,8 @@ class LowerWeights(Pass):
         formats = Counter(u.weight_spec.format.name for _, u, _ in chosen if u.weight_spec is not None)
         for name, layers in formats.items():
             context.notice(
-                f"{name} weights of {count(layers, 'layer')} are smaller on disk, not faster: {context.target.name} has "
-                "no kernel that reads them, so they are float once the model is loaded"
+                f"{name} weights of {count(layers, 'layer')} are smaller on disk, not faster: {context.target.name} "
+                "has no kernel that reads them, so they are float once the model is loaded"
             )
         return bool(chosen)
 

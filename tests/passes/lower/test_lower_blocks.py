@@ -15,10 +15,12 @@ from qcompile.compiler.params import dequantize
 from qcompile.compiler.passes import Pass, Phase
 from qcompile.compiler.plan import Form, QuantizedWeight
 from qcompile.compiler.specs import PerBlock, QuantSpec
+from qcompile.compiler.targets import target_named
 from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.units import candidates, unit_reading_float
 from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.passes.lower.lower_blocks import LowerBlocks
+from qcompile.passes.lower.precision import Precision
 from tests.passes.int8 import Array, Lowered, check, head, int8, normal
 from tests.passes.lower.weight_only import restored, weight_only
 
@@ -201,3 +203,15 @@ def test_two_units_of_one_weight_share_codes_and_scales() -> None:
     )
     assert sorted(result.initializers()) == ["w_block_scale", "w_blocks"]
     assert [n.op_type for n in result.model.graph] == ["Cast", "MatMulNBits", "MatMulNBits"]
+
+
+def test_half_scales_are_read_as_they_are_where_the_graph_is_half() -> None:
+    spec = QuantSpec(FORMATS["int4"], symmetric=True, scales=Scales.FLOAT16)
+    weights, sample, cuda = {"w": normal(64, 10), "b": normal(10)}, {"x": normal(6, 64)}, target_named("cuda")
+    result = weight_only(
+        LINEAR.format(k=64), weights, sample, spec, 32, LowerBlocks(),
+        lowering=Lowering.BLOCKS, after=[Precision()], target=cuda,
+    )  # fmt: skip
+    assert [n.op_type for n in result.model.graph] == ["Cast", "MatMulNBits", "Cast"], "input and output alone"
+    assert {v.dtype for v in result.initializers().values()} == {ir.DataType.FLOAT16, ir.DataType.UINT8}
+    np.testing.assert_allclose(result.plain["y"], exact(result), rtol=0, atol=2e-2)
