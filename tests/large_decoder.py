@@ -14,6 +14,9 @@ import onnx
 
 from tests.passes.llama import constants, layer, matrices
 
+_SPREAD = {"embedding": 1.0, "w_q": 1 / 512}
+"""Standard deviations where they are not K^-1/2: scores stay small, or attention would be all or nothing."""
+
 _PAGE = 4096
 """Tensors begin at a page, so that a runtime can map them."""
 
@@ -73,7 +76,7 @@ def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...], file: Bin
         array = rng.uniform(0.5, 1.5, shape).astype(np.float32)
     else:
         array = rng.standard_normal(shape, np.float32)
-        array *= 1.0 if name == "embedding" else shape[0] ** -0.5
+        array *= _SPREAD.get(name.rstrip("0123456789"), shape[0] ** -0.5)
     file.write(array.data)
     file.seek(-file.tell() % _PAGE, 1)
 

@@ -19,14 +19,18 @@ from typing import Any
 import onnx_ir as ir
 
 import qcompile
+from qcompile.compiler.context import Progress, SilentProgress
 from qcompile.compiler.external_tensors import external_files
 from qcompile.compiler.report import Report
 from qcompile.compiler.serialization import initializer_bytes
 from qcompile.errors import OutputError, PassError
 from qcompile.runtime.model_header import MANIFEST
 
-_LARGEST_FILE = 1 << 30
-"""Initializer bytes above which they go into `<name>.data`; protobuf ends at 2 GiB."""
+_LARGEST_FILE = 256 << 20
+"""Initializer bytes above which they go into `<name>.data`: a file without needs twice as much memory to be written."""
+
+_PAGE = 4096
+"""Where tensors of external data begin, so that a runtime can map them."""
 
 _SMALLEST_SHARE = 8
 """No recipe makes weights smaller than an eighth: less free space than that cannot be enough."""
@@ -43,10 +47,12 @@ class Artifact:
     report: Report
 
 
-def write_model(model: ir.Model, path: Path, manifest: dict[str, Any], overwrite: bool = False) -> int:
+def write_model(
+    model: ir.Model, path: Path, manifest: dict[str, Any], overwrite: bool = False, progress: Progress | None = None
+) -> int:
     """Write `model` to `path` through a temporary folder beside it and a rename.
 
-    Weights of more than 1 GiB go into `<name>.data` beside it.
+    Weights of more than 256 MiB go into `<name>.data` beside it.
 
     Returns:
         Bytes written, external data included.
@@ -63,15 +69,30 @@ def write_model(model: ir.Model, path: Path, manifest: dict[str, Any], overwrite
     model.metadata_props[MANIFEST] = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
     with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder) / path.name
-        if not external:
-            ir.external_data.load_to_model(model)
-        ir.save(model, written, external_data=external)
+        _save(model, written, external, progress or SilentProgress())
         _check(written)
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
         if external:
             written.with_name(external).replace(path.with_name(external))
         written.replace(path)
     return size
+
+
+def _save(model: ir.Model, path: Path, external: str | None, progress: Progress) -> None:
+    if external is None:
+        ir.external_data.load_to_model(model)
+        ir.save(model, path)
+        return
+    progress.start("writing weights", sum(len(graph.initializers) for graph in model.graphs()))
+    ir.save(
+        model,
+        path,
+        external_data=external,
+        alignment=_PAGE,
+        align_threshold=_PAGE,
+        callback=lambda tensor, info: progress.advance(),
+    )
+    progress.finish()
 
 
 def write_text(text: str, path: Path) -> None:

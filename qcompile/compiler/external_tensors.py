@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 if TYPE_CHECKING:
     import onnx
@@ -19,6 +22,12 @@ def external_files(proto: onnx.ModelProto, path: Path) -> set[Path]:
         for entry in tensor.external_data
         if entry.key == "location"
     }
+
+
+def stored_bytes(tensor: onnx.TensorProto) -> int:
+    """Bytes of the tensor's values, wherever they are; 0 for texts."""
+    dtype = ir.DataType(tensor.data_type)
+    return math.ceil(math.prod(tensor.dims) * dtype.bitwidth / 8) if dtype != ir.DataType.STRING else 0
 
 
 def tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

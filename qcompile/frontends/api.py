@@ -78,7 +78,7 @@ def compile(
         context.metric_float = _try_metric(context.metric, job.source, job.provider)
     records = job.run(graph)
     manifest = _manifest(job)
-    bytes_after = write_model(graph, destination, manifest, overwrite)
+    bytes_after = write_model(graph, destination, manifest, overwrite, context.progress)
     job.forget_checkpoints()
     data = context.calibration
     found = Report(

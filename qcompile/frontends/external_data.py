@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from qcompile.compiler.external_tensors import tensors
+from qcompile.compiler.external_tensors import stored_bytes, tensors
 from qcompile.errors import ModelError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def resolve_external_data(proto: onnx.ModelProto, path: Path) -> None:
 
 def external_bytes(proto: onnx.ModelProto) -> int:
     """Bytes of all external tensors."""
-    return sum(_nbytes(t) for t in tensors(proto) if t.data_location == t.EXTERNAL)
+    return sum(stored_bytes(t) for t in tensors(proto) if t.data_location == t.EXTERNAL)
 
 
 def _check(tensor: onnx.TensorProto, path: Path) -> None:
@@ -58,7 +58,7 @@ def _check(tensor: onnx.TensorProto, path: Path) -> None:
     except ValueError:
         raise ModelError("the offset or length of its external data is not a number", where=where) from None
     size = file.stat().st_size
-    needed = length or _nbytes(tensor)
+    needed = length or stored_bytes(tensor)
     if offset < 0 or length < 0 or offset + needed > size:
         raise ModelError(
             f"the external data file '{location}' is truncated: "
@@ -66,9 +66,9 @@ def _check(tensor: onnx.TensorProto, path: Path) -> None:
             where=where,
             hint="export or download it again",
         )
-    if length and length < _nbytes(tensor):
+    if length and length < stored_bytes(tensor):
         raise ModelError(
-            f"its external data has {length} bytes, but its shape and type need {_nbytes(tensor)}", where=where
+            f"its external data has {length} bytes, but its shape and type need {stored_bytes(tensor)}", where=where
         )
 
 
@@ -87,12 +87,3 @@ def _check_location(location: str, path: Path, where: str) -> None:
             where=where,
             hint="external data must lie beside the model; do not trust this file if you did not make it",
         )
-
-
-def _nbytes(tensor: onnx.TensorProto) -> int:
-    import math
-
-    import onnx_ir as ir
-
-    dtype = ir.DataType(tensor.data_type)
-    return math.ceil(math.prod(tensor.dims) * dtype.bitwidth / 8) if dtype != ir.DataType.STRING else 0

@@ -98,6 +98,7 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
     that does not load is an error with its reason, and the caller decides.
 
     Operators of domain `qcompile` run by the kernels of our library where it is there, see `ops.kernels.choose`.
+    On the CPU, external weights are read where they lie, see `mapped_weights`.
 
     Raises:
         TargetError: the provider does not load.
@@ -106,6 +107,7 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
     import onnxruntime
 
     from qcompile.errors import ModelError
+    from qcompile.runtime.mapped_weights import with_shared_weights
     from qcompile.runtime.ops import kernels
 
     if provider != CPU:
@@ -115,10 +117,14 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
     kernels.choose(model, provider).register(options)
     chain = [(provider, provider_options)] if provider == CPU else _chain(provider, provider_options)
     try:
+        source, weights = (
+            (model, []) if isinstance(model, bytes) or provider != CPU else with_shared_weights(model, options)
+        )
         with _quiet_loading():
             session = onnxruntime.InferenceSession(
-                model if isinstance(model, bytes) else str(model), options, providers=chain, enable_fallback=0
+                source if isinstance(source, bytes) else str(source), options, providers=chain, enable_fallback=0
             )
+        session.shared_weights = weights
     except Exception as error:
         missing = why_not_loaded(provider)
         if provider != CPU and missing:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qcompile.runtime.mapped_weights import mapped, share
 from qcompile.runtime.providers import CPU, open_session
 
 if TYPE_CHECKING:
@@ -96,8 +97,7 @@ class Probe:
         options.log_severity_level = 4
         for entry, value in (entries or {}).items():
             options.add_session_config_entry(entry, value)
-        if folder is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        self._shared = share(tapped, folder, options) if folder is not None else []
         self._session = open_session(tapped.SerializeToString(), options, CPU, {})
         self._inputs = {i.name for i in self._session.get_inputs()}
         self._weights = {name: array for name, array in (weights or {}).items() if name in self._inputs}
@@ -123,7 +123,7 @@ def without_weights(model: onnx.ModelProto, folder: Path) -> dict[str, Array]:
             load_external_data_for_tensor(tensor, str(folder))
             tensor.data_location = tensor.DEFAULT
             del tensor.external_data[:]
-    arrays = {t.name: _mapped(t, folder) if uses_external_data(t) else onnx.numpy_helper.to_array(t) for t in large}
+    arrays = {t.name: mapped(t, folder) if uses_external_data(t) else onnx.numpy_helper.to_array(t) for t in large}
     _as_inputs(model.graph, large)
     return arrays
 
@@ -142,16 +142,6 @@ def _as_inputs(graph: onnx.GraphProto, tensors: Sequence[onnx.TensorProto]) -> N
     for i in reversed(range(len(graph.initializer))):
         if graph.initializer[i].name in names:
             del graph.initializer[i]
-
-
-def _mapped(tensor: onnx.TensorProto, folder: Path) -> Array:
-    """An external tensor as a view of its file."""
-    import onnx
-
-    found = {entry.key: entry.value for entry in tensor.external_data}
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    file, offset = folder / found["location"], int(found.get("offset", 0))
-    return np.memmap(file, dtype, "r", offset, tuple(tensor.dims))
 
 
 def _hand_out(model: onnx.ModelProto, names: set[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from qcompile.compiler.context import Progress, Sample
+from qcompile.compiler.external_tensors import stored_bytes
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.report import LayerNoise
 from qcompile.compiler.verification.isolation import Index, Piece, assemble, cut_out, result_name
@@ -22,6 +23,9 @@ Array = np.ndarray[Any, Any]
 
 _FIRST = 64
 """Units in the first part; what their values take says how many fit into the next."""
+
+_MOST_WEIGHTS = 256 << 20
+"""Bytes of the weights of one part; there is a session with them beside that of the whole model."""
 
 _MOST_BYTES = 300_000_000
 """Values of one sample that are held at once."""
@@ -79,7 +83,8 @@ def measure_layers(
     for home in dict.fromkeys(layer.home for layer in layers):
         waiting, size = [layer for layer in layers if layer.home == home], _FIRST
         while waiting and samples:
-            part, waiting = waiting[:size], waiting[size:]
+            count = bench.within(waiting[:size])
+            part, waiting = waiting[:count], waiting[count:]
             weight = bench.measure(part, samples, progress) / len(part)
             size = max(_FIRST, int(_MOST_BYTES / max(weight, 1)))
     progress.finish()
@@ -120,6 +125,17 @@ class _Bench:
         if fused:
             reasons.append(f"{fused} whose output the float model does not have under that name")
         return layers, ", ".join(reasons)
+
+    def within(self, layers: list[_Layer]) -> int:
+        """How many of `layers`, from the first on, have weights that can be held at once; at least one."""
+        held, known = 0, set[str]()
+        for i, layer in enumerate(layers):
+            new = layer.piece.initializers - known if layer.piece is not None else set()
+            held += sum(stored_bytes(self.index.initializers[name]) for name in new)
+            known |= new
+            if held > _MOST_WEIGHTS:
+                return max(i, 1)
+        return len(layers)
 
     def measure(self, layers: list[_Layer], samples: Sequence[Sample], progress: Progress) -> int:
         """Add all samples to `layers`, which lie in one graph; returns the bytes that one sample took."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from qcompile.compiler.context import Sample
 from qcompile.compiler.report import NOISELESS, OutputNoise, Proof
+from qcompile.compiler.verification.room import entries_for
 from qcompile.runtime.providers import open_session, provider_options
 
 Array = np.ndarray[Any, Any]
@@ -78,7 +79,7 @@ def _dot(a: Array, b: Array) -> float:
 
 
 def runner(model: Path, provider: str, entries: Mapping[str, str] | None = None) -> Runner:
-    """A function from a sample to the model's outputs by name.
+    """A function from a sample to the model's outputs by name; a model larger than memory stays in its files.
 
     Args:
         entries: session options by key.
@@ -87,7 +88,7 @@ def runner(model: Path, provider: str, entries: Mapping[str, str] | None = None)
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    for entry, value in (entries or {}).items():
+    for entry, value in {**entries_for(model), **(entries or {})}.items():
         options.add_session_config_entry(entry, value)
     session = open_session(model, options, provider, provider_options(provider, 0, None))
     inputs, outputs = {i.name for i in session.get_inputs()}, [o.name for o in session.get_outputs()]

@@ -12,6 +12,8 @@ from typing import Any
 
 import onnx
 
+from qcompile.compiler.scratch import scratch_folder
+from qcompile.runtime.mapped_weights import UNPACKED
 from qcompile.runtime.providers import CPU, TENSORRT, open_session, provider_options
 
 _CODES = {
@@ -102,12 +104,14 @@ def _options(level: Any) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = level
+    for entry, value in UNPACKED.items():
+        options.add_session_config_entry(entry, value)
     return options
 
 
 def _run_and_read(artifact: Path, provider: str, options: Any, graph: OptimizedGraph) -> Any:
     """Open a session that writes its graph to a file, and collect that; returns the session."""
-    with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
+    with tempfile.TemporaryDirectory(prefix="qcompile-", dir=scratch_folder()) as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")

@@ -26,9 +26,11 @@ from qcompile.compiler.verification.metric import measure, prove_metric
 from qcompile.compiler.verification.noise import Runner, compare_outputs, runner
 from qcompile.compiler.verification.placed import placed_nodes
 from qcompile.compiler.verification.reference import Reference
+from qcompile.compiler.verification.room import entries_for, fit
 from qcompile.compiler.verification.speed import prove_speed
 from qcompile.compiler.verification.weights import group_bytes, worst_histograms
 from qcompile.errors import QCompileError
+from qcompile.runtime.memory import free_bytes
 from qcompile.runtime.ops.kernels import choose
 from qcompile.runtime.providers import CPU, session_entries, why_not_loaded
 
@@ -99,6 +101,11 @@ class _Prover:
     def units(self) -> Mapping[str, Unit]:
         """What was planned, or what the artifact claims where no plan is at hand."""
         return self.plan.units if self.plan is not None else expected_units(self.model, self.target)
+
+    @cached_property
+    def unpacked(self) -> dict[str, str]:
+        """Session options for an artifact whose packed weights do not fit into memory."""
+        return entries_for(self.artifact)
 
     def graph(self) -> None:
         """What can be seen on the graph alone: validity, legality, dispatch."""
@@ -178,11 +185,14 @@ class _Prover:
         self.report.outputs, proof = self.compare(float_model, samples, expected)
         state = self.unquantized
         reference = Reference.of_state(state) if state is not None else Reference.of_file(float_model)
-        entries = session_entries(self.provider)
+        entries = session_entries(self.provider) | self.unpacked
         self.report.layers, skipped = measure_layers(
             reference, self.artifact, self.units, samples, self.progress, entries
         )
-        if proof.passed is not None:
+        if self.unpacked:
+            detail = f"{proof.detail}; run without packed weights, for which there is no memory"
+            proof = proof.model_copy(update={"detail": detail})
+        elif proof.passed is not None:
             self.gains(reference, samples, expected)
         if skipped:
             proof = proof.model_copy(update={"detail": f"{proof.detail}; layers not measured: {skipped}"})
@@ -214,7 +224,7 @@ class _Prover:
                 expected,
                 self.plan,
                 self.progress,
-                session_entries(self.provider),
+                session_entries(self.provider) | self.unpacked,
             )
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -230,5 +240,8 @@ class _Prover:
         reason = why_not_loaded(self.provider)
         if reason:
             return Proof(name="speed", passed=None, detail=f"{self.provider} does not load: {reason}")
+        if not fit(float_model, self.artifact):
+            detail = f"not timed: both models do not fit into memory, of which {free_bytes() >> 20} MiB are free"
+            return Proof(name="speed", passed=None, detail=detail)
         self.report.speed, proof = prove_speed(float_model, self.artifact, sample, self.provider, _TIMED)
         return proof

@@ -11,9 +11,10 @@ import onnx_ir as ir
 
 from qcompile.compiler.graph import graphs, is_constant, rank
 from qcompile.compiler.params import dequantize
-from qcompile.compiler.plan import QuantPlan
+from qcompile.compiler.plan import QuantizedWeight, QuantPlan
 from qcompile.compiler.report import Histogram, LayerNoise, TensorBytes
 from qcompile.compiler.verification.noise import Noise
+from qcompile.compiler.weight_params import pieces
 
 _BINS = 64
 _WORST = 4
@@ -45,7 +46,7 @@ def worst_histograms(float_model: ir.Model, plan: QuantPlan, layers: Sequence[La
         if tensor is None or tuple(tensor.shape.numpy()) != quantized.codes.shape:
             continue
         exact = tensor.numpy()
-        histogram = _histogram(f"{name} of {unit}", exact, dequantize(quantized.codes, quantized.params))
+        histogram = _histogram(f"{name} of {unit}", exact, quantized)
         if histogram.sqnr > 0:  # otherwise a rewrite gave the weight other values under the same name
             found.append(histogram)
         if len(found) == _WORST:
@@ -53,14 +54,20 @@ def worst_histograms(float_model: ir.Model, plan: QuantPlan, layers: Sequence[La
     return found
 
 
-def _histogram(name: str, exact: np.ndarray[Any, Any], approximate: np.ndarray[Any, Any]) -> Histogram:
-    noise = Noise()
-    noise.add(exact, approximate)
+def _histogram(name: str, exact: np.ndarray[Any, Any], quantized: QuantizedWeight) -> Histogram:
     low, high = float(exact.min()), float(exact.max())
     edges = np.linspace(low, high if high > low else low + 1.0, _BINS + 1)
-    counts = [np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].tolist() for values in (exact, approximate)]
+    noise, counts = Noise(), np.zeros((2, _BINS), np.int64)
+    for at, params in pieces(exact.shape, quantized.params):
+        both = exact[at], dequantize(quantized.codes[at], params)
+        noise.add(*both)
+        counts += [np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] for values in both]
     return Histogram(
-        name=name, sqnr=noise.sqnr, edges=edges.tolist(), float_counts=counts[0], quantized_counts=counts[1]
+        name=name,
+        sqnr=noise.sqnr,
+        edges=edges.tolist(),
+        float_counts=counts[0].tolist(),
+        quantized_counts=counts[1].tolist(),
     )
 
 
