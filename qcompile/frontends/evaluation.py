@@ -11,6 +11,7 @@ be compared.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.compiler.context import Progress, SilentProgress
-from qcompile.errors import DataError, UsageError
+from qcompile.errors import DataError, ModelError, UsageError
 from qcompile.frontends.text import Text, Tokens
 from qcompile.runtime.language_model import LanguageModel
 from qcompile.runtime.likelihood import divergences, surprises
@@ -107,8 +108,8 @@ def evaluate(
     finally:
         bar.finish()
     return Evaluation(
-        perplexity=math.exp(_mean(scores.surprise)),
-        reference_perplexity=math.exp(_mean(scores.expected)) if compared else None,
+        perplexity=_perplexity(scores.surprise),
+        reference_perplexity=_perplexity(scores.expected) if compared else None,
         agreement=_mean(scores.agreement) if compared else None,
         divergence=_mean(scores.divergence) if compared else None,
         tokens=scores.tokens,
@@ -145,6 +146,8 @@ class _Reader:
         self.seconds += time.perf_counter() - start
         self.tokens += len(ids)
         found = np.concatenate(steps)
+        if np.isnan(found).any():
+            raise ModelError("the model's logits are not numbers (NaN)", where=str(self.model.session.path))
         if len(found) != len(ids):
             raise DataError(
                 f"the model gives logits for {len(found)} of {len(ids)} tokens",
@@ -188,6 +191,11 @@ def _windows(tokens: Tokens, text: Text, window: int, stride: int) -> Iterator[t
     for number, start in enumerate(starts):
         ids = np.concatenate([tokens.before, tokens.ids[start : start + inner]])
         yield ids, max(before, 1) if number == 0 or step == inner else window - step
+
+
+def _perplexity(surprises: list[Array]) -> float:
+    mean = _mean(surprises)
+    return math.exp(mean) if mean < math.log(sys.float_info.max) else math.inf
 
 
 def _mean(parts: list[Array]) -> float:

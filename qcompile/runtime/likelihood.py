@@ -31,7 +31,8 @@ def divergences(logits: Array, reference: Array) -> Array:
     for rows in _parts(len(logits)):
         expected, given = _log_softmax(reference[rows]), _log_softmax(logits[rows])
         chance = np.exp(expected)
-        found[rows] = np.where(chance > 0, chance * (expected - given), 0).sum(1)
+        with np.errstate(invalid="ignore"):  # tokens that both rule out
+            found[rows] = np.where(chance > 0, chance * (expected - given), 0).sum(1)
     return found
 
 

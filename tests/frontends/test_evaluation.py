@@ -95,6 +95,17 @@ def test_the_token_at_the_start_stands_before_every_window(folder: Path) -> None
     assert found.perplexity == pytest.approx(np.exp(surprise.mean()), rel=1e-6)
 
 
+def test_tokens_that_are_ruled_out(folder: Path) -> None:
+    table = np.zeros((COUNT, COUNT))
+    table[:, -1] = -np.inf  # <s> never comes
+    model = bigram_decoder(folder / "m.onnx", table)
+    found = judged(model, reference=model, window=10)
+    assert found.perplexity == pytest.approx(COUNT - 1)
+    assert found.divergence == 0
+    table[:, 0] = -1e5  # a comes all the same
+    assert judged(bigram_decoder(folder / "n.onnx", table), window=10).perplexity == np.inf
+
+
 def test_figures_are_the_same_each_time(folder: Path) -> None:
     model, reference = cached_decoder(folder / "m.onnx", 0.9), cached_decoder(folder / "float.onnx")
     first, second = (judged(model, reference=reference, window=10) for _ in range(2))
@@ -144,6 +155,9 @@ class TestFaults:
         assert "leaves some out" in self.fault(model, window=20, stride=21).what
         with pytest.raises(UsageError, match="at least 1"):
             qcompile.Text("text.txt", window=0)
+
+    def test_logits_that_mean_nothing(self, folder: Path) -> None:
+        assert "NaN" in self.fault(bigram_decoder(folder / "m.onnx", np.full((COUNT, COUNT), np.nan)), window=10).what
 
     def test_other_models(self, folder: Path) -> None:
         error = self.fault(save(linear(), folder / "linear.onnx"), window=10)
