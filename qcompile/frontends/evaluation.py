@@ -134,7 +134,7 @@ class _Reader:
 
     @staticmethod
     def open(path: Path, text: Text, step: int | None) -> _Reader:
-        model = LanguageModel(Session(path))
+        model = LanguageModel(Session(path, spin=False))
         fixed = None if model.ports.caches else model.ports.length
         window = text.window or fixed or _WINDOW
         return _Reader(model, window, model.step_of(window, step))

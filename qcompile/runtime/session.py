@@ -51,6 +51,8 @@ class Session:
         device: number of the GPU.
         threads: threads of one operator on the CPU; left out, one per core.
         engine_cache: folder for TensorRT's engines, which otherwise are built anew in each process.
+        spin: whether threads keep their cores busy while they wait, for the least latency; False where sessions take
+            turns, since it disturbs the others.
 
     Attributes:
         provider: the execution provider that runs the model.
@@ -75,6 +77,7 @@ class Session:
         device: int = 0,
         threads: int | None = None,
         engine_cache: str | Path | None = None,
+        spin: bool = True,
     ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
@@ -85,7 +88,7 @@ class Session:
         target = str(self.manifest["target"]) if self.manifest and "target" in self.manifest else None
         cache = Path(engine_cache) if engine_cache is not None else None
         self._device = device
-        self._session, chosen, lost = self._open(candidates(providers, target), threads, cache)
+        self._session, chosen, lost = self._open(candidates(providers, target), threads, spin, cache)
         self.provider = chosen.provider
         self.why = "; ".join([*lost, chosen.why])
         self.kernels = kernels.choose(self.path, chosen.provider)
@@ -95,13 +98,13 @@ class Session:
         self._optional = {_port(i).name: _port(i) for i in self._session.get_overridable_initializers()}
 
     def _open(
-        self, tried: Sequence[Candidate], threads: int | None, cache: Path | None
+        self, tried: Sequence[Candidate], threads: int | None, spin: bool, cache: Path | None
     ) -> tuple[Any, Candidate, list[str]]:
         lost: list[str] = []
         for candidate in tried:
             options = provider_options(candidate.provider, self._device, cache)
             try:
-                session = open_session(self.path, _session_options(threads), candidate.provider, options)
+                session = open_session(self.path, _session_options(threads, spin), candidate.provider, options)
             except TargetError as error:
                 lost.append(error.what)
                 continue
@@ -199,13 +202,15 @@ class Session:
         }
 
 
-def _session_options(threads: int | None) -> Any:
+def _session_options(threads: int | None, spin: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
