@@ -30,18 +30,18 @@ _RECURRENT = ((128, 128, 625), (120, 96, 40), (512, 512, 50))
 def main() -> None:
     rows: list[dict[str, Any]] = []
     for depth, columns in _LINEAR:
-        weight = _normal(depth, columns)
-        models = {"float": _model("MatMul", ["w"], {"w": weight}), "dynamic": _dynamic(weight)}
+        weight = normal(depth, columns)
+        models = {"float": model("MatMul", ["w"], {"w": weight}), "dynamic": _dynamic(weight)}
         models |= {f"blocks of {size}": _blocks(weight, size) for size in (32, 64, 128)}
         for count in (1, 16, 128):
-            x = _normal(count, depth)
+            x = normal(count, depth)
             x[:, 3] *= 20
-            rows.append({"layer": f"{count} x {depth} x {columns}"} | _measured(models, {"x": x}))
+            rows.append({"layer": f"{count} x {depth} x {columns}"} | measured(models, {"x": x}))
             print("  ", rows[-1], flush=True)
     for inputs, hidden, steps in _RECURRENT:
         models = _recurrent(inputs, hidden)
         rows.append(
-            {"layer": f"LSTM {steps} x {inputs} x {hidden}"} | _measured(models, {"x": _normal(steps, 1, inputs)})
+            {"layer": f"LSTM {steps} x {inputs} x {hidden}"} | measured(models, {"x": normal(steps, 1, inputs)})
         )
         print("  ", rows[-1], flush=True)
     print(save("dynamic-kernels", rows, {"threads": 1, "runs": _ROUNDS * _RUNS}))
@@ -49,7 +49,7 @@ def main() -> None:
     print(table(["Layer", *header], [[r["layer"], *(str(r.get(h, "")) for h in header)] for r in rows]))
 
 
-def _measured(models: dict[str, ModelProto], feeds: dict[str, Array]) -> dict[str, str]:
+def measured(models: dict[str, ModelProto], feeds: dict[str, Array]) -> dict[str, str]:
     """Time and noise of each model, all timed in turns."""
     import time
 
@@ -79,18 +79,18 @@ def _measured(models: dict[str, ModelProto], feeds: dict[str, Array]) -> dict[st
 def _dynamic(weight: Array) -> ModelProto:
     coded = _coded(weight, PerChannel(1))
     constants = {"w": coded.codes, "s": coded.params.scale}
-    return _model("DynamicQuantizeMatMul", ["w", "s"], constants)
+    return model("DynamicQuantizeMatMul", ["w", "s"], constants)
 
 
 def _blocks(weight: Array, size: int) -> ModelProto:
     blocks = packed_blocks(_coded(weight, PerBlock(0, size)))
     options = {"K": weight.shape[0], "N": weight.shape[1], "bits": 8, "block_size": size, "accuracy_level": 4}
-    return _model("MatMulNBits", ["w", "s"], {"w": blocks.codes, "s": blocks.scale}, **options)
+    return model("MatMulNBits", ["w", "s"], {"w": blocks.codes, "s": blocks.scale}, **options)
 
 
 def _recurrent(inputs: int, hidden: int) -> dict[str, ModelProto]:
     shapes = {"w": (1, 4 * hidden, inputs), "r": (1, 4 * hidden, hidden)}
-    weights = {name: _normal(*shape) / np.float32(np.sqrt(shape[2])) for name, shape in shapes.items()}
+    weights = {name: normal(*shape) / np.float32(np.sqrt(shape[2])) for name, shape in shapes.items()}
     constants: dict[str, Array] = {}
     for name, weight in weights.items():
         coded = _coded(weight, PerBlock(2, weight.shape[2]))
@@ -102,8 +102,8 @@ def _recurrent(inputs: int, hidden: int) -> dict[str, ModelProto]:
         }
     order = ["w", "r", "", "", "", "", "", "ws", "wz", "rs", "rz"]
     return {
-        "float": _model("LSTM", ["w", "r"], weights, hidden_size=hidden),
-        "dynamic": _model("DynamicQuantizeLSTM", order, constants, hidden_size=hidden),
+        "float": model("LSTM", ["w", "r"], weights, hidden_size=hidden),
+        "dynamic": model("DynamicQuantizeLSTM", order, constants, hidden_size=hidden),
     }
 
 
@@ -113,7 +113,7 @@ def _coded(weight: Array, grain: Granularity) -> QuantizedWeight:
     return QuantizedWeight(params, quantize(weight, params).astype(np.int8))
 
 
-def _model(op_type: str, constants: list[str], arrays: dict[str, Array], **options: Any) -> ModelProto:
+def model(op_type: str, constants: list[str], arrays: dict[str, Array], **options: Any) -> ModelProto:
     domain = "" if op_type in ("MatMul", "LSTM") else "com.microsoft"
     node = helper.make_node(op_type, ["x", *constants], ["y"], domain=domain, **options)
     graph = helper.make_graph(
@@ -127,7 +127,7 @@ def _model(op_type: str, constants: list[str], arrays: dict[str, Array], **optio
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def _normal(*shape: int) -> Array:
+def normal(*shape: int) -> Array:
     return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
 
 
