@@ -50,7 +50,7 @@ def _blocks(weight: Any, bits: int, size: int, symmetric: bool, level: int) -> A
     fmt = FORMATS[f"{'' if symmetric else 'u'}int{bits}"]
     params = weight_params(weight, QuantSpec(fmt, PerBlock(0, size), symmetric, full, Scales.FLOAT16))
     packed = packed_blocks(QuantizedWeight(params, weight_codes(weight, params)))
-    arrays = {"w": packed.codes, "s": packed.scale}
+    arrays: dict[str, Any] = {"w": packed.codes, "s": packed.scale}
     if packed.zero_point is not None:
         arrays["z"] = packed.zero_point
     options = {"K": weight.shape[0], "N": weight.shape[1], "bits": bits, "block_size": size, "accuracy_level": level}

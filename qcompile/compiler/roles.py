@@ -76,7 +76,7 @@ def looks_up_ids(node: ir.Node) -> bool:
     table = node.inputs[0]
     if table is None or table.dtype is None or not table.dtype.is_floating_point():
         return False
-    return any(v.is_graph_input() for v in _sources(node.inputs[1], lambda n: n.op_type in _ID_STEPS))
+    return any(v.is_graph_input() for v in sources_of(node.inputs[1], lambda n: n.op_type in _ID_STEPS))
 
 
 def _attention(everything: list[ir.Node]) -> Iterator[ir.Node]:
@@ -178,7 +178,7 @@ def _ahead(node: ir.Node, crosses: Goes) -> Iterator[ir.Node]:
                         waiting.append(use.node)
 
 
-def _sources(value: ir.Value | None, crosses: Goes) -> Iterator[ir.Value]:
+def sources_of(value: ir.Value | None, crosses: Goes = lambda _: True) -> Iterator[ir.Value]:
     """Values without a producer that `value` is made of."""
     waiting, seen = [value], set[ir.Value]()
     while waiting:

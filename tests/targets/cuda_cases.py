@@ -99,35 +99,61 @@ def _cases() -> dict[tuple[str, str], Callable[[], Model]]:
         [T.FLOAT],
         "com.microsoft",
     )
-    found["MatMulNBits", "int4 block 32"] = lambda: _one_node(
-        "MatMulNBits",
-        [("a", T.FLOAT, [1, 64]), ("=b", T.UINT8, [64, 2, 16]), ("=s", T.FLOAT, [128])],
+    for bits, block, extra in (
+        (4, 32, "none"),
+        (4, 128, "zero points"),
+        (2, 64, "none"),
+        (8, 32, "bias"),
+        (8, 256, "none"),
+    ):
+        more = "" if extra == "none" else f", {extra}"
+        found["MatMulNBits", f"int{bits} block {block}{more}"] = lambda b=bits, s=block, e=extra: _n_bits(b, s, e)
+    found["MatMulBnb4", "nf4 block 64"] = lambda: _one_node(
+        "MatMulBnb4",
+        [("a", T.FLOAT, [4, 128]), ("=b", T.UINT8, [4096]), ("=s", T.FLOAT, [128])],
         [T.FLOAT],
         "com.microsoft",
-        K=64,
+        K=128,
         N=64,
-        bits=4,
-        block_size=32,
+        block_size=64,
+        quant_type=1,
+        transB=1,
     )
-    found["MatMulNBits", "int8 block 32, bias"] = lambda: _one_node(
-        "MatMulNBits",
-        [
-            ("a", T.FLOAT, [4, 100]),
-            ("=b", T.UINT8, [64, 4, 32]),
-            ("=s", T.FLOAT, [256]),
-            *_ABSENT,
-            ("=c", T.FLOAT, [64]),
-        ],
-        [T.FLOAT],
-        "com.microsoft",
-        K=100,
-        N=64,
-        bits=8,
-        block_size=32,
-    )
+    for bits in (2, 4, 8):
+        found["GatherBlockQuantized", f"int{bits} block 32"] = lambda b=bits: _one_node(
+            "GatherBlockQuantized",
+            [("=t", T.UINT8, [9, 64 * b // 8]), ("i", T.INT64, [3]), ("=s", T.FLOAT, [9, 2])],
+            [T.FLOAT],
+            "com.microsoft",
+            bits=b,
+            block_size=32,
+            gather_axis=0,
+            quantize_axis=1,
+        )
     found["Gather", "int8 rows"] = lambda: _one_node("Gather", [("=t", T.INT8, [9, 8]), ("i", T.INT64, [3])], [T.INT8])
     found["Cast", "int8 to float"] = lambda: _one_node("Cast", [("x", T.INT8, [4, 8])], [T.FLOAT], to=T.FLOAT)
     return found
+
+
+def _n_bits(bits: int, block: int, extra: str) -> Model:
+    blocks = 512 // block
+    return _one_node(
+        "MatMulNBits",
+        [
+            ("a", T.FLOAT, [1, 512]),
+            ("=b", T.UINT8, [64, blocks, block * bits // 8]),
+            ("=s", T.FLOAT, [64 * blocks]),
+            ("=z", T.UINT8, [64 * blocks * bits // 8]) if extra == "zero points" else _ABSENT[0],
+            _ABSENT[1],
+            *([("=c", T.FLOAT, [64])] if extra == "bias" else []),
+        ],
+        [T.FLOAT],
+        "com.microsoft",
+        K=512,
+        N=64,
+        bits=bits,
+        block_size=block,
+    )
 
 
 def _params(name: str, kind: int) -> list[tuple[str, int, list[int]]]:

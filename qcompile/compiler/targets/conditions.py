@@ -32,7 +32,10 @@ CONSTANT_BIAS = Condition(
     "its bias is not a constant", lambda n: len(n.inputs) < 3 or n.inputs[2] is None or is_constant(n.inputs[2])
 )
 ROW_BIAS = Condition("its bias is not one value for each output column", _is_row)
-MATRIX_WEIGHT = Condition("its weight is not a matrix", lambda n: rank(n.inputs[1]) == 2)
+MATRIX_WEIGHT = Condition(
+    "its weight is not one matrix: no kernel reads codes of a stack of them, as of experts",
+    lambda n: rank(n.inputs[1]) == 2,
+)
 PLAIN_GEMM = Condition(
     "an int8 Gemm needs alpha = beta = 1 and transA = 0",
     lambda n: (

@@ -10,19 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qcompile.compiler.formats import (
-    FP8_E4M3,
-    FP8_E5M2,
-    INT2,
-    INT4,
-    INT8,
-    INT16,
-    UINT2,
-    UINT4,
-    UINT8,
-    UINT16,
-    Scales,
-)
+from qcompile.compiler.formats import FP8_E4M3, FP8_E5M2, INT8, INT16, UINT8, UINT16
 from qcompile.compiler.graph import is_constant, rank
 from qcompile.compiler.plan import Form
 from qcompile.compiler.targets.conditions import (
@@ -36,8 +24,8 @@ from qcompile.compiler.targets.conditions import (
     last_axis,
     weight_is_second,
 )
+from qcompile.compiler.targets.cpu_storages import CPU_STORAGES
 from qcompile.compiler.targets.half import Half
-from qcompile.compiler.targets.storage import Storage
 from qcompile.compiler.targets.table import Condition, Cost, Detour, Formats, Lowering, PlacementRule, Row, Target
 
 _ROUNDED = "run: no kernel computes on 16-bit codes; the runtime converts, computes in float and converts again"
@@ -143,41 +131,6 @@ def _pooled(op_type: str, kernel: str, float_ns: float, int8_ns: float) -> Row:
     )
 
 
-_LINEAR = ("MatMul", "Gemm")
-_STORAGES = (
-    Storage(
-        op_types=_LINEAR,
-        formats=(INT4, UINT4, INT2, UINT2),
-        blocks=(32, 16, 64, 128, 256, None),
-        lowering=Lowering.BLOCKS,
-        kernels=("MatMulNBits",),
-        evidence=_MEASURED,
-        forms=(Form.BLOCKS, Form.WEIGHTS),
-        full_range=True,
-        scales=Scales.FLOAT16,
-    ),
-    Storage(
-        op_types=_LINEAR,
-        formats=(INT8, UINT8),
-        blocks=(64, 16, 32, 128, 256, None),
-        lowering=Lowering.BLOCKS,
-        kernels=("MatMulNBits",),
-        evidence=_MEASURED,
-        forms=(Form.BLOCKS, Form.WEIGHTS),
-        scales=Scales.FLOAT16,
-    ),
-    Storage(
-        op_types=("Gather",),
-        formats=(INT8,),
-        blocks=(None,),
-        lowering=Lowering.ROWS,
-        kernels=("Gather",),
-        evidence=_MEASURED,
-        forms=(Form.ROWS,),
-        symmetric=(True,),
-    ),
-)
-
 CPU = Target(
     name="cpu",
     providers=("CPUExecutionProvider",),
@@ -223,7 +176,7 @@ CPU = Target(
             "run: fused to SkipLayerNormalization 245 us, apart 38 us (1 x 128 x 384, one thread)",
         ),
     ),
-    storages=_STORAGES,
+    storages=CPU_STORAGES,
     placement=PlacementRule.MINIMUM_CUT,
     evidence="ONNX Runtime 1.31.1, CPUExecutionProvider",
     rows=(

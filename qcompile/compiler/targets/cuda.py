@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompile.compiler.formats import FP8_E4M3, INT2, INT4, INT8, UINT2, UINT4, UINT8, Scales
+from qcompile.compiler.formats import FP8_E4M3, INT8
 from qcompile.compiler.graph import is_constant
 from qcompile.compiler.plan import Form
 from qcompile.compiler.targets.conditions import (
@@ -28,8 +28,8 @@ from qcompile.compiler.targets.conditions import (
     last_axis,
     weight_is_second,
 )
+from qcompile.compiler.targets.cuda_storages import CUDA_STORAGES
 from qcompile.compiler.targets.half import CUDA_HALF
-from qcompile.compiler.targets.storage import Storage
 from qcompile.compiler.targets.table import Cost, Formats, Lowering, Merging, PlacementRule, Row, Target
 
 _PLACED = "placement by the CUDA provider of ONNX Runtime 1.31.1"
@@ -81,8 +81,18 @@ LANDINGS = (
     Landing("QGemm", "uint8 x int8", Lands.CPU, _MS),
     Landing("DynamicQuantizeMatMul", "int8", Lands.CPU, _MS),
     Landing("MatMulIntegerToFloat", "uint8 x int8", Lands.CPU, _MS),
-    Landing("MatMulNBits", "int4 block 32", Lands.CUDA, _MS),
-    Landing("MatMulNBits", "int8 block 32, bias", Lands.CUDA, _MS),
+    *(
+        Landing("MatMulNBits", case, Lands.CUDA, _MS)
+        for case in (
+            "int4 block 32",
+            "int4 block 128, zero points",
+            "int2 block 64",
+            "int8 block 32, bias",
+            "int8 block 256",
+        )
+    ),
+    Landing("MatMulBnb4", "nf4 block 64", Lands.CUDA, _MS),
+    *(Landing("GatherBlockQuantized", f"int{bits} block 32", Lands.CUDA, _MS) for bits in (2, 4, 8)),
     Landing("Gather", "int8 rows", Lands.CUDA),
     Landing("Cast", "int8 to float", Lands.CUDA),
 )
@@ -141,38 +151,6 @@ _BLOCKS: dict[str, Any] = {
 
 _GEMM = (CONSTANT_WEIGHT, CONSTANT_BIAS, ROW_BIAS, PLAIN_GEMM)
 
-_STORAGES = (
-    Storage(
-        op_types=("MatMul", "Gemm"),
-        formats=(INT4, UINT4, INT2, UINT2),
-        blocks=(32, 16, 64, 128, 256, None),
-        lowering=Lowering.BLOCKS,
-        kernels=("MatMulNBits",),
-        evidence=_PLACED,
-        full_range=True,
-        scales=Scales.FLOAT16,
-    ),
-    Storage(
-        op_types=("MatMul", "Gemm"),
-        formats=(INT8, UINT8),
-        blocks=(32, 16, 64, 128, 256, None),
-        lowering=Lowering.BLOCKS,
-        kernels=("MatMulNBits",),
-        evidence=_PLACED,
-        scales=Scales.FLOAT16,
-    ),
-    Storage(
-        op_types=("Gather",),
-        formats=(INT8,),
-        blocks=(None,),
-        lowering=Lowering.ROWS,
-        kernels=("Gather",),
-        evidence=_PLACED,
-        forms=(Form.ROWS,),
-        symmetric=(True,),
-    ),
-)
-
 CUDA = Target(
     name="cuda",
     providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -190,7 +168,7 @@ CUDA = Target(
     ),
     placement=PlacementRule.WEIGHTED_INPUTS,
     float_bias=True,
-    storages=_STORAGES,
+    storages=CUDA_STORAGES,
     rows=(
         Row(
             op_type="MatMul",

@@ -24,10 +24,10 @@ from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import FORMATS
-from qcompile.compiler.graph import graphs, opset
+from qcompile.compiler.graph import graphs, nodes, opset
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, Unit
-from qcompile.compiler.roles import looks_up_ids, roles
+from qcompile.compiler.roles import looks_up_ids, roles, sources_of
 from qcompile.compiler.specs import PerBlock, PerChannel, QuantSpec
 from qcompile.compiler.targets.storage import Storage
 from qcompile.compiler.targets.table import Target
@@ -75,6 +75,9 @@ class PlaceWeights(Pass, WeightOptions):
                 if candidate.row.weight is not None and node.name not in context.plan.units:
                     wanted = wanted_of(node, known.get(str(node.name)), everywhere, self.layers)
                     _place(candidate, wanted, context)
+        for node in nodes(model):
+            if node.op_type in ("MatMul", "Gemm") and node.name not in context.plan.units:
+                context.plan.kept_float.setdefault(str(node.name), _no_weight(node))
         return False
 
     def _demand(self, wanted: Wanted, target: Target, model: ir.Model) -> None:
@@ -99,39 +102,28 @@ class PlaceWeights(Pass, WeightOptions):
 
 
 def _place(candidate: Candidate, wanted: Wanted, context: CompileContext) -> None:
-    name, node, plan = str(candidate.node.name), candidate.node, context.plan
+    name, plan = str(candidate.node.name), context.plan
     if wanted.kept_by:
         plan.pinned.add(name)
-    storage, obstacle = storage_of(candidate, wanted, context.target)
-    obstacle = wanted.kept_by or candidate.obstacle or _no_embedding(node) or obstacle
-    if storage is None or obstacle:
+    unit, obstacle = None, wanted.kept_by or candidate.obstacle or _no_embedding(candidate.node)
+    if not obstacle:
+        unit, obstacle = _stored(candidate, wanted, context.target)
+    if unit is None:
         plan.kept_float.setdefault(name, obstacle)
         return
     plan.kept_float.pop(name, None)
-    plan.units[name] = unit_of(candidate, storage, wanted, context.target)
+    plan.units[name] = unit
 
 
-def fits(storage: Storage, wanted: Wanted) -> bool:
-    """Whether what is asked for can be stored so."""
-    fmt = FORMATS[wanted.format]
-    size = None if wanted.block_size == "channel" else wanted.block_size
-    return (
-        fmt in storage.formats
-        and (wanted.block_size is None or size in storage.blocks)
-        and (wanted.symmetric is None or not fmt.is_integer or wanted.symmetric in storage.symmetric)
-        and (wanted.activations is None or any(f in storage.forms for f in _FORMS[wanted.activations]))
-    )
-
-
-def storage_of(candidate: Candidate, wanted: Wanted, target: Target) -> tuple[Storage | None, str]:
-    """The first storage for a node that fits, or why there is none."""
-    node, obstacle = candidate.node, ""
-    for storage in target.storages:
-        if node.op_type in storage.op_types and fits(storage, wanted):
-            obstacle = storage.obstacle(node)
-            if not obstacle:
-                return storage, ""
-    return None, obstacle or f"{target.name} stores no {wanted} of a {node.op_type}"
+def _no_weight(node: ir.Node) -> str:
+    """Why a product has no weight to store."""
+    second = node.inputs[1]
+    made = second.producer() if second is not None else None
+    if second is not None and second.is_graph_input():
+        return "its weight is an input of the model"
+    if made is not None and not any(v.is_graph_input() for v in sources_of(second)):
+        return f"its weight is no constant: {made.op_type} '{made.name}' computes it"
+    return "it multiplies two activations: there is no weight to store"
 
 
 def _no_embedding(node: ir.Node) -> str:
@@ -140,31 +132,50 @@ def _no_embedding(node: ir.Node) -> str:
     return "its rows are looked up by positions that the graph counts: the table is small and weighs on every layer"
 
 
-def unit_of(candidate: Candidate, storage: Storage, wanted: Wanted, target: Target) -> Unit:
-    """The unit of a layer whose weight is stored so."""
-    forms = storage.forms if wanted.activations is None else _FORMS[wanted.activations]
-    form = next(f for f in storage.forms if f in forms)
-    unit = unit_reading_float(candidate, form, target)
-    return replace(unit, weight_spec=_spec(candidate, storage, wanted), lowering=storage.lowering)
+def _stored(candidate: Candidate, wanted: Wanted, target: Target) -> tuple[Unit | None, str]:
+    """The unit of a layer in the first way of storing its weight that fits, or why there is none."""
+    node, obstacle = candidate.node, f"{target.name} stores no {wanted} of a {candidate.node.op_type}"
+    for storage in target.storages:
+        if node.op_type not in storage.op_types or not fits(storage, wanted):
+            continue
+        obstacle = storage.obstacle(node)
+        spec = None if obstacle else _spec(candidate, storage, wanted)
+        if spec is not None:
+            forms = storage.forms if wanted.activations is None else _FORMS[wanted.activations]
+            unit = unit_reading_float(candidate, next(f for f in storage.forms if f in forms), target)
+            return replace(unit, weight_spec=spec, lowering=storage.lowering), ""
+        obstacle = obstacle or "its channels do not fall into whole blocks"
+    return None, obstacle
 
 
-def _spec(candidate: Candidate, storage: Storage, wanted: Wanted) -> QuantSpec:
-    node, row = candidate.node, candidate.row
+def fits(storage: Storage, wanted: Wanted) -> bool:
+    """Whether what is asked for can be stored so."""
+    fmt = FORMATS[wanted.format]
+    size = None if wanted.block_size == "channel" else wanted.block_size
+    return (
+        fmt in storage.formats
+        and (wanted.block_size is None or size in ((fmt.block,) if fmt.block else storage.blocks))
+        and (wanted.symmetric is None or not fmt.is_integer or wanted.symmetric in storage.symmetric)
+        and (wanted.activations is None or any(f in storage.forms for f in _FORMS[wanted.activations]))
+    )
+
+
+def _spec(candidate: Candidate, storage: Storage, wanted: Wanted) -> QuantSpec | None:
+    """What the weight becomes; None where its channels do not fall into blocks."""
+    node, row, fmt = candidate.node, candidate.row, FORMATS[wanted.format]
     assert row.weight is not None
     assert row.weight_axis is not None
     weight, outputs = node.inputs[row.weight], row.weight_axis(node)
     assert weight is not None
     assert weight.shape is not None
-    fmt = FORMATS[wanted.format]
-    size = storage.blocks[0] if wanted.block_size is None else wanted.block_size
-    symmetric = fmt.is_signed if wanted.symmetric is None else wanted.symmetric
-    symmetric = symmetric or not fmt.is_integer
-    grain: PerChannel | PerBlock = PerChannel(outputs)
-    if isinstance(size, int):
-        reduced = 1 - outputs
-        depth = weight.shape.numpy()[reduced]
-        holding = [b for b in storage.blocks if b is not None and b >= depth]
-        grain = PerBlock(reduced, min([size, *holding]))
-    return QuantSpec(
-        fmt, grain, symmetric, full_range=storage.full_range and symmetric and fmt.is_signed, scales=storage.scales
-    )
+    symmetric = not fmt.is_integer or (fmt.is_signed if wanted.symmetric is None else wanted.symmetric)
+    full_range = storage.full_range and symmetric and fmt.is_integer and fmt.is_signed and fmt.bits <= 4
+    spec = QuantSpec(fmt, PerChannel(outputs), symmetric, full_range, storage.scales)
+    size = fmt.block or wanted.block_size or storage.blocks[0]
+    if not isinstance(size, int):
+        return spec
+    depth = weight.shape.numpy()[1 - outputs]
+    block = fmt.block or storage.block_of(depth, size if wanted.block_size else None)
+    if block is None or (storage.whole_blocks and depth % block):
+        return None
+    return replace(spec, granularity=PerBlock(1 - outputs, block))
