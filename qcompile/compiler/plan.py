@@ -60,6 +60,7 @@ class Unit:
         weight_spec: what the codes of its weight shall be, or None without one.
         state_weight, state_spec: the same for the second weight of a recurrent operator, which its state meets.
         lowering: the pattern it is written in, where the target has more than one for its form.
+        tied: name of the node whose codes it reads, where its table is the weight of that product too.
     """
 
     node: str
@@ -74,6 +75,7 @@ class Unit:
     state_weight: str | None = field(default=None, repr=False)
     state_spec: QuantSpec | None = field(default=None, repr=False)
     lowering: Lowering | None = field(default=None, repr=False)
+    tied: str | None = field(default=None, repr=False)
 
     @property
     def lowered(self) -> str:

@@ -130,6 +130,34 @@ def _cases() -> dict[tuple[str, str], Callable[[], Model]]:
             gather_axis=0,
             quantize_axis=1,
         )
+    for block in (32, 128):
+        found["MatMulBlockQuantizedFp8Weight", f"block {block}"] = lambda b=block: _one_node(
+            "MatMulBlockQuantizedFp8Weight",
+            [
+                ("a", T.FLOAT16, [4, 256]),
+                ("=b", T.FLOAT8E4M3FN, [64, 256]),
+                ("=s", T.FLOAT, [64, 256 // b]),
+                _ABSENT[0],
+                ("=c", T.FLOAT16, [64]),
+            ],
+            [T.FLOAT16],
+            "com.microsoft",
+            block_size=b,
+        )
+    found["MatMulBlockQuantizedFp4Weight", "block 16"] = lambda: _one_node(
+        "MatMulBlockQuantizedFp4Weight",
+        [
+            ("a", T.FLOAT16, [4, 256]),
+            ("=b", T.UINT8, [64, 128]),
+            ("=s", T.UINT8, [64, 16]),
+            ("=t", T.FLOAT, []),
+            _ABSENT[0],
+            ("=c", T.FLOAT16, [64]),
+        ],
+        [T.FLOAT16],
+        "com.microsoft",
+        block_size=16,
+    )
     found["Gather", "int8 rows"] = lambda: _one_node("Gather", [("=t", T.INT8, [9, 8]), ("i", T.INT64, [3])], [T.INT8])
     found["Cast", "int8 to float"] = lambda: _one_node("Cast", [("x", T.INT8, [4, 8])], [T.FLOAT], to=T.FLOAT)
     return found
@@ -192,7 +220,8 @@ def landing(model: Model) -> str:
 
 def _run(session: Any) -> None:
     """One run on zeros, where numpy has the element types."""
-    kinds = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
+    kinds = {"float": np.float32, "float16": np.float16, "int8": np.int8, "uint8": np.uint8, "int64": np.int64}
+    kinds = {f"tensor({name})": kind for name, kind in kinds.items()}
     inputs = session.get_inputs()
     if all(value.type in kinds for value in (*inputs, *session.get_outputs())):
         session.run(None, {i.name: np.zeros(i.shape, kinds[i.type]) for i in inputs})

@@ -91,6 +91,8 @@ LANDINGS = (
             "int8 block 256",
         )
     ),
+    *(Landing("MatMulBlockQuantizedFp8Weight", f"block {size}", Lands.CUDA, _MS) for size in (32, 128)),
+    Landing("MatMulBlockQuantizedFp4Weight", "block 16", Lands.CUDA, _MS),
     Landing("MatMulBnb4", "nf4 block 64", Lands.CUDA, _MS),
     *(Landing("GatherBlockQuantized", f"int{bits} block 32", Lands.CUDA, _MS) for bits in (2, 4, 8)),
     Landing("Gather", "int8 rows", Lands.CUDA),

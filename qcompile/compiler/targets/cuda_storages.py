@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompile.compiler.formats import INT2, INT4, INT8, NF4, UINT2, UINT4, UINT8, Scales
+from qcompile.compiler.formats import FP8_E4M3, INT2, INT4, INT8, NF4, NVFP4, UINT2, UINT4, UINT8, Scales
 from qcompile.compiler.plan import Form
 from qcompile.compiler.targets.conditions import MATRIX_WEIGHT
 from qcompile.compiler.targets.cpu_storages import BLOCKS, LINEAR, emulated
@@ -16,6 +16,20 @@ _SMALL = (
 )
 
 CUDA_STORAGES = (
+    Storage(
+        op_types=LINEAR,
+        formats=(INT4, UINT4),
+        blocks=(32, 64, 128),
+        lowering=Lowering.OPERATOR,
+        kernels=("LinearW4A16", "DequantizeLinear"),
+        full_range=True,
+        scales=Scales.FLOAT16,
+        whole_blocks=True,
+        opset=21,
+        conditions=(MATRIX_WEIGHT,),
+        evidence=_PLACED + "; our kernel never writes a weight as a float, whatever the number of rows (docs/gpu.md), "
+        "where MatMulNBits does for more than 16. Not timed. Without the library of kernels its body runs",
+    ),
     Storage(
         op_types=LINEAR,
         formats=(INT4, UINT4, INT2, UINT2),
@@ -36,6 +50,26 @@ CUDA_STORAGES = (
         scales=Scales.FLOAT16,
         conditions=(MATRIX_WEIGHT,),
         evidence=_PLACED + _SMALL,
+    ),
+    Storage(
+        op_types=LINEAR,
+        formats=(FP8_E4M3,),
+        blocks=(128, 32),
+        lowering=Lowering.BLOCK_FP8,
+        kernels=("MatMulBlockQuantizedFp8Weight",),
+        whole_blocks=True,
+        conditions=(MATRIX_WEIGHT,),
+        evidence=_PLACED,
+    ),
+    Storage(
+        op_types=LINEAR,
+        formats=(NVFP4,),
+        blocks=(16,),
+        lowering=Lowering.BLOCK_FP4,
+        kernels=("MatMulBlockQuantizedFp4Weight",),
+        whole_blocks=True,
+        conditions=(MATRIX_WEIGHT,),
+        evidence=_PLACED,
     ),
     Storage(
         op_types=LINEAR,

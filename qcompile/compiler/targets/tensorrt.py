@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qcompile.compiler.formats import FP8_E4M3, INT8
+from qcompile.compiler.formats import FP8_E4M3, INT4, INT8
 from qcompile.compiler.graph import is_constant, rank
 from qcompile.compiler.plan import Form
-from qcompile.compiler.targets.conditions import CONSTANT_WEIGHT, PLAIN_GEMM, gemm_axis, last_axis, weight_is_second
+from qcompile.compiler.targets.conditions import (
+    CONSTANT_WEIGHT,
+    MATRIX_WEIGHT,
+    PLAIN_GEMM,
+    gemm_axis,
+    last_axis,
+    weight_is_second,
+)
 from qcompile.compiler.targets.half import Half
-from qcompile.compiler.targets.table import Condition, Cost, Formats, PlacementRule, Row, Target
+from qcompile.compiler.targets.storage import Storage
+from qcompile.compiler.targets.table import Condition, Cost, Formats, Lowering, PlacementRule, Row, Target
 
 _RULES = "documentation: TensorRT 10.14, 'Working with Quantized Types', explicit quantization"
 _UNWEIGHED = Cost()
@@ -74,6 +82,20 @@ TENSORRT = Target(
     float_bias=True,
     unify_concat=True,
     evidence=_RULES,
+    storages=(
+        Storage(
+            op_types=("MatMul", "Gemm"),
+            formats=(INT4,),
+            blocks=(128, 64),
+            lowering=Lowering.BLOCKED_DQ,
+            kernels=("MatMul", "Gemm"),
+            symmetric=(True,),
+            whole_blocks=True,
+            opset=21,
+            conditions=(MATRIX_WEIGHT,),
+            evidence=_RULES + ": weights alone are int4, symmetric, in blocks of 64 or 128 along what is summed over",
+        ),
+    ),
     rows=(
         Row(
             op_type="Conv",

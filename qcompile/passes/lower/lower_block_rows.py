@@ -45,7 +45,8 @@ class LowerBlockRows(Pass):
 def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
     graph, plan = node.graph, codes.context.plan
     assert isinstance(graph, ir.Graph)
-    weight, name = plan.weights[str(unit.weight), unit.node], codes.weight_name(unit)
+    owner = plan.units[unit.tied] if unit.tied else unit
+    weight, name = plan.weights[str(owner.weight), owner.node], codes.weight_name(owner)
     blocks = packed_blocks(weight)
     rows, depth = blocks.shape
     flat = blocks.codes.reshape(rows, -1)[:, : -(-depth * blocks.bits // 8)]
@@ -76,5 +77,7 @@ def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
 
 def _is_also_multiplied(unit: Unit, plan: QuantPlan) -> bool:
     """Whether another unit has the table in the blocks of MatMulNBits."""
+    if unit.tied is not None:
+        return True
     others = (plan.units[node] for weight, node in plan.weights if weight == unit.weight and node != unit.node)
     return any(other.lowering is Lowering.BLOCKS for other in others)

@@ -26,14 +26,16 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import FORMATS
 from qcompile.compiler.graph import graphs, nodes, opset
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.roles import looks_up_ids, roles, sources_of
 from qcompile.compiler.specs import PerBlock, PerChannel, QuantSpec
 from qcompile.compiler.targets.storage import Storage
 from qcompile.compiler.targets.table import Target
 from qcompile.compiler.units import Candidate, candidates, unit_reading_float
 from qcompile.errors import RecipeError, TargetError
+from qcompile.passes.quantize.tied_tables import multiplied_table, share
 from qcompile.passes.quantize.weight_options import (
+    BlockSize,
     LayerOptions,
     Wanted,
     WeightFormat,
@@ -62,41 +64,46 @@ class PlaceWeights(Pass, WeightOptions):
     )
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
-        known = roles(model)
+        known, plan = roles(model), context.plan
         everywhere = Wanted("format", self.format, self.block_size, self.symmetric, self.activations)
         self._demand(everywhere, context.target, model)
         for i, entry in enumerate(self.layers):
-            self._demand(everywhere.changed(entry, f"layers[{i}]"), context.target, model)
+            wanted = everywhere.changed(entry, f"layers[{i}]")
+            if not wanted.kept_by and not any(fits(s, wanted) for s in context.target.storages):
+                context.notice(f"{context.target.name} stores no {wanted}: layers with the {entry} stay float")
         for role in idle_roles(model, self.layers, known, self.name):
             context.notice(f"no layer of this model has the role {role} (option layers of {self.name})")
         for graph in graphs(model):
-            for candidate in candidates(graph, context.target):
-                node = candidate.node
-                if candidate.row.weight is not None and node.name not in context.plan.units:
-                    wanted = wanted_of(node, known.get(str(node.name)), everywhere, self.layers)
-                    _place(candidate, wanted, context)
+            layers = {
+                str(c.node.name): (c, wanted_of(c.node, known.get(str(c.node.name)), everywhere, self.layers))
+                for c in candidates(graph, context.target)
+                if c.row.weight is not None and c.node.name not in plan.units
+            }
+            for candidate, wanted in layers.values():
+                _place(candidate, wanted, context)
+            _tie(layers, context)
+        for weight, specs in _of_weights(plan).items():
+            if len(specs) > 1:
+                context.notice(f"weight '{weight}' is stored {len(specs)} times: as " + " and as ".join(specs))
         for node in nodes(model):
-            if node.op_type in ("MatMul", "Gemm") and node.name not in context.plan.units:
-                context.plan.kept_float.setdefault(str(node.name), _no_weight(node))
+            if node.op_type in ("MatMul", "Gemm") and node.name not in plan.units:
+                plan.kept_float.setdefault(str(node.name), _no_weight(node))
         return False
 
     def _demand(self, wanted: Wanted, target: Target, model: ir.Model) -> None:
         """The target stores what is asked for, and the model's opset has the operator for it."""
         fitting = [s for s in target.storages if fits(s, wanted)]
-        if wanted.kept_by:
-            return
-        where = f"{self.name}.{wanted.option}"
         if not fitting:
             raise TargetError(
                 target.refused.get(wanted.format) or f"target '{target.name}' stores no {wanted}",
-                where=where,
+                where=self.name,
                 hint="it stores " + "; ".join(map(str, target.storages)) if target.storages else "",
             )
         least = min(s.opset for s in fitting)
         if opset(model) < least:
             raise RecipeError(
                 f"{wanted.format} weights need opset {least} on {target.name}, and the model has {opset(model)}",
-                where=where,
+                where=self.name,
                 hint=f"set upgrade-opset.minimum to {least} or more",
             )
 
@@ -113,6 +120,40 @@ def _place(candidate: Candidate, wanted: Wanted, context: CompileContext) -> Non
         return
     plan.kept_float.pop(name, None)
     plan.units[name] = unit
+
+
+def _tie(layers: dict[str, tuple[Candidate, Wanted]], context: CompileContext) -> None:
+    """Let a table that is the weight of a product too follow that product, so that it is stored once."""
+    plan, placed = context.plan, [context.plan.units[name] for name in layers if name in context.plan.units]
+    values = {v.name: v for c, _ in layers.values() for v in c.node.inputs if v is not None and v.name}
+    products = [u for u in placed if u.op_type in ("MatMul", "Gemm")]
+    for table in (u for u in placed if u.op_type == "Gather"):
+        product = multiplied_table(table, products, values)
+        if product is None:
+            continue
+        candidate, wanted = layers[table.node]
+        if not wanted.of_layer:
+            grain = product.weight_spec.granularity if product.weight_spec else None
+            size: BlockSize = grain.size if isinstance(grain, PerBlock) else "channel"  # type: ignore[assignment]
+            like, _ = _stored(candidate, replace(layers[product.node][1], block_size=size), context.target)
+            table = like if like is not None and share(like, product) else table
+        if share(table, product):
+            plan.units[table.node] = replace(table, tied=product.node)
+        else:
+            context.notice(
+                f"the table of '{table.node}' is the weight of '{product.node}' too, and they are stored apart, as "
+                f"{table.weight_spec} and {product.weight_spec}"
+            )
+
+
+def _of_weights(plan: QuantPlan) -> dict[str, list[str]]:
+    """What each weight becomes, where several units read it."""
+    found: dict[str, list[str]] = {}
+    for unit in plan.units.values():
+        specs = found.setdefault(str(unit.weight), [])
+        if unit.weight and not unit.tied and str(unit.weight_spec) not in specs:
+            specs.append(str(unit.weight_spec))
+    return found
 
 
 def _no_weight(node: ir.Node) -> str:

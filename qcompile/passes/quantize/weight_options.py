@@ -83,6 +83,11 @@ class Wanted:
     activations: Activations | None = None
     kept_by: str = ""
 
+    @property
+    def of_layer(self) -> bool:
+        """Whether an entry of `layers` says it."""
+        return self.option.startswith("layers")
+
     def changed(self, entry: LayerOptions, option: str) -> Wanted:
         start = Wanted(option, entry.format) if entry.format else replace(self, option=option)
         return replace(
