@@ -25,8 +25,10 @@ MOVES = {  # operators that hand values on, or some of them, as they are
     "ReorderInput", "ReorderOutput", "DepthToSpace", "SpaceToDepth", "Split", "Gather",
 }  # fmt: skip
 _RENAMED = re.compile(
-    r"(_token_\d+|_nchwc|_nhwc|/MatMulAddFusion|/GatherSliceToSplitFusion|/MatmulTransposeFusion|/MatMulScaleFusion/)$"
+    r"(_token_\d+|_nchwc|_nhwc|/MatMulAddFusion|/GatherSliceToSplitFusion|/MatmulTransposeFusion|/MatMulScaleFusion)/?$"
 )
+
+_INLINED = "_inlfunc_"
 
 
 @dataclass
@@ -140,7 +142,7 @@ def _callers(artifact: Path, provider: str) -> dict[str, str]:
                 value = waiting.pop()
                 node = inlined.producers.get(value) if value not in known else None
                 known.add(value)
-                if node is not None:
+                if node is not None and _INLINED in node.name:  # a Cast may stand between the call and its input
                     found[node.name] = call.name
                     waiting += node.input
             if not any(name in inlined.producers for name in call.output):
@@ -153,7 +155,7 @@ def _body_of(call: onnx.NodeProto, written: OptimizedGraph, inlined: OptimizedGr
     the prefix of the one that reads what only this call reads, such as its weight."""
     readers = Counter(name for node in written.nodes for name in node.input)
     own = {name for name in call.input if readers[name] == 1}
-    prefix = re.compile(rf"_inlfunc_{re.escape(call.op_type)}_(?:token_\d+_)?")
+    prefix = re.compile(rf"{_INLINED}{re.escape(call.op_type)}_(?:token_\d+_)?")
     starts = {m[0] for n in inlined.nodes if own & set(n.input) and (m := prefix.match(n.name))}
     yield from (n.name for n in inlined.nodes if (m := prefix.match(n.name)) and m[0] in starts)
 

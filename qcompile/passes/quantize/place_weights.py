@@ -99,7 +99,7 @@ class PlaceWeights(Pass, WeightOptions):
                 where=self.name,
                 hint="it stores " + "; ".join(map(str, target.storages)) if target.storages else "",
             )
-        least = min(s.opset for s in fitting)
+        least = max(s.opset for s in fitting)
         if opset(model) < least:
             raise RecipeError(
                 f"{wanted.format} weights need opset {least} on {target.name}, and the model has {opset(model)}",
@@ -114,7 +114,7 @@ def _place(candidate: Candidate, wanted: Wanted, context: CompileContext) -> Non
         plan.pinned.add(name)
     unit, obstacle = None, wanted.kept_by or candidate.obstacle or _no_embedding(candidate.node)
     if not obstacle:
-        unit, obstacle = _stored(candidate, wanted, context.target)
+        unit, obstacle = stored_unit(candidate, wanted, context.target)
     if unit is None:
         plan.kept_float.setdefault(name, obstacle)
         return
@@ -132,10 +132,10 @@ def _tie(layers: dict[str, tuple[Candidate, Wanted]], context: CompileContext) -
         if product is None:
             continue
         candidate, wanted = layers[table.node]
-        if not wanted.of_layer:
+        if not wanted.of_layer or wanted == replace(layers[product.node][1], option=wanted.option):
             grain = product.weight_spec.granularity if product.weight_spec else None
             size: BlockSize = grain.size if isinstance(grain, PerBlock) else "channel"  # type: ignore[assignment]
-            like, _ = _stored(candidate, replace(layers[product.node][1], block_size=size), context.target)
+            like, _ = stored_unit(candidate, replace(layers[product.node][1], block_size=size), context.target)
             table = like if like is not None and share(like, product) else table
         if share(table, product):
             plan.units[table.node] = replace(table, tied=product.node)
@@ -173,7 +173,7 @@ def _no_embedding(node: ir.Node) -> str:
     return "its rows are looked up by positions that the graph counts: the table is small and weighs on every layer"
 
 
-def _stored(candidate: Candidate, wanted: Wanted, target: Target) -> tuple[Unit | None, str]:
+def stored_unit(candidate: Candidate, wanted: Wanted, target: Target) -> tuple[Unit | None, str]:
     """The unit of a layer in the first way of storing its weight that fits, or why there is none."""
     node, obstacle = candidate.node, f"{target.name} stores no {wanted} of a {candidate.node.op_type}"
     for storage in target.storages:

@@ -37,7 +37,7 @@ from qcompile.compiler.weight_params import bits_per_weight, weight_params
 from qcompile.compiler.weight_trials import errors_with
 from qcompile.errors import DataError, RecipeError
 from qcompile.passes.quantize.layer_rows import is_product
-from qcompile.passes.quantize.place_weights import storage_of, unit_of
+from qcompile.passes.quantize.place_weights import stored_unit
 from qcompile.passes.quantize.weight_options import Wanted
 
 Array = npt.NDArray[Any]
@@ -114,9 +114,9 @@ class SpendBits(Pass):
         activations: Literal["float", "int8"] = "int8" if unit.form is Form.BLOCKS else "float"
         for size in ([grain.size] if isinstance(grain, PerBlock) else []) + [None]:
             wanted = Wanted("format", self.format, block_size=size, activations=activations)  # type: ignore[arg-type]
-            storage, _ = storage_of(candidate, wanted, context.target)
-            if storage is not None:
-                return unit_of(candidate, storage, wanted, context.target)
+            wider, _ = stored_unit(candidate, wanted, context.target)
+            if wider is not None:
+                return wider
         return None
 
 
