@@ -106,6 +106,20 @@ class WeightStore(UserDict[tuple[str, str], QuantizedWeight]):
         super().__setitem__(key, weight.on_disk())
 
 
+@dataclass(frozen=True, eq=False)
+class QuantizedCache:
+    """Keys or values of earlier tokens that are kept as codes, from run to run.
+
+    Attributes:
+        present: name of the output that the input `past` takes its next value from.
+        params: their scale is [heads, columns].
+    """
+
+    past: str
+    present: str
+    params: QuantParams
+
+
 @dataclass
 class QuantPlan:
     """Decisions of the quantize phase.
@@ -116,6 +130,7 @@ class QuantPlan:
         weights: codes of every quantized initializer.
         kept_float: nodes that stay float although the target has a low-precision form: name -> reason.
         pinned: nodes that stay float because the user says so.
+        caches: the key-value caches that are kept as codes, by the name of the input.
         float_ms: what a node costs in float beyond each of its forms, by the target's table, conversions aside.
     """
 
@@ -124,4 +139,5 @@ class QuantPlan:
     weights: WeightStore = field(default_factory=WeightStore)
     kept_float: dict[str, str] = field(default_factory=dict)
     pinned: set[str] = field(default_factory=set)
+    caches: dict[str, QuantizedCache] = field(default_factory=dict)
     float_ms: dict[tuple[str, Form], float] = field(default_factory=dict)

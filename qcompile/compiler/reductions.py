@@ -63,54 +63,55 @@ class Reductions:
 
     def parts(self, graph: ir.Graph, value: ir.Value, statistic: Statistic) -> list[Part] | None:
         """One statistic of one tensor; None when the number of its channels is unknown."""
-        channels, axes = 1, None
-        if statistic.axis is not None:
-            size = _size(value, statistic.axis)
-            if size is None:
-                return None
-            channels = size
+        channels, axes = _size(value, statistic.axes), None
+        if channels is None:
+            return None
         source = value
         if value.dtype is not None and value.dtype != ir.DataType.FLOAT:
             source = self.append(graph, "Cast", [value], to=int(ir.DataType.FLOAT))
         ways = self.mask.places(value) if self.mask else None
         if ways is not None:
-            source = self.kept(graph, source, ways, value, statistic.axis)
-            axes = None if statistic.axis is None else [0]
-        elif statistic.axis is not None:
-            source, axes = self.others(graph, source, value, statistic.axis)
+            source = self.kept(graph, source, ways, value, statistic.axes)
+            axes = [0] if statistic.axes else None
+        elif statistic.axes:
+            source, axes = self.others(graph, source, value, statistic.axes)
         if statistic is HISTOGRAM:
             return self.codes(graph, source)
         found = []
         for component in statistic.components:
             width = component.width(channels)
             made = self.reduced(graph, component.observe, source, axes)
+            if width > 1 and ways is None and len(statistic.axes) > 1:
+                made = self.append(graph, "Reshape", [made, _integers(graph, [-1])])
             found.append(Part(component.name, made, np.full(width, component.identity, np.float32), component.merge))
         return found
 
-    def others(self, graph: ir.Graph, source: ir.Value, value: ir.Value, axis: int) -> tuple[ir.Value, list[int]]:
-        """`source` and the axes other than `axis`; the channels of a vector are those of a matrix with one row."""
+    def others(
+        self, graph: ir.Graph, source: ir.Value, value: ir.Value, axes: Sequence[int]
+    ) -> tuple[ir.Value, list[int]]:
+        """`source` and the axes other than `axes`; the channels of a vector are those of a matrix with one row."""
         assert value.shape is not None
         rank = len(value.shape)
         if rank == 1:
             return self.append(graph, "Flatten", [source], axis=0), [0]
-        return source, [i for i in range(rank) if i != axis % rank]
+        return source, [i for i in range(rank) if i not in {axis % rank for axis in axes}]
 
     def kept(
-        self, graph: ir.Graph, source: ir.Value, ways: list[tuple[int, ...]], value: ir.Value, channel: int | None
+        self, graph: ir.Graph, source: ir.Value, ways: list[tuple[int, ...]], value: ir.Value, channels: Sequence[int]
     ) -> ir.Value:
         """The rows of `source` whose positions count, channels (if any) last."""
         assert value.shape is not None
         rank = len(value.shape)
         masked = sorted({axis for way in ways for axis in way})
-        last = [] if channel is None or channel % rank in masked else [channel % rank]
+        last = [channel % rank for channel in channels if channel % rank not in masked]
         order = [*masked, *(i for i in range(rank) if i not in (*masked, *last)), *last]
         if order != sorted(order):
             source = self.append(graph, "Transpose", [source], perm=order)
         rows = self.append(graph, "Flatten", [source], axis=len(masked))
         kept = self.append(graph, "Compress", [rows, self.positions(graph, value, ways, masked)], axis=0)
-        if channel is None:
+        if not channels:
             return kept
-        return self.append(graph, "Reshape", [kept, _integers(graph, [-1, value.shape[channel]])])
+        return self.append(graph, "Reshape", [kept, _integers(graph, [-1, _size(value, channels) or 1])])
 
     def positions(self, graph: ir.Graph, value: ir.Value, ways: list[tuple[int, ...]], masked: list[int]) -> ir.Value:
         """The mask over the axes `masked` of `value`, flat: a position counts when it does in each of the `ways`.
@@ -187,12 +188,15 @@ class Reductions:
         return node.outputs[0]
 
 
-def _size(value: ir.Value, axis: int) -> int | None:
-    """The size of `axis`; None where `value` has no such axis of known size."""
-    if value.shape is None or not -len(value.shape) <= axis < len(value.shape):
-        return None
-    size = value.shape[axis]
-    return size if isinstance(size, int) else None
+def _size(value: ir.Value, axes: Sequence[int]) -> int | None:
+    """The product of the sizes of `axes`; None where `value` lacks one of them or its size is not known."""
+    product = 1
+    for axis in axes:
+        size = value.shape[axis] if value.shape is not None and -len(value.shape) <= axis < len(value.shape) else None
+        if not isinstance(size, int):
+            return None
+        product *= size
+    return product
 
 
 def _integers(graph: ir.Graph, numbers: Sequence[int | ir.SymbolicDim]) -> ir.Value:

@@ -60,5 +60,5 @@ def _apart(context: CompileContext, plan: QuantPlan, statistics: StatisticsTable
 
 def _run(model: ir.Model, apart: CompileContext, context: CompileContext, wanted: Callable[[Pass], bool]) -> None:
     for current in context.following:
-        if wanted(current) and not current.measures:
+        if wanted(current) and not (current.measures or current.changes_interface):
             current.run(model, apart)

@@ -47,12 +47,12 @@ class Statistic:
     """A named tuple of components; a vector is float64, one component after the other.
 
     Attributes:
-        axis: None for the whole tensor, else the axis whose indices (channels) are observed apart.
+        axes: none for the whole tensor, else those whose indices (channels) are observed apart.
     """
 
     kind: str
     components: tuple[Component, ...]
-    axis: int | None = None
+    axes: tuple[int, ...] = ()
 
     def channels(self, length: int) -> int:
         """How many channels a vector of `length` numbers is of."""
@@ -95,12 +95,13 @@ class Channels(Statistic):
     """Minimum, maximum, sum and sum of magnitudes of each channel, and the number of elements.
 
     Args:
-        axis: the channels' axis, counted from the end where negative. Its size must be known.
+        axes: the channels' axis, or several: heads and their columns. They are counted from the end where negative,
+            and their sizes must be known.
     """
 
-    def __init__(self, axis: int) -> None:
+    def __init__(self, *axes: int) -> None:
         components = (*_BOUNDS, Component("sum", "ReduceSum", "Add", 0.0), _MAGNITUDE, _COUNT)
-        super().__init__(f"channels {axis}", components, axis)
+        super().__init__(f"channels {' '.join(map(str, axes))}", components, axes)
 
 
 @dataclass(frozen=True)
@@ -208,9 +209,9 @@ class StatisticsTable:
         assert seen is not None
         return Clip(max(chosen.low, seen.low), min(chosen.high, seen.high), chosen.method)
 
-    def channels_of(self, name: str, axis: int) -> ChannelRanges | None:
-        """What Channels(axis) saw of tensor `name`, or None where it was not observed."""
-        statistic = Channels(axis)
+    def channels_of(self, name: str, *axes: int) -> ChannelRanges | None:
+        """What Channels(*axes) saw of tensor `name`, or None where it was not observed."""
+        statistic = Channels(*axes)
         vector = self.vector_of(statistic, name)
         if vector is None or vector[-1] == 0:
             return None

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from qcompile.runtime.kv_cache import CacheCodes
 from qcompile.runtime.providers import open_session, provider_options
 
 Array = np.ndarray[Any, Any]
@@ -65,7 +66,7 @@ def interleaved(
         ModelError: ONNX Runtime refuses a model.
     """
     sessions = {name: _session(model, provider, threads) for name, model in models.items()}
-    feeds = {name: _feed(session, sample) for name, session in sessions.items()}
+    feeds = {name: _feed(session, CacheCodes.of(models[name]).encode(sample)) for name, session in sessions.items()}
     for name, session in sessions.items():
         session.run(None, feeds[name])
     turns: dict[str, list[float]] = {name: [] for name in models}
@@ -92,7 +93,7 @@ def node_times(
     """Where the time goes: (node of the optimized graph, its operator, median ms), slowest first."""
     with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
         session = _session(model, provider, 0, profile=str(Path(folder) / "profile"))
-        feed = _feed(session, sample)
+        feed = _feed(session, CacheCodes.of(model).encode(sample))
         for _ in range(runs + 1):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())

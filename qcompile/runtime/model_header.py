@@ -88,14 +88,22 @@ def fields(file: BinaryIO) -> Iterator[Field]:
 def manifest(path: Path) -> dict[str, Any] | None:
     """The manifest of a model that qcompile made, None for any other file."""
     try:
+        found = json.loads(metadata(path, MANIFEST) or "null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def metadata(path: Path, wanted: str) -> str | None:
+    """One entry of a model's metadata; None where it has none, or is no model."""
+    try:
         with path.open("rb") as file:
             for field in fields(file):
                 if field.number == METADATA:
                     file.seek(field.start)
                     key, value = _entry(file.read(field.size))
-                    if key == MANIFEST:
-                        found = json.loads(value)
-                        return found if isinstance(found, dict) else None
+                    if key == wanted:
+                        return value
     except (NotAModel, Truncated, OSError, ValueError):
         return None
     return None

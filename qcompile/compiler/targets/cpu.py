@@ -26,7 +26,17 @@ from qcompile.compiler.targets.conditions import (
 )
 from qcompile.compiler.targets.cpu_storages import CPU_STORAGES
 from qcompile.compiler.targets.half import Half
-from qcompile.compiler.targets.table import Condition, Cost, Detour, Formats, Lowering, PlacementRule, Row, Target
+from qcompile.compiler.targets.table import (
+    Caches,
+    Condition,
+    Cost,
+    Detour,
+    Formats,
+    Lowering,
+    PlacementRule,
+    Row,
+    Target,
+)
 
 _ROUNDED = "run: no kernel computes on 16-bit codes; the runtime converts, computes in float and converts again"
 _MEASURED = "run: optimized graph and time, ONNX Runtime 1.31.1, AVX-512 VNNI"
@@ -178,6 +188,10 @@ CPU = Target(
     ),
     storages=CPU_STORAGES,
     placement=PlacementRule.MINIMUM_CUT,
+    caches=(
+        Caches("Concat", (INT8, INT4), "run: codes are appended, and multiplied by their scales for all readers"),
+        Caches("GroupQueryAttention", (INT8, INT4), "run: the operator's own cache types, scales by head and column"),
+    ),
     evidence="ONNX Runtime 1.31.1, CPUExecutionProvider",
     rows=(
         _conv("depthwise", _is_depthwise, Cost(0.020, 0.22), Cost(0.030, 0.20)),

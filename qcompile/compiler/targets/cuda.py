@@ -30,7 +30,7 @@ from qcompile.compiler.targets.conditions import (
 )
 from qcompile.compiler.targets.cuda_storages import CUDA_STORAGES
 from qcompile.compiler.targets.half import CUDA_HALF
-from qcompile.compiler.targets.table import Cost, Formats, Lowering, Merging, PlacementRule, Row, Target
+from qcompile.compiler.targets.table import Caches, Cost, Formats, Lowering, Merging, PlacementRule, Row, Target
 
 _PLACED = "placement by the CUDA provider of ONNX Runtime 1.31.1"
 
@@ -170,6 +170,10 @@ CUDA = Target(
     ),
     placement=PlacementRule.WEIGHTED_INPUTS,
     float_bias=True,
+    caches=(
+        Caches("Concat", (INT8, INT4), _PLACED),
+        Caches("GroupQueryAttention", (INT8, INT4, FP8_E4M3), _PLACED),
+    ),
     storages=CUDA_STORAGES,
     rows=(
         Row(

@@ -183,6 +183,20 @@ class Formats:
         return f"{one}{self.activation.name} activations with {self.weight.name} weights"
 
 
+@dataclass(frozen=True)
+class Caches:
+    """Formats in which keys and values of earlier tokens can be kept.
+
+    Attributes:
+        op_type: the operator that appends the new ones.
+        evidence: how we know.
+    """
+
+    op_type: str
+    formats: tuple[NumericFormat, ...]
+    evidence: str
+
+
 class PlacementRule(StrEnum):
     """How a target wants its Q/DQ placed."""
 
@@ -212,6 +226,7 @@ class Target:
         unify_concat: inputs and output of a Concat share their scale.
         rows: the first row that selects a node is its row; a node without one stays float.
         storages: how weights alone are kept as codes, best first.
+        caches: how a key-value cache can be kept; empty where it stays float.
         unfused: why Q/DQ around a float operator gains nothing here; empty where the runtime fuses them.
         half: what it computes in float16 and bfloat16.
         opset: the lowest in which its operators are the ones of this table.
@@ -233,6 +248,7 @@ class Target:
     merging: Merging | None = None
     float_bias: bool = False
     unify_concat: bool = False
+    caches: tuple[Caches, ...] = ()
     unfused: str = ""
     block: int = 32
     storages: tuple[Storage, ...] = ()

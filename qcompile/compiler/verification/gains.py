@@ -24,6 +24,7 @@ from qcompile.compiler.report import NOISELESS, FloatGain, FloatGains, LayerNois
 from qcompile.compiler.verification.noise import Noise
 from qcompile.compiler.verification.reference import Reference
 from qcompile.compiler.verification.switches import Switcher
+from qcompile.runtime.kv_cache import CacheCodes
 from qcompile.runtime.taps import Probe, tappable_values
 
 Array = np.ndarray[Any, Any]
@@ -67,7 +68,7 @@ def measure_gains(
     switcher = _with_switches(reference, artifact, units, suspects)
     if not switcher.switches or not expected:
         return None
-    bench = _Bench(switcher, artifact.parent, samples, expected, entries)
+    bench = _Bench(switcher, artifact, samples, expected, entries)
     if not bench.outputs:
         return None
     progress.start("measuring what float layers would buy", len(switcher.switches))
@@ -122,7 +123,7 @@ class _Bench:
     def __init__(
         self,
         switcher: Switcher,
-        folder: Path,
+        artifact: Path,
         samples: Sequence[Sample],
         expected: Sequence[Mapping[str, Array]],
         entries: Mapping[str, str] | None,
@@ -131,14 +132,16 @@ class _Bench:
         computed = tappable_values(switcher.model)
         floats = (name for name, y in self.expected[0].items() if isinstance(y, np.ndarray) and y.dtype.kind == "f")
         self.outputs = [name for name in floats if name in computed]
-        self.probe = Probe(switcher.model, self.outputs, folder, entries, switcher.weights)
+        self.probe = Probe(switcher.model, self.outputs, artifact.parent, entries, switcher.weights)
+        self.caches = CacheCodes.of(artifact)
 
     def sqnr(self, in_float: Collection[str]) -> float:
         """Signal-to-noise ratio of the outputs with these units in float, in dB."""
         flags = {switch: np.array(node in in_float) for node, switch in self.switches.items()}
         noise = {name: Noise() for name in self.outputs}
         for sample, expected in zip(self.samples, self.expected, strict=False):
-            for name, found in self.probe({**sample, **flags}).items():
+            outputs = self.caches.decode(self.probe(self.caches.encode({**sample, **flags})))
+            for name, found in outputs.items():
                 if found.shape != expected[name].shape:
                     return -NOISELESS
                 noise[name].add(expected[name], found)

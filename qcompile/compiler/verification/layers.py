@@ -17,6 +17,7 @@ from qcompile.compiler.report import LayerNoise
 from qcompile.compiler.verification.isolation import Index, Piece, assemble, cut_out, result_name
 from qcompile.compiler.verification.noise import Noise
 from qcompile.compiler.verification.reference import Reference
+from qcompile.runtime.kv_cache import CacheCodes
 from qcompile.runtime.taps import Probe, body_values, branches, tappable_values
 
 Array = np.ndarray[Any, Any]
@@ -98,6 +99,7 @@ class _Bench:
         self.exact, self.weights = reference.model, reference.weights
         self.compiled = onnx.load(artifact, load_external_data=False)
         self.index, self.folder, self.entries = Index(self.compiled), artifact.parent, entries
+        self.caches = CacheCodes.of(artifact)
         self.codes = _code_parameters(self.compiled, self.folder)
 
     def measurable(self, units: Mapping[str, Unit]) -> tuple[list[_Layer], str]:
@@ -149,7 +151,7 @@ class _Bench:
         weight = 0
         for sample in samples:
             floats = {**sample, **float_probe(sample)}
-            gathered = compiled_probe(sample)
+            gathered = compiled_probe(self.caches.encode(sample))
             progress.advance(len(layers))
             if all(array.shape == (0,) for array in gathered.values()):
                 continue  # a branch that this sample does not take

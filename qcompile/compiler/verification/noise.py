@@ -18,6 +18,7 @@ import numpy as np
 from qcompile.compiler.context import Sample
 from qcompile.compiler.report import NOISELESS, OutputNoise, Proof
 from qcompile.compiler.verification.room import entries_for
+from qcompile.runtime.kv_cache import CacheCodes
 from qcompile.runtime.providers import open_session, provider_options
 
 Array = np.ndarray[Any, Any]
@@ -79,7 +80,8 @@ def _dot(a: Array, b: Array) -> float:
 
 
 def runner(model: Path, provider: str, entries: Mapping[str, str] | None = None) -> Runner:
-    """A function from a sample to the model's outputs by name; a model larger than memory stays in its files.
+    """A function from a sample to the model's outputs by name; a model larger than memory stays in its files, and a
+    quantized key-value cache is given and got in float.
 
     Args:
         entries: session options by key.
@@ -92,10 +94,11 @@ def runner(model: Path, provider: str, entries: Mapping[str, str] | None = None)
         options.add_session_config_entry(entry, value)
     session = open_session(model, options, provider, provider_options(provider, 0, None))
     inputs, outputs = {i.name for i in session.get_inputs()}, [o.name for o in session.get_outputs()]
+    caches = CacheCodes.of(model)
 
     def run(sample: Sample) -> Mapping[str, Array]:
-        values = session.run(outputs, {k: v for k, v in sample.items() if k in inputs})
-        return dict(zip(outputs, values, strict=True))
+        values = session.run(outputs, caches.encode({k: v for k, v in sample.items() if k in inputs}))
+        return caches.decode(dict(zip(outputs, values, strict=True)))
 
     return run
 

@@ -28,16 +28,17 @@ def bench_models(
     from qcompile.frontends.model_file import load_model
     from qcompile.frontends.samples.check import check_sample
     from qcompile.runtime.benchmark import interleaved, ratio
+    from qcompile.runtime.kv_cache import CacheCodes
     from qcompile.runtime.session import Session
 
-    given, graph = calibration(calib, tokenizer, window, windows), load_model(model)
-    paths = {"model": model}
-    sample = next(iter(open_samples(given or "synthetic", graph, model)))
+    given, fed = calibration(calib, tokenizer, window, windows), against or model
+    sample = next(iter(open_samples(given or "synthetic", load_model(fed), fed)))
+    paths, own = {"model": model}, CacheCodes.of(model).encode(sample)
     if against:
-        check_sample(sample, model_inputs(load_model(against)), str(against))
+        check_sample(own, model_inputs(load_model(model)), str(model))
         paths["against"] = against
     session = Session(model)
-    session(sample)
+    session(own)
     provider, why = session.provider, session.why
     del session
     timings = interleaved(paths, sample, provider)

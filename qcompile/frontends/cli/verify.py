@@ -41,13 +41,13 @@ def verify_model(
     given = calibration(calib, tokenizer, window, windows)
     if given and not against:
         raise UsageError("samples serve to compare with the float model", hint="give it with --against FLOAT")
-    graph = load_model(model)
-    if against:
-        check_comparable(graph, load_model(against), against)
+    graph, original = load_model(model), load_model(against) if against else None
+    if against and original:
+        check_comparable(graph, original, against)
     with TerminalProgress() as progress:
         samples: list[Sample] = []
-        if given and against:
-            source = open_samples(given, graph, against, progress=progress)
+        if given and against and original:
+            source = open_samples(given, original, against, progress=progress)
             _, samples, _ = split_held_out(source)
         report = verify(
             model,

@@ -20,6 +20,7 @@ from tests.golden import assert_golden
 from tests.passes.harness import NAMED, assert_close, context, model_of, outputs, run
 from tests.passes.int8 import Lowered, compiled, head, int8, normal
 from tests.passes.llama import WIDTH, llama
+from tests.passes.samples import Samples
 
 RECIPE = find_recipe("llm-int8")
 MATMUL = head() + "g (float[S,8] x) => (float[S,6] y) { p = MatMul (x, w) y = Add (p, b) }"
@@ -29,24 +30,6 @@ LAYERS = {
     head() + "g (float[S,8] x) => (float[S,6] y) { y = Gemm (x, w, b) }": {"w": normal(8, 6), "b": normal(6)},
     head() + "g (float[S,8] x) => (float[S,6] y) { y = Gemm <transB = 1> (x, w) }": {"w": normal(6, 8)},
 }
-
-
-class Samples:
-    """Calibration data in memory."""
-
-    description, synthetic = "a test", False
-
-    def __init__(self, *arrays: np.ndarray[Any, Any]) -> None:
-        self.samples = [{"x": array} for array in arrays]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __iter__(self) -> Any:
-        return iter(self.samples)
-
-    def digest(self) -> str:
-        return "x"
 
 
 def with_outliers(array: np.ndarray[Any, Any], *columns: int) -> np.ndarray[Any, Any]:
