@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qcompile.compiler.formats import FP8_E4M3, FP8_E5M2, INT8, INT16, UINT8, UINT16
+from qcompile.compiler.formats import FP8_E4M3, FP8_E5M2, INT4, INT8, INT16, UINT8, UINT16
 from qcompile.compiler.graph import is_constant, rank
 from qcompile.compiler.plan import Form
 from qcompile.compiler.targets.conditions import (

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcompile.compiler.formats import FP8_E4M3, INT8
+from qcompile.compiler.formats import FP8_E4M3, INT4, INT8
 from qcompile.compiler.graph import is_constant
 from qcompile.compiler.plan import Form
 from qcompile.compiler.targets.conditions import (
