@@ -12,6 +12,7 @@ import numpy as np
 from qcompile.compiler.moments import Moments
 from qcompile.compiler.plan import QuantPlan
 from qcompile.compiler.statistics import StatisticsTable
+from qcompile.runtime.device import Device
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -82,6 +83,7 @@ class CompileContext:
 
     Attributes:
         float_model: path of the model as the user gave it: the reference of every numeric proof.
+        device: where methods that solve for weights compute.
         without_samples: a pass found that there are no samples and that none can be made up; what is known of
             activations all the same lies in `statistics`.
         held_out: samples kept away from calibration for the numeric proofs.
@@ -100,6 +102,7 @@ class CompileContext:
     without_samples: bool = False
     held_out: list[Sample] = field(default_factory=list)
     seed: int = 0
+    device: Device = Device.CPU
     progress: Progress = field(default_factory=SilentProgress)
     statistics: StatisticsTable = field(default_factory=StatisticsTable)
     calibrated: CalibrationTable | None = None

@@ -9,11 +9,9 @@ memory is one matrix however many rows there are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-Floats = npt.NDArray[np.float32]
+Array = Any  # numpy.ndarray or torch.Tensor
 
 
 @dataclass
@@ -21,15 +19,15 @@ class Gram:
     """The sum of x x^T over all rows so far.
 
     Attributes:
-        matrix: float32 [groups, K, K].
+        matrix: float32 [groups, K, K], on the device of the rows.
         rows: how many rows it is the sum of.
     """
 
-    matrix: Floats
+    matrix: Array
     rows: int = 0
 
     @classmethod
-    def of(cls, x: Floats) -> Gram:
+    def of(cls, x: Array) -> Gram:
         """That of the rows `x`, [groups, rows, K]."""
         return cls(x.swapaxes(1, 2) @ x, x.shape[1])
 

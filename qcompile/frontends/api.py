@@ -37,6 +37,7 @@ def compile(
     strict: bool = False,
     metric: str | Metric | None = None,
     seed: int = 0,
+    device: str = "cpu",
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
@@ -57,6 +58,7 @@ def compile(
         metric: your own measure of quality, "module:function" or a function that gets a function from
             sample to outputs and returns a number, higher is better.
         seed: for everything random.
+        device: "cpu" or "cuda": where methods that solve for weights compute; "cuda" needs torch and a GPU.
         overwrite: replace an existing output and an existing report.
         resume: go on from the checkpoint of an interrupted run.
         prove: False skips the proofs and the timing.
@@ -69,7 +71,7 @@ def compile(
     """
     page = _report_path(report, overwrite)
     measure = import_function(metric) if isinstance(metric, str) else metric
-    job = Job(model, recipe, overrides, target, output, ".onnx", seed, resume, progress, measure)
+    job = Job(model, recipe, overrides, target, output, ".onnx", seed, resume, progress, measure, device)
     context, destination = job.context, job.destination
     graph, bytes_before = job.load()
     _check_destination(job.source, destination, overwrite, bytes_before)

@@ -26,6 +26,7 @@ from qcompile.frontends.calibration_data import Calibration, open_samples, open_
 from qcompile.frontends.model_checks import check_runs
 from qcompile.frontends.model_file import load_float_model
 from qcompile.runtime.calibration import calibration_provider
+from qcompile.runtime.device import Device
 
 
 class Job:
@@ -54,6 +55,7 @@ class Job:
         resume: bool,
         progress: Progress | None,
         metric: Metric | None = None,
+        device: str = "cpu",
     ) -> None:
         self.source, self.recipe = Path(model), find_recipe(recipe).with_overrides(overrides)
         self.passes = self.recipe.passes()
@@ -63,6 +65,7 @@ class Job:
             target=target_named(target),
             float_model=self.source,
             seed=seed,
+            device=Device.named(device),
             progress=progress or SilentProgress(),
             checkpoint=checkpoint_of(self.destination),
             resume=resume,

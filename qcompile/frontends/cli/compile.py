@@ -23,6 +23,7 @@ from qcompile.frontends.cli.options import (
     calibration,
 )
 from qcompile.frontends.cli.outcome import reported, show_error, show_report
+from qcompile.runtime.device import Device
 
 
 @reported
@@ -49,6 +50,9 @@ def compile_model(
         str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own measure of quality, higher is better.")
     ] = None,
     seed: Seed = 0,
+    device: Annotated[
+        Device, typer.Option(help="Where methods that solve for weights compute; cuda needs torch and a GPU.")
+    ] = Device.CPU,
     resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output and report.")] = False,
     json_output: Json = False,
@@ -68,6 +72,7 @@ def compile_model(
             report=report,
             metric=metric,
             seed=seed,
+            device=device.value,
             overwrite=overwrite,
             resume=resume,
             progress=progress,

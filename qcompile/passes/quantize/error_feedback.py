@@ -11,6 +11,7 @@ make good of the difference: a_j += sum_{i<j} a_i M_ij / R_jj, M = alpha triu(C 
 
 Columns go in blocks of 128: what earlier blocks say is one matrix product. Source: Frantar et al., "GPTQ", 2023;
 Li et al., "GPTAQ", 2025. Shapes: W [groups, K, N], H and C [groups, K, K]; sums in float32, factors in float64.
+Written against the array API: numpy, or torch on a GPU.
 """
 
 from __future__ import annotations
@@ -20,14 +21,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Array = npt.NDArray[Any]
+Array = Any  # numpy.ndarray or torch.Tensor
 
 BLOCK = 128
 
-Nearest = Callable[[int, Floats], tuple[Array, Floats]]
+Nearest = Callable[[int, Array], tuple[Array, Array]]
 """Codes of the values [groups, N] of one column, and what they stand for."""
 
 
@@ -43,10 +42,10 @@ class Feedback:
         damping: the share of the mean of H's diagonal that was added to it.
     """
 
-    order: npt.NDArray[np.intp]
-    errors: Floats
-    values: Floats | None
-    diagonal: npt.NDArray[np.float64]
+    order: Array
+    errors: Array
+    values: Array | None
+    diagonal: Array
     damping: float
 
 
@@ -63,35 +62,37 @@ def feedback(
         difference: C.
         alpha: how much of the difference is made good.
     """
-    h = gram.astype(np.float64)
-    size = h.shape[1]
-    diagonal = np.diagonal(h, axis1=1, axis2=2)
-    order = np.argsort(-diagonal, axis=1, kind="stable") if act_order else np.tile(np.arange(size), (len(h), 1))
-    h = _ordered(h, order)
-    mean = np.maximum(diagonal.mean(axis=1), np.finfo(np.float32).tiny)
-    silent = np.take_along_axis(diagonal, order, 1) == 0
-    while (factor := _upper_factor(h, damping * mean[:, None] + silent)) is None:
+    from array_api_compat import array_namespace
+
+    xp = array_namespace(gram)
+    h = xp.astype(gram, xp.float64)
+    diagonal = xp.linalg.diagonal(h)
+    places = xp.argsort(diagonal, axis=1, descending=True, stable=True)
+    order = places if act_order else xp.sort(places, axis=1)
+    h = _ordered(h, order, xp)
+    diagonal = xp.linalg.diagonal(h)
+    mean = xp.mean(diagonal, axis=1)[:, None] + float(np.finfo(np.float32).tiny)
+    silent = xp.astype(diagonal == 0, xp.float64)
+    while (factor := _upper_factor(h, damping * mean + silent, xp)) is None:
         damping *= 10
-    upper = np.diagonal(factor, axis1=1, axis2=2)
-    values: Floats | None = None
+    upper = xp.linalg.diagonal(factor)
+    values = None
     if difference is not None:
-        c = _ordered(difference.astype(np.float64), order)
-        values = _each_by(alpha * np.tril(np.linalg.solve(factor, c.swapaxes(1, 2)), -1), upper)
-    return Feedback(order, _each_by(factor.swapaxes(1, 2), upper), values, upper, damping)
+        c = _ordered(xp.astype(difference, xp.float64), order, xp)
+        values = _each_by(alpha * xp.tril(xp.linalg.solve(factor, c.swapaxes(1, 2)), k=-1), upper, xp)
+    return Feedback(order, _each_by(factor.swapaxes(1, 2), upper, xp), values, upper, damping)
 
 
-def _each_by(rows: Array, upper: Array) -> Floats:
-    return np.ascontiguousarray(rows / upper[:, :, None], np.float32)
-
-
-def rounded(weight: Floats, back: Feedback, nearest: Nearest, codes: Array, block: int = BLOCK) -> None:
+def rounded(weight: Array, back: Feedback, nearest: Nearest, codes: Array, block: int = BLOCK) -> None:
     """Write the codes of `weight`, [groups, K, N], into `codes`.
 
     Args:
         nearest: rounds column `order[., j]`; gets j, in the order of rounding.
     """
-    size = weight.shape[1]
-    missed, seen = np.empty_like(weight), np.empty_like(weight) if back.values is not None else None
+    from array_api_compat import array_namespace
+
+    xp, size = array_namespace(weight), weight.shape[1]
+    missed, seen = xp.empty_like(weight), xp.empty_like(weight) if back.values is not None else None
     for start in range(0, size, block):
         end = min(start + block, size)
         shift = back.errors[:, start:end, :start] @ missed[:, :start]
@@ -108,18 +109,26 @@ def rounded(weight: Floats, back: Feedback, nearest: Nearest, codes: Array, bloc
             missed[:, j] = exact - values
 
 
-def _ordered(matrices: Array, order: npt.NDArray[np.intp]) -> Array:
-    return np.stack([m[np.ix_(o, o)] for m, o in zip(matrices, order, strict=True)])
+def _ordered(matrices: Array, order: Array, xp: Any) -> Array:
+    return xp.stack([m[o, :][:, o] for m, o in zip(matrices, order, strict=True)])
 
 
-def _upper_factor(h: Array, added: Array) -> Array | None:
+def _each_by(rows: Array, upper: Array, xp: Any) -> Array:
+    """Each row divided by its number, as float32 rows that lie one after the other."""
+    from array_api_compat import device
+
+    found = xp.empty(rows.shape, dtype=xp.float32, device=device(rows))
+    found[...] = rows / upper[:, :, None]
+    return found
+
+
+def _upper_factor(h: Array, added: Array, xp: Any) -> Array | None:
     """Upper triangular R with R R^T = H + diag(added), or None where H is not positive definite.
 
     It is the Cholesky factor of the matrix read backwards, read backwards."""
-    damped = h.copy()
-    index = np.arange(h.shape[1])
-    damped[:, index, index] += added
+    damped, index = xp.asarray(xp.flip(h, axis=(1, 2)), copy=True), list(range(h.shape[1]))
+    damped[:, index, index] += xp.flip(added, axis=1)
     try:
-        return np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
-    except np.linalg.LinAlgError:
+        return xp.flip(xp.linalg.cholesky(damped), axis=(1, 2))
+    except (np.linalg.LinAlgError, RuntimeError):  # numpy's, and torch's
         return None

@@ -41,6 +41,7 @@ from qcompile.compiler.plan import QuantizedWeight, Unit
 from qcompile.errors import DataError
 from qcompile.passes.quantize.error_feedback import Feedback, feedback, rounded
 from qcompile.passes.quantize.layer_rows import as_read, every_row, in_layout, is_product, matrix
+from qcompile.runtime.device import Device, fetch
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -111,7 +112,7 @@ class Gptq(Pass):
         self, wave: Sequence[_Layer], visit: Visit, padding: _Padding, context: CompileContext
     ) -> dict[str, Array]:
         """The codes of the layers of one wave, by node."""
-        params = context.plan.tensors
+        params, device = context.plan.tensors, context.device
         sources = {layer.source: layer for layer in wave}
         grams: dict[str, Gram] = {}
         cross: dict[str, Array] = {}
@@ -119,20 +120,20 @@ class Gptq(Pass):
             for source, layer in sources.items():
                 name = name_of(layer.input)
                 read = as_read(given[name], params.get(layer.unit.inputs[0] or ""))
-                x = every_row(layer.node, padding.without(read, i, layer))
+                x = device.put(every_row(layer.node, padding.without(read, i, layer)))
                 gram = Gram.of(x)
                 if source in grams:
                     grams[source].merge(gram)
                 else:
                     grams[source] = gram
                 if self.alpha:
-                    missed = every_row(layer.node, padding.without(exact[name], i, layer)) - x
+                    missed = device.put(every_row(layer.node, padding.without(exact[name], i, layer))) - x
                     cross[source] = cross.get(source, 0) + missed.swapaxes(1, 2) @ x
         found: dict[str, Array] = {}
         for source, layer in sources.items():
             back = self.back(grams[source], cross.get(source), layer, context)
             for together in _alike([other for other in wave if other.source == source]):
-                found |= _solve(together, back)
+                found |= _solve(together, back, device)
         return found
 
     def exact(self, visit: Visit) -> Iterator[Mapping[str, Array]]:
@@ -140,7 +141,7 @@ class Gptq(Pass):
         yield from visit.float_inputs if self.alpha else ({} for _ in range(visit.count))
 
     def back(self, gram: Gram, cross: Array | None, layer: _Layer, context: CompileContext) -> Feedback:
-        if not np.isfinite(gram.matrix).all():
+        if not np.isfinite(fetch(gram.matrix)).all():
             raise DataError(
                 f"the input of '{layer.node.name}' is not finite on the calibration samples",
                 where=name_of(layer.input),
@@ -180,15 +181,15 @@ class _Layer:
         unused = spec.symmetric and not spec.full_range and fmt.is_integer and fmt.is_signed
         return replace(fmt, low=-fmt.high) if unused else fmt
 
-    def ordered(self, part: Array, back: Feedback) -> Floats:
+    def ordered(self, part: Array, order: Array) -> Floats:
         """A tensor of the layout of the weight as [groups, K, N] in the order of rounding."""
         inputs = matrix(self.node, part).swapaxes(1, 2)
-        return np.stack([p[order] for p, order in zip(inputs, back.order, strict=True)]).astype(np.float32, copy=False)
+        return np.stack([p[o] for p, o in zip(inputs, order, strict=True)]).astype(np.float32, copy=False)
 
-    def bits(self, codes: Array, back: Feedback) -> Array:
+    def bits(self, codes: Array, order: Array) -> Array:
         """Codes of that order in the layout of the model, as plain integers of their bits."""
         codes = codes.astype(self.planned.codes.dtype)
-        inputs = np.stack([c[np.argsort(order)] for c, order in zip(codes, back.order, strict=True)])
+        inputs = np.stack([c[np.argsort(o)] for c, o in zip(codes, order, strict=True)])
         return in_layout(self.node, inputs.swapaxes(1, 2), self.planned.codes).view(f"u{codes.itemsize}")
 
     def write(self, codes: Array, context: CompileContext) -> None:
@@ -205,8 +206,11 @@ def _alike(layers: Sequence[_Layer]) -> list[list[_Layer]]:
     return list(found.values())
 
 
-def _solve(layers: Sequence[_Layer], back: Feedback) -> dict[str, Array]:
+def _solve(layers: Sequence[_Layer], back: Feedback, device: Device) -> dict[str, Array]:
     """The codes of layers of one source and one kind of codes, by node."""
+    from array_api_compat import array_namespace
+
+    order = fetch(back.order)
     weights: list[Floats] = []
     scales: list[Floats] = []
     zeros: list[Floats] = []
@@ -214,24 +218,26 @@ def _solve(layers: Sequence[_Layer], back: Feedback) -> dict[str, Array]:
         given = constant(layer.node.inputs[1])
         assert given is not None
         grid = grid_of(layer.planned.params, given)
-        weights.append(layer.ordered(given, back))
-        scales.append(layer.ordered(np.broadcast_to(grid.scale, given.shape), back))
+        weights.append(layer.ordered(given, order))
+        scales.append(layer.ordered(np.broadcast_to(grid.scale, given.shape), order))
         if grid.zero is not None:
-            zeros.append(layer.ordered(np.broadcast_to(grid.zero, given.shape), back))
-    weight: Floats = np.concatenate(weights, axis=2)
-    scale = np.concatenate(scales, axis=2)
-    zero = np.concatenate(zeros, axis=2) if zeros else None
+            zeros.append(layer.ordered(np.broadcast_to(grid.zero, given.shape), order))
+    weight, scale = (device.put(np.concatenate(parts, axis=2)) for parts in (weights, scales))
+    zero = device.put(np.concatenate(zeros, axis=2)) if zeros else None
+    xp = array_namespace(weight)
+    if xp.__name__.endswith("numpy"):
+        xp = np
 
-    def nearest(column: int, values: Floats) -> tuple[Array, Floats]:
+    def nearest(column: int, values: Any) -> tuple[Any, Any]:
         own = Grid(layers[0].format, scale[:, column], zero[:, column] if zero is not None else None, grid.fractional)
-        codes = own.codes(values, np)
-        return codes, own.values(codes, np)
+        codes = own.codes(values, xp)
+        return codes, own.values(codes, xp)
 
-    codes = np.empty(weight.shape, np.float32)
+    codes = xp.empty_like(weight)
     rounded(weight, back, nearest, codes)
     ends = np.cumsum([w.shape[2] for w in weights])
-    parts = np.split(codes, ends[:-1], axis=2)
-    return {layer.unit.node: layer.bits(part, back) for layer, part in zip(layers, parts, strict=True)}
+    split = np.split(fetch(codes), ends[:-1], axis=2)
+    return {layer.unit.node: layer.bits(part, order) for layer, part in zip(layers, split, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)

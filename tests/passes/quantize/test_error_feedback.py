@@ -201,3 +201,31 @@ class TestOddMatrices:
         back = feedback(gram[None], 1e-6)
         assert 1e-6 < back.damping < 100
         assert np.isfinite(back.errors).all()
+
+
+def test_torch_computes_the_same() -> None:
+    import torch
+
+    x, weight = correlated(300, 140)[None], normal(1, 140, 12)
+    cross = (0.1 * correlated(300, 140, seed=1)).T[None] @ x
+    scale = (np.abs(weight).max(1) / HIGH).astype(np.float32)
+
+    def tensor_grid(_: int, values: Any) -> tuple[Any, Any]:
+        codes = torch.clip(torch.round(values / torch.from_numpy(scale)), LOW, HIGH)
+        return codes, codes * torch.from_numpy(scale)
+
+    found = []
+    for put, nearest in ((np.asarray, on_grid(scale)), (torch.from_numpy, tensor_grid)):
+        back = feedback(Gram.of(put(x)).matrix, 0.01, difference=put(cross), alpha=0.5)
+        codes = put(np.empty_like(weight))
+        rounded(put(np.take_along_axis(weight, np.asarray(back.order)[:, :, None], 1)), back, nearest, codes)
+        found.append(np.asarray(codes))
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_torch_raises_damping_too() -> None:
+    import torch
+
+    gram = correlated(100, 12).T @ correlated(100, 12)
+    gram[0, 0] -= 0.5 * np.linalg.eigvalsh(gram)[-1]
+    assert feedback(torch.from_numpy(gram[None]), 1e-6).damping == feedback(gram[None], 1e-6).damping
