@@ -27,6 +27,8 @@ _PARAMETERS = {
 }
 """Inputs that are scales and zero points; of a `qcompile` operator the endings for bias and type are left out."""
 
+_ON_DEVICES_ALONE = frozenset({"MatMulBlockQuantizedFp8Weight", "MatMulBlockQuantizedFp4Weight"})
+
 _TABLES = ("Gather", "GatherBlockQuantized")
 _FLOAT_OPERATORS = ("Conv", "ConvTranspose", "Gather", "Gemm", "GRU", "LSTM", "MatMul")
 _NAMES = {f.dtype: name for name, f in FORMATS.items() if f.scales is FORMATS["int8"].scales and not f.levels}
@@ -97,6 +99,11 @@ def _nbytes(value: ir.Value) -> int:
 def kernel_parameters(node: ir.Node) -> tuple[int, ...]:
     """Positions of scales and zero points in an operator that reads codes by itself; empty for any other."""
     return _PARAMETERS.get(_kind(node), ())
+
+
+def not_on_the_cpu(model: ir.Model) -> str:
+    """An operator of `model` that ONNX Runtime has for other devices alone, empty when there is none."""
+    return next((n.op_type for n in model.graph.all_nodes() if n.op_type in _ON_DEVICES_ALONE), "")
 
 
 def _kind(node: ir.Node) -> str:

@@ -135,7 +135,7 @@ def assemble(
         for node in piece.nodes:
             copy = graph.node.add()
             copy.CopyFrom(node)
-            copy.name = f"{i}:{node.name}"
+            copy.name = f"{i}:{node.name}" if node.name else ""
             copy.input[:] = [n if n in fixed else f"{i}:{n}" for n in node.input]
             copy.output[:] = [f"{i}:{n}" if n else "" for n in node.output]
         graph.output.append(onnx.ValueInfoProto(name=f"{i}:{piece.result}"))

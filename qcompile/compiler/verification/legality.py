@@ -61,10 +61,16 @@ def find_faults(model: ir.Model, target: Target) -> list[Fault]:
 
 
 def _inlined(model: ir.Model) -> ir.Model:
-    """A copy in which the bodies of functions stand in the place of their calls, as the runtime sees them."""
+    """A copy in which the bodies of functions stand in the place of their calls, as the runtime sees them.
+
+    The operators on weights alone stay: their bodies restore the weight in standard operators, and there is no other
+    way to say it.
+    """
     from onnx_ir.passes.common import InlinePass
 
     copy = model.clone()
+    for key in [k for k in copy.functions if k[1].startswith("LinearW4A16")]:
+        del copy.functions[key]
     own = {node.name for node in nodes(copy)}
     InlinePass()(copy)
     for node in nodes(copy):

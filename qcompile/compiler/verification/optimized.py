@@ -25,7 +25,7 @@ MOVES = {  # operators that hand values on, or some of them, as they are
     "ReorderInput", "ReorderOutput", "DepthToSpace", "SpaceToDepth", "Split", "Gather",
 }  # fmt: skip
 _RENAMED = re.compile(
-    r"(_token_\d+|_nchwc|_nhwc|/MatMulAddFusion|/GatherSliceToSplitFusion|/MatmulTransposeFusion|/MatMulScaleFusion)/?$"
+    r"(_token_\d+|_nchwc|_nhwc|/MatMulAddFusion|/GatherSliceToSplitFusion|/MatmulTransposeFusion/?|/MatMulScaleFusion)/?$"
 )
 
 _INLINED = "_inlfunc_"

@@ -16,6 +16,7 @@ from qcompile.compiler.context import CompileContext, Metric, Progress, Sample, 
 from qcompile.compiler.graph import nodes
 from qcompile.compiler.plan import QuantPlan, Unit
 from qcompile.compiler.report import OutputNoise, Proof, Report
+from qcompile.compiler.stored_weights import not_on_the_cpu
 from qcompile.compiler.targets.table import Target
 from qcompile.compiler.verification.dispatch import prove_dispatch
 from qcompile.compiler.verification.expectations import expected_units
@@ -173,6 +174,9 @@ class _Prover:
         values = (value for node in nodes(self.model) for value in node.outputs)
         if reason and any(value.dtype is ir.DataType.BFLOAT16 for value in values):
             return f"the CPU provider has no bfloat16, and {self.provider} does not load: {reason}"
+        missing = not_on_the_cpu(self.model) if reason else ""
+        if missing:
+            return f"the CPU provider has no {missing}, and {self.provider} does not load: {reason}"
         return ""
 
     def runner(self, model: Path) -> Runner:

@@ -98,7 +98,7 @@ class Switcher:
         for node in piece.nodes:
             copy = branch.node.add()
             copy.CopyFrom(node)
-            copy.name = prefix + node.name
+            copy.name = prefix + node.name if node.name else ""
             copy.input[:] = [read[n] if n in read else prefix + n if n else "" for n in node.input]
             copy.output[:] = [prefix + n if n else "" for n in node.output]
         if value in self._halves:

@@ -4,7 +4,7 @@
 
 W_q: uint8 [N, K / B, B bits / 8], codes of a row one behind the other, the low bits first, short last blocks
 filled up. Signed codes are stored with 2^(bits - 1) added, which is the zero point of a kernel that is given none.
-z: codes packed like W_q, each row a whole number of bytes, or float32 [N, K / B] where it is no code.
+z: codes packed like W_q, each row a whole number of bytes, or [N, K / B] numbers stored like s where it is no code.
 s: [N, K / B], float32, or float16 behind a Cast, which the runtime does when it loads the model.
 X: float32 [..., K], made int8 per row and block by the kernel where the unit's form is BLOCKS, left float where
 it is WEIGHTS. Blocks that the kernel does not have share scales: those of a whole row, or of 48 weights.
@@ -27,7 +27,7 @@ from qcompile.compiler.provenance import stamp
 from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.units import bias_add, planned_as
 from qcompile.passes.lower.packing import packed_blocks
-from qcompile.passes.lower.stored_scales import stored_scale
+from qcompile.passes.lower.stored_scales import stored_scale, stored_zero_point
 
 _ACCURACY = {Form.BLOCKS: 4, Form.WEIGHTS: 1}
 """MatMulNBits' accuracy_level: int8 inputs, or float32 ones; left out, later runtimes may choose another."""
@@ -66,7 +66,7 @@ def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
         node.inputs[0],
         codes.constant(graph, f"{name}_blocks", blocks.codes),
         stored_scale(codes, node, f"{name}_block_scale", weight.params, blocks.scale),
-        codes.constant(graph, f"{name}_block_zero_point", zero) if zero is not None else None,
+        None if zero is None else stored_zero_point(codes, node, f"{name}_block_zero_point", weight.params, zero),
         None,
         bias,
     ]

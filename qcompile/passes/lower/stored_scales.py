@@ -35,6 +35,15 @@ def stored_scale(codes: Codes, node: ir.Node, name: str, params: QuantParams, sc
     return writer.once(name, lambda: _restored(writer, name, params, scale))
 
 
+def stored_zero_point(codes: Codes, node: ir.Node, name: str, params: QuantParams, zero: Array) -> ir.Value:
+    """Packed codes as they are; zero points that are no codes as the scales are, where those are fp16."""
+    writer = LoadTime(codes, node)
+    if zero.dtype != np.float32 or params.spec.stored_scales is not Scales.FLOAT16:
+        return codes.constant(writer.graph, name, zero)
+    half = codes.constant(writer.graph, name, zero.astype(np.float16))
+    return writer.once(name, lambda: writer.cast(half, f"{name}_restored"))
+
+
 def _restored(writer: LoadTime, name: str, params: QuantParams, scale: Array) -> ir.Value:
     codes, graph, shape, restored = writer.codes, writer.graph, scale.shape, f"{name}_restored"
     match params.spec.stored_scales:

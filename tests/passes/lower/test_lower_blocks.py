@@ -173,6 +173,18 @@ def test_a_zero_point_between_two_codes_stays_one() -> None:
     np.testing.assert_allclose(result.optimized["y"], exact(result), rtol=0, atol=1e-4)
 
 
+def test_zero_points_between_two_codes_are_stored_as_the_scales_are() -> None:
+    spec = QuantSpec(FORMATS["uint4"], scales=Scales.FLOAT16)
+    weights, sample = {"w": normal(64, 10), "b": normal(10)}, {"x": normal(6, 64)}
+    result = weight_only(
+        LINEAR.format(k=64), weights, sample, spec, 32, LowerBlocks(),
+        lowering=Lowering.BLOCKS, methods=[HalfZeroPoints()],
+    )  # fmt: skip
+    assert result.initializers()["w_block_zero_point"].dtype is ir.DataType.FLOAT16
+    assert result.kernels() == ["MatMulNBits"]
+    np.testing.assert_allclose(result.optimized["y"], exact(result), rtol=0, atol=1e-4)
+
+
 def test_a_symmetric_weight_stores_no_zero_points_and_four_bits_are_half_a_byte() -> None:
     result = in_format("int4", 64, 32, True, Form.WEIGHTS)
     held = result.initializers()

@@ -17,12 +17,14 @@ import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import BFLOAT16, FLOAT16
-from qcompile.compiler.graph import is_constant, is_float32, name_of
+from qcompile.compiler.graph import is_constant, is_float32, name_of, nodes
 from qcompile.compiler.observation import observe
 from qcompile.compiler.serialization import runnable
 from qcompile.compiler.statistics import RANGE, StatisticsTable, TensorRange
+from qcompile.compiler.stored_weights import not_on_the_cpu
 from qcompile.compiler.tally import Tally
 from qcompile.runtime.calibration import read_samples
+from qcompile.runtime.providers import why_not_loaded
 
 _MARGIN = 2.0
 
@@ -77,7 +79,8 @@ def origins(value: ir.Value) -> set[ir.Value]:
 def observed_ranges(model: ir.Model, values: Collection[ir.Value], context: CompileContext) -> StatisticsTable:
     """The ranges of the origins of `values` in `model` as it is, over the held-out samples; empty without samples.
 
-    The graph at the end of a recipe has tensors that no calibration has seen, so it is observed itself.
+    The graph at the end of a recipe has tensors that no calibration has seen, so it is observed itself; where it
+    cannot run on this machine, the float model stands in with the tensors that it has too.
 
     Raises:
         DataError: the model cannot run on a sample, or a tensor becomes NaN.
@@ -85,6 +88,11 @@ def observed_ranges(model: ir.Model, values: Collection[ir.Value], context: Comp
     names = {name_of(origin) for value in values for origin in origins(value)}
     if not context.held_out or not names:
         return StatisticsTable()
+    if not_on_the_cpu(model) and why_not_loaded(context.target.providers[0]):
+        if context.unquantized is None:
+            return StatisticsTable()
+        model = context.unquantized
+        names &= {str(v.name) for v in (*model.graph.inputs, *(v for n in nodes(model) for v in n.outputs))}
     observation = observe(model, {name: [RANGE] for name in sorted(names)})
     tally = Tally(observation, judged=False)
     with runnable(observation.model) as opened:
