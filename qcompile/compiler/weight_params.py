@@ -60,8 +60,8 @@ def weight_codes(weight: Array, params: QuantParams) -> Array:
     """The codes of `weight`, rounded to nearest, in the type of the format."""
     dtype = params.spec.format.dtype.numpy()
     codes = np.empty(weight.shape, dtype)
-    for at, part in pieces(weight.shape, params):
-        codes[at] = quantize(weight[at], part).astype(dtype)
+    for rows, _, part in pieces(weight.shape, params):
+        codes[rows] = quantize(weight[rows], part).astype(dtype)
     return codes
 
 
@@ -73,11 +73,11 @@ def squared_errors(weight: Array, params: QuantParams, importance: Array | None 
     """
     errors = np.zeros(params.scale.shape, np.float32)
     shared = None if importance is None else np.broadcast_to(importance, weight.shape)
-    for at, part in pieces(weight.shape, params):
-        error = np.square(dequantize(quantize(weight[at], part), part) - weight[at])
+    for rows, scales, part in pieces(weight.shape, params):
+        error = np.square(dequantize(quantize(weight[rows], part), part) - weight[rows])
         if shared is not None:
-            error *= shared[at]
-        errors[_scales_at(params, at, weight.ndim)] += sums(error, params.spec)
+            error *= shared[rows]
+        errors[scales] += sums(error, params.spec)
     return errors
 
 
@@ -92,25 +92,27 @@ def sums(values: Array, spec: QuantSpec) -> Array:
             return np.add.reduceat(values, np.arange(0, values.shape[axis], size), axis=axis)
 
 
-def pieces(shape: tuple[int, ...], params: QuantParams) -> Iterator[tuple[Any, QuantParams]]:
-    """Rows of a tensor of `shape` a few at a time, with their parameters. No block is parted in two."""
+def pieces(shape: tuple[int, ...], params: QuantParams) -> Iterator[tuple[Any, Any, QuantParams]]:
+    """A tensor of `shape` a few rows at a time: which rows, where their scales lie, and their parameters.
+
+    No block is parted in two; the scale of a tensor, or of a column, belongs to all pieces.
+    """
     grain = params.spec.granularity
     step = max(1, _PIECE // max(1, prod(shape[1:])))
     if isinstance(grain, PerBlock) and grain.axis % len(shape) == 0:
         step = -(-step // grain.size) * grain.size
     if not shape or step >= shape[0]:
-        yield ..., params
+        yield ..., ..., params
         return
     for start in range(0, shape[0], step):
-        at = slice(start, start + step)
-        own = _scales_at(params, at, len(shape))
-        yield at, replace(params, scale=params.scale[own], zero_point=params.zero_point[own], nested=None)
+        rows = slice(start, start + step)
+        own = _scales_at(params, rows, len(shape))
+        yield rows, own, replace(params, scale=params.scale[own], zero_point=params.zero_point[own], nested=None)
 
 
-def _scales_at(params: QuantParams, rows: Any, rank: int) -> Any:
-    """Which scales the rows of a tensor of that rank have."""
+def _scales_at(params: QuantParams, rows: slice, rank: int) -> Any:
     match params.spec.granularity:
-        case PerBlock(axis, size) if axis % rank == 0 and rows is not ...:
+        case PerBlock(axis, size) if axis % rank == 0:
             return slice(rows.start // size, rows.stop // size)
         case PerChannel(axis) if axis % rank:
             return ...

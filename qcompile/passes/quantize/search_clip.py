@@ -18,7 +18,7 @@ Errors: DataError where samples make the input of a layer infinite or NaN.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -29,15 +29,13 @@ import onnx_ir as ir
 from qcompile.compiler.block_walker import BlockWalker, Visit
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import Scales
-from qcompile.compiler.graph import constant, name_of
+from qcompile.compiler.graph import name_of
 from qcompile.compiler.params import QuantParams, params_from_range, weight_range
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.plan import QuantizedWeight, Unit
-from qcompile.compiler.units import planned
-from qcompile.compiler.weight_params import combined, squared_errors, weight_codes
+from qcompile.compiler.weight_params import combined, squared_errors
 from qcompile.errors import DataError
 from qcompile.passes.quantize.layer_rows import every_row, is_product
-from qcompile.runtime.ahead import ahead, cores
+from qcompile.passes.quantize.weight_grids import Layer, layers_that_read_float, requantize
 
 Array = npt.NDArray[Any]
 
@@ -56,31 +54,27 @@ class SearchClip(Pass):
     measures: ClassVar[bool] = True
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
-        waiting = {unit.node: (node, unit) for node, unit, row in planned(model, context) if _is_open(unit)}
+        waiting = {layer.unit.node: layer for layer in layers_that_read_float(model, context)}
         readers = Counter(weight for weight, _ in context.plan.weights)
         if context.calibration:
             walker = BlockWalker(model, context, context.calibration, method=self, in_waves=True, with_float=False)
             for visit in walker:
                 wave = [waiting[u.node] for units in visit.waves() for u in units if u.node in waiting]
-                wave = [(node, unit) for node, unit in wave if is_product(node) and readers[str(unit.weight)] == 1]
+                wave = [layer for layer in wave if is_product(layer.node) and readers[layer.key[0]] == 1]
                 if wave:
-                    found = visit.once(partial(energies, [node for node, _ in wave], visit))
-                    _search(wave, found, context)
-                    for _, unit in wave:
-                        del waiting[unit.node]
-        _search(list(waiting.values()), {}, context)
+                    found = visit.once(partial(energies, wave, visit))
+                    requantize(wave, partial(_searched, found), context)
+                    for layer in wave:
+                        del waiting[layer.unit.node]
+        requantize(list(waiting.values()), partial(_searched, {}), context)
         return False
 
 
-def _is_open(unit: Unit) -> bool:
-    return unit.weight is not None and unit.weight_spec is not None and not any(unit.inputs)
-
-
-def energies(layers: list[ir.Node], visit: Visit) -> dict[str, Array]:
+def energies(layers: Sequence[Layer], visit: Visit) -> dict[str, Array]:
     """Sum of x_k^2 over all rows of all samples for each layer, [groups, K], by its name."""
     total: dict[str, Array] = {}
     for given in visit.inputs:
-        for node in layers:
+        for node in (layer.node for layer in layers):
             assert node.inputs[0] is not None
             x = every_row(node, given[name_of(node.inputs[0])])
             total[str(node.name)] = total.get(str(node.name), 0) + np.einsum("grk,grk->gk", x, x, dtype=np.float64)
@@ -93,21 +87,9 @@ def energies(layers: list[ir.Node], visit: Visit) -> dict[str, Array]:
     return total
 
 
-def _search(layers: list[tuple[ir.Node, Unit]], energies: Mapping[str, Array], context: CompileContext) -> None:
-    weights = context.plan.weights
-
-    def found(layer: tuple[ir.Node, Unit]) -> QuantizedWeight:
-        node, unit = layer
-        planned = weights[str(unit.weight), unit.node]
-        weight = constant(next(v for v in node.inputs if v is not None and v.name == unit.weight))
-        assert weight is not None
-        energy = energies.get(unit.node)
-        importance = None if energy is None else _of_weights(node, energy, weight)
-        params = searched(weight, planned.params, importance)
-        return QuantizedWeight(params, weight_codes(weight, params))
-
-    for (_, unit), weight in zip(layers, ahead(found, layers, cores()), strict=True):
-        weights[str(unit.weight), unit.node] = weight
+def _searched(energies: Mapping[str, Array], layer: Layer, weight: Array, planned: QuantParams) -> QuantParams:
+    energy = energies.get(layer.unit.node)
+    return searched(weight, planned, None if energy is None else _of_weights(layer.node, energy, weight))
 
 
 def _of_weights(node: ir.Node, energy: Array, weight: Array) -> Array:
