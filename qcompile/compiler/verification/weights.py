@@ -58,7 +58,7 @@ def _histogram(name: str, exact: np.ndarray[Any, Any], quantized: QuantizedWeigh
     low, high = float(exact.min()), float(exact.max())
     edges = np.linspace(low, high if high > low else low + 1.0, _BINS + 1)
     noise, counts = Noise(), np.zeros((2, _BINS), np.int64)
-    for at, params in pieces(exact.shape, quantized.params):
+    for at, _, params in pieces(exact.shape, quantized.params):
         both = exact[at], dequantize(quantized.codes[at], params)
         noise.add(*both)
         counts += [np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] for values in both]

@@ -4,7 +4,7 @@
 
 By half-quadratic splitting, a few rounds of two steps in closed form, beta rising:
     e = sign(r) max(|r| - |r|^(p - 1) / beta, 0),   r = v - (q - z)      what is left to the few
-    z = mean_b (q - v + e)
+    z <- z - mean_b (r - e)
 Errors are in units of the scale, so weights of any magnitude give the same codes. Each block keeps the best zero point
 it saw, that of round-to-nearest included: the loss never rises. Scales are those of the plan.
 
@@ -27,7 +27,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import Scales
-from qcompile.compiler.params import QuantParams, spread
+from qcompile.compiler.params import QuantParams, grid_of
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.specs import PerBlock
 from qcompile.compiler.targets.table import Lowering
@@ -80,19 +80,17 @@ def solved(weight: Array, planned: QuantParams) -> QuantParams:
 
 
 def _zero_points(weight: Array, planned: QuantParams) -> Floats:
-    spec, fmt = planned.spec, planned.spec.format
+    spec = planned.spec
     stored = np.float16 if spec.stored_scales is Scales.FLOAT16 else np.float32
-    values = weight / spread(planned, weight.shape)[0]
-    count = sums(np.ones_like(values), spec)
+    count = sums(np.ones_like(weight), spec)
     zero = best = planned.zero_point.astype(np.float32)
     least: Array = np.full(zero.shape, np.inf, np.float32)
     for beta in _BETA * _RISE ** np.arange(_ROUNDS):
-        of_each = spread(replace(planned, zero_point=zero), weight.shape)[1]
-        codes = np.clip(np.rint(values + of_each), fmt.low, fmt.high)
-        missed = values - codes + of_each
+        grid = grid_of(replace(planned, zero_point=zero), weight)
+        missed = (weight - grid.values(grid.codes(weight, np), np)) / grid.scale
         power = np.maximum(np.abs(missed), _SMALLEST) ** np.float32(_POWER - 1)
         loss = sums(np.abs(missed) * power, spec)
         best, least = np.where(loss < least, zero, best), np.minimum(loss, least)
         left = np.sign(missed) * np.maximum(np.abs(missed) - power / np.float32(beta), 0)
-        zero = (sums(codes - values + left, spec) / count).astype(stored).astype(np.float32)
+        zero = (zero - sums(missed - left, spec) / count).astype(stored).astype(np.float32)
     return best
