@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from qcompile.compiler.scratch import scratch_folder
+
 Array = np.ndarray[Any, Any]
 
 
@@ -60,7 +62,7 @@ class ActivationStore:
 
     def _write(self, array: Array) -> Path:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="qcompile-activations-")
+            self._folder = tempfile.TemporaryDirectory(prefix="qcompile-activations-", dir=scratch_folder())
         self._files += 1
         path = Path(self._folder.name) / f"{self._files}.npy"
         np.save(path, array)

@@ -22,15 +22,12 @@ import qcompile
 from qcompile.compiler.context import Progress, SilentProgress
 from qcompile.compiler.external_tensors import external_files
 from qcompile.compiler.report import Report
-from qcompile.compiler.serialization import initializer_bytes
+from qcompile.compiler.serialization import PAGE, initializer_bytes
 from qcompile.errors import OutputError, PassError
 from qcompile.runtime.model_header import MANIFEST
 
 _LARGEST_FILE = 256 << 20
 """Initializer bytes above which they go into `<name>.data`: a file without needs twice as much memory to be written."""
-
-_PAGE = 4096
-"""Where tensors of external data begin, so that a runtime can map them."""
 
 _SMALLEST_SHARE = 8
 """No recipe makes weights smaller than an eighth: less free space than that cannot be enough."""
@@ -61,7 +58,7 @@ def write_model(
         OutputError: the file exists, or cannot be written (no space, no right, no folder).
         PassError: the ONNX checker refuses the model.
     """
-    external = path.name + ".data" if initializer_bytes(model) > _LARGEST_FILE else None
+    external = data_file(path).name if initializer_bytes(model) > _LARGEST_FILE else None
     check_output(path, overwrite)
     if external and not overwrite and path.with_name(external).exists():
         raise _exists(path.with_name(external))
@@ -88,8 +85,8 @@ def _save(model: ir.Model, path: Path, external: str | None, progress: Progress)
         model,
         path,
         external_data=external,
-        alignment=_PAGE,
-        align_threshold=_PAGE,
+        alignment=PAGE,
+        align_threshold=PAGE,
         callback=lambda tensor, info: progress.advance(),
     )
     progress.finish()
@@ -107,12 +104,21 @@ def write_text(text: str, path: Path) -> None:
         written.replace(path)
 
 
-def model_bytes(path: Path) -> int:
-    """Size of a model: the file and the external data it refers to."""
+def data_file(path: Path) -> Path:
+    """Where the weights of an artifact at `path` go that do not go into it."""
+    return path.with_name(path.name + ".data")
+
+
+def model_files(path: Path) -> set[Path]:
+    """The files of a model: its own and those of its external data."""
     import onnx
 
-    proto = onnx.load(path, load_external_data=False)
-    return sum(file.stat().st_size for file in {path, *external_files(proto, path)})
+    return {path.resolve(), *external_files(onnx.load(path, load_external_data=False), path)}
+
+
+def model_bytes(path: Path) -> int:
+    """Size of a model: the file and the external data it refers to."""
+    return sum(file.stat().st_size for file in model_files(path))
 
 
 def check_output(path: Path, overwrite: bool, source_bytes: int = 0) -> None:

@@ -29,13 +29,17 @@ from qcompile.compiler.serialization import runnable
 from qcompile.compiler.simulation import lowered_copy
 from qcompile.compiler.walk_checkpoint import WalkCheckpoint
 from qcompile.runtime.calibration import run_samples
+from qcompile.runtime.memory import free_bytes
 from qcompile.runtime.providers import session_entries
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
 
 MEMORY = 1 << 30
-"""Bytes of activations that are held in memory."""
+"""Bytes of activations that are held in memory, at most."""
+
+_SHARE = 4
+"""Of the memory that is free, activations take one part in so many."""
 
 
 class BlockWalker:
@@ -73,7 +77,7 @@ class BlockWalker:
         checkpoint = WalkCheckpoint(self.model, self.context, self.method)
         progress.start(f"{self.method.name if self.method else 'walking'}, block by block", len(self.blocks))
         try:
-            with ActivationStore(self.memory) as store:
+            with ActivationStore(min(self.memory, free_bytes() // _SHARE)) as store:
                 walk = _Walk(self.model, self.context, store, checkpoint, self.with_float)
                 walk.enter(self.samples, self._read_from(0))
                 for i, block in enumerate(self.blocks):

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-_LARGEST_BYTES = 1 << 30  # protobuf ends at 2 GiB; half of it leaves room for the graph and a copy
+from qcompile.compiler.scratch import scratch_folder
+
+_LARGEST_BYTES = 64 << 20
+"""Initializer bytes that are handed over in memory: they lie there four times before the session is open."""
+
+PAGE = 4096
+"""Where tensors of external data begin, so that a runtime can map them."""
 
 
 def initializer_bytes(model: ir.Model) -> int:
@@ -29,7 +35,7 @@ def runnable(model: ir.Model) -> Iterator[bytes | Path]:
     if initializer_bytes(model) < _LARGEST_BYTES:
         yield ir.to_proto(model).SerializeToString()
         return
-    with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
+    with tempfile.TemporaryDirectory(prefix="qcompile-", dir=scratch_folder()) as folder:
         path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="model.data")
+        ir.save(model, path, external_data="model.data", alignment=PAGE, align_threshold=PAGE)
         yield path

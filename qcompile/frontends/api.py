@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompile.compiler.artifact import Artifact, check_output, write_model, write_text
+from qcompile.compiler.artifact import Artifact, check_output, data_file, model_files, write_model, write_text
 from qcompile.compiler.calibration_table import SUFFIX, CalibrationTable, TableSamples
 from qcompile.compiler.context import CompileContext, Metric, Progress
 from qcompile.compiler.passes import Pass, Phase
@@ -224,6 +224,12 @@ def _report_path(report: str | Path | None, overwrite: bool) -> Path | None:
 def _check_destination(source: Path, destination: Path, overwrite: bool, source_bytes: int) -> None:
     if destination.exists() and destination.samefile(source):
         raise OutputError("the output is the model itself", where=str(destination), hint="choose another name with -o")
+    if data_file(destination).resolve() in model_files(source):
+        raise OutputError(
+            f"weights would go to {data_file(destination).name}, which holds weights of the model",
+            where=str(destination),
+            hint="choose another name with -o",
+        )
     check_output(destination, overwrite, source_bytes)
 
 
