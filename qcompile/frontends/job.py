@@ -92,8 +92,9 @@ class Job:
             if calibrates and not any(Fact.SAMPLES in p.provides for p in self.passes):
                 raise UsageError(
                     f"recipe '{self.recipe.name}' needs calibration data",
-                    hint="give representative inputs with --calib DATA; without any, --recipe int8-zero-shot makes "
-                    "some from what the model itself knows, --calib synthetic from noise, whose accuracy means nothing",
+                    hint="give representative inputs with --calib DATA, for a language model a text; without any, "
+                    "--recipe int8-zero-shot makes some from what the model itself knows, --calib synthetic from "
+                    "noise, whose accuracy means nothing",
                 )
             return
         if isinstance(calibration, str | Path) and Path(calibration).suffix == SUFFIX:

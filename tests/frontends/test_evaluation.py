@@ -13,7 +13,14 @@ from typer.testing import CliRunner
 import qcompile
 from qcompile.errors import DataError, ModelError, QCompileError, UsageError
 from qcompile.frontends.cli.main import app
-from tests.frontends.decoders import WORDS, bigram_decoder, cached_decoder, ids_of, letters, word_tokenizer
+from tests.frontends.decoders import (
+    WORDS,
+    bigram_decoder,
+    cached_decoder,
+    ids_of,
+    letters,
+    word_tokenizer,
+)
 from tests.frontends.models import linear, save
 
 COUNT = len(WORDS)
@@ -66,6 +73,15 @@ def test_steps_through_the_cache_change_nothing(folder: Path) -> None:
         found = judged(model, window=20, step=step)
         assert found.step == step
         assert found.perplexity == pytest.approx(whole.perplexity, rel=1e-5)
+
+
+def test_a_cache_of_codes_is_read_again_unless_asked_otherwise(folder: Path) -> None:
+    model, reference = cached_decoder(folder / "codes.onnx", codes=True), cached_decoder(folder / "float.onnx")
+    found = judged(model, reference=reference, window=16)
+    assert found.step == 2
+    assert found.perplexity == pytest.approx(found.reference_perplexity, rel=0.2)
+    assert found.divergence
+    assert judged(model, window=16, step=16).step == 16
 
 
 def test_a_stride_judges_each_token_once(folder: Path) -> None:
