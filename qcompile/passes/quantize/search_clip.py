@@ -1,12 +1,14 @@
 """Clip search: each block of weights covers the part of its range that makes its error smallest.
 
-    s_b, z_b = those of the range [r min W_b, r max W_b],   r = argmin sum_{k in b} E[x_k^2] (W_k - Q_k)^2
+    s_b, z_b = those of the range [r min W_b, r max W_b],   r = argmin sum_{k in b} E[x_k^2]^p (W_k - Q_k)^2
 
 r runs over a grid around 1: below, the few largest weights are clipped and the others get a finer grid; a little
 above, the grid may meet the weights better. With samples an error counts as much as the input it is multiplied with,
 which is the error of the output if inputs are uncorrelated: x is what the layer reads behind the quantized layers
-before it. Without samples, and for tables, all weights count the same. Scales that are powers of two take the next one
-on either side. The range itself is a candidate, so no block becomes worse than by round-to-nearest.
+before it. p is 1; `gptq` itself makes good the errors of large inputs, and in front of it 1/2 is better (on layers of
+SmolLM2-135M its error falls by 7 to 12 %; with 1 it may rise). Without samples, and for tables, all weights count the
+same. Scales that are powers of two take the next one on either side. The range itself is a candidate, so no block
+becomes worse than by round-to-nearest.
 
 A weight that two nodes read in one format keeps the same codes for both. Layers whose inputs are codes keep their
 scales, from which the codes of their biases follow. Shapes: W [N, K] in the model's layout, r [N, blocks].
@@ -25,6 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from pydantic import Field
 
 from qcompile.compiler.block_walker import BlockWalker, Visit
 from qcompile.compiler.context import CompileContext
@@ -53,6 +56,10 @@ class SearchClip(Pass):
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
     measures: ClassVar[bool] = True
 
+    power: float = Field(
+        default=1.0, ge=0, le=1, description="p, how much the energy of inputs counts: 0.5 where `gptq` follows"
+    )
+
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         waiting = {layer.unit.node: layer for layer in layers_that_read_float(model, context)}
         readers = Counter(weight for weight, _ in context.plan.weights)
@@ -63,7 +70,8 @@ class SearchClip(Pass):
                 wave = [layer for layer in wave if is_product(layer.node) and readers[layer.key[0]] == 1]
                 if wave:
                     found = visit.once(partial(energies, wave, visit))
-                    requantize(wave, partial(_searched, found), context)
+                    weighted = {name: energy**self.power for name, energy in found.items()}
+                    requantize(wave, partial(_searched, weighted), context)
                     for layer in wave:
                         del waiting[layer.unit.node]
         requantize(list(waiting.values()), partial(_searched, {}), context)

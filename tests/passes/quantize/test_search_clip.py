@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,17 @@ def test_an_error_counts_as_much_as_its_input() -> None:
     error, was = (np.abs(dequantize(q.codes, q.params) - weight) for q in (found, planned))
     assert error[5].mean() < 0.6 * was[5].mean()
     assert error.mean() > was.mean()
+
+
+def test_with_power_0_every_error_counts_the_same() -> None:
+    found = []
+    for samples, power in ((True, 0.0), (False, 1.0), (True, 0.5), (True, 1.0)):
+        model, context = ready(llama(1), sentences(3), BLOCKS)
+        SearchClip(power=power).run(model, context if samples else replace(context, calibration=None))
+        found.append(np.concatenate([q.params.scale.ravel() for q in context.plan.weights.values()]))
+    np.testing.assert_array_equal(found[0], found[1])
+    assert [(f != found[0]).any() for f in found[2:]] == [True, True]
+    assert (found[2] != found[3]).any()
 
 
 TIED = head() + "g (float[N,16] x) => (float[N,16] y) { a = MatMul (x, w)  r = Relu (a)  y = MatMul (r, w) }"
