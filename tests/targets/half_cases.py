@@ -70,6 +70,11 @@ CASES = {
     "Where": "g (bool[4,8] c, T[4,8] x, T[4,8] z) => (T[4,8] y) { y = Where (c, x, z) }",
     "com.microsoft::MatMulNBits": "g (T[1,64] x, uint8[64,2,32] w, T[128] s, T[64] b) => (T[1,64] y) "
     "{ y = com.microsoft.MatMulNBits <K = 64, N = 64, bits = 8, block_size = 32> (x, w, s, , , b) }",
+    "com.microsoft::MatMulBnb4": "g (T[4,64] x, uint8[512] w, T[16] s) => (T[4,16] y) "
+    "{ y = com.microsoft.MatMulBnb4 <K = 64, N = 16, block_size = 64, quant_type = 1, transB = 1> (x, w, s) }",
+    "com.microsoft::GatherBlockQuantized": "g (uint8[9,16] w, int64[3] i, T[9,1] s) => (T[3,32] y) "
+    "{ y = com.microsoft.GatherBlockQuantized <bits = 4, block_size = 32, gather_axis = 0, quantize_axis = 1> "
+    "(w, i, s) }",
 }  # fmt: skip
 """A model of each operator that may compute in half precision."""
 

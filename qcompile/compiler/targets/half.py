@@ -38,7 +38,8 @@ _BOTH = frozenset({
     "GatherND", "Gelu", "Gemm", "Identity", "IsInf", "IsNaN", "LayerNormalization", "MatMul", "Max", "Min",
     "Mul", "Neg", "Pow", "RMSNormalization", "Relu", "Reshape", "RotaryEmbedding", "ScatterElements",
     "ScatterND", "Shape", "Sigmoid", "Size", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Sum", "Tanh",
-    "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "com.microsoft::MatMulNBits",
+    "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
+    "com.microsoft::GatherBlockQuantized", "com.microsoft::MatMulBnb4", "com.microsoft::MatMulNBits",
 })  # fmt: skip
 _FLOAT16_ONLY = frozenset({
     "AveragePool", "Clip", "Compress", "Conv", "ConvTranspose", "DepthToSpace", "DequantizeLinear", "Einsum",

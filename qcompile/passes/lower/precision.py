@@ -17,6 +17,7 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import name_of, nodes, opset
 from qcompile.compiler.operators.definition import DOMAIN
 from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.stored_weights import restores
 from qcompile.compiler.targets.half import Half
 from qcompile.passes.lower.half.masks import bound_masks
 from qcompile.passes.lower.half.operands import Operands, operands
@@ -83,12 +84,17 @@ class Precision(Pass):
 
 
 def _members(model: ir.Model, half: Half, dtype: ir.DataType) -> dict[ir.Node, Operands]:
-    """The nodes that exist in half precision on the target, all of whose types are known."""
+    """The nodes that exist in half precision on the target, all of whose types are known.
+
+    What the runtime computes when it loads the model stays float32: the CPU does that, which has no half kernels.
+    """
     version, kernels = opset(model), half.kernels.get(dtype, frozenset())
     found: dict[ir.Node, Operands] = {}
     for node in nodes(model):
         operator = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
         if (operator not in kernels and node.domain != DOMAIN) or any(v.name and v.dtype is None for v in node.outputs):
+            continue
+        if restores(node):
             continue
         typed = operands(node, version, dtype)
         if typed is not None and (typed.inputs or typed.outputs):

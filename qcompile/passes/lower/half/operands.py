@@ -31,8 +31,9 @@ _WITH = {
 
 _STRINGS = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "tensor(bfloat16)"}
 
-_NBITS = (0, 2, 3, 5)
-"""Float operands of com.microsoft::MatMulNBits: activation, scales, zero points where they are no codes, bias."""
+_CODES = {"MatMulNBits": (0, 2, 3, 5), "MatMulBnb4": (0, 2), "GatherBlockQuantized": (2,)}
+"""Float operands of operators of com.microsoft on weights as codes: activation, scales, zero points where they are no
+codes, bias."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def operands(node: ir.Node, version: int, dtype: ir.DataType) -> Operands | None
     """What of `node` would be `dtype`, at opset `version`; None where the operator has no such variant."""
     if node.domain == DOMAIN:
         return _of_variant(node, version, dtype)
-    if node.domain == "com.microsoft" and node.op_type == "MatMulNBits":
-        return _present(node, _NBITS, (0,))
+    if node.domain == "com.microsoft" and node.op_type in _CODES:
+        return _present(node, _CODES[node.op_type], (0,))
     if node.domain not in ("", "ai.onnx"):
         return None
     schema = _schema(node.op_type, version)

@@ -87,8 +87,11 @@ class Rewrite:
 
     def cast(self, value: ir.Value, to: ir.DataType) -> ir.Value:
         """`value` in another type, right behind where it is made, so that every body can read it."""
-        name = self.names.fresh(f"{value.name}_{to.name.lower()}")
         producer, graph = value.producer(), value.graph
+        stored = producer.inputs[0] if producer is not None and producer.op_type == "Cast" else None
+        if stored is not None and stored.dtype is to is self.dtype:
+            return stored
+        name = self.names.fresh(f"{value.name}_{to.name.lower()}")
         assert isinstance(graph, ir.Graph)
         of = [producer] if producer is not None else [use.node for use in value.uses()]
         node = ir.node("Cast", [value], {"to": int(to)}, name=self.names.fresh(f"{name}.Cast"))
@@ -122,7 +125,11 @@ class Rewrite:
                 node.graph.remove(node, safe=True)
 
     def remove_unread(self) -> None:
-        """Float constants that only half nodes read."""
+        """Casts and float constants that only half nodes read."""
+        for node in list(nodes(self.model)):
+            if node.op_type == "Cast" and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+                assert node.graph is not None
+                node.graph.remove(node, safe=True)
         for old in self.constants:
             graph = old.graph
             if isinstance(graph, ir.Graph) and old.is_initializer() and not old.uses() and not old.is_graph_output():

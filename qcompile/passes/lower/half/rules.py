@@ -22,7 +22,7 @@ from qcompile.passes.lower.half.operands import Operands
 from qcompile.passes.lower.half.ranges import HALF, origins, unfit_constant, unfit_range
 
 PRODUCTS = {
-    "Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "MatMulNBits",
+    "Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "MatMulBnb4", "MatMulNBits",
     "LinearW4A16", "LinearW4A16Bias", "LinearW4A16Zero", "LinearW4A16ZeroBias",
 }  # fmt: skip
 """Operators that tensor cores compute: half precision pays whatever the conversions around it cost."""
