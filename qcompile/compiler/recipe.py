@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -139,11 +139,21 @@ def _make(number: int, step: Step) -> Pass:
 def _explain(error: Any, model: type[BaseModel]) -> str:
     field = ".".join(str(x) for x in error["loc"]).replace("_", "-")
     if error["type"] == "extra_forbidden":
-        names = [n.replace("_", "-") for n in model.model_fields]
+        names = [n.replace("_", "-") for n in _holder(model, error["loc"]).model_fields]
         return f"'{field}' is not an option" + (
-            _did_you_mean(field, names) or (f"; options: {', '.join(names)}" if names else "; it has none")
+            _did_you_mean(str(error["loc"][-1]), names)
+            or (f"; options: {', '.join(names)}" if names else "; it has none")
         )
     return f"'{field}': {error['msg'].removeprefix('Value error, ')}" if field else str(error["msg"])
+
+
+def _holder(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
+    """The model that the last part of `path` is a field of: `model`, or one nested in its fields."""
+    for part in path[:-1]:
+        field = model.model_fields.get(str(part))
+        inside = get_args(field.annotation) if field is not None else ()
+        model = next((t for t in inside if isinstance(t, type) and issubclass(t, BaseModel)), model)
+    return model
 
 
 def _did_you_mean(word: str, known: Any) -> str:

@@ -27,7 +27,8 @@ class FoldConstants(Pass):
 
     Dimensions that are known make `Shape` constant too, also where only some of them are
     (`Shape -> Gather` of a static axis). Rounds of folding and shape inference repeat until nothing
-    changes. A result larger than `limit` bytes, and larger than what it is made of, is not stored.
+    changes. A result larger than `limit` bytes, and larger than what it is made of, is not stored, but for weights
+    behind a Cast, which a checkpoint of half precision has.
     """
 
     name: ClassVar[str] = "fold-constants"
@@ -73,6 +74,8 @@ class FoldConstants(Pass):
         if not all(v is None or _is_foldable(v) for v in node.inputs):
             return None
         inputs = [constant(v) for v in node.inputs]
+        if node.op_type == "Cast":
+            return evaluate(node, inputs, dict(model.graph.opset_imports), model.ir_version or 8)
         bound = max(self.limit, sum(a.nbytes for a in inputs if a is not None))
         if any(_bytes(v) > bound for v in node.outputs):
             return None

@@ -92,7 +92,7 @@ class PlaceWeights(Pass, WeightOptions):
 
     def _demand(self, wanted: Wanted, target: Target, model: ir.Model) -> None:
         """The target stores what is asked for, and the model's opset has the operator for it."""
-        fitting = [s for s in target.storages if fits(s, wanted)]
+        fitting = [s for s in target.storages if "MatMul" in s.op_types and fits(s, wanted)]
         if not fitting:
             raise TargetError(
                 target.refused.get(wanted.format) or f"target '{target.name}' stores no {wanted}",
