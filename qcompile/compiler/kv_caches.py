@@ -90,7 +90,7 @@ def _present(node: ir.Node, position: int) -> ir.Value | None:
 
 
 def _obstacle(past: ir.Value, present: ir.Value, node: ir.Node) -> str:
-    if not is_float32(past):
+    if not is_float32(past) and node.op_type != _ATTENTION:
         return "it is not float32"
     sizes = [past.shape[axis] for axis in (HEADS, COLUMNS)] if past.shape is not None and len(past.shape) == 4 else []
     if not sizes or not all(isinstance(size, int) for size in sizes):

@@ -73,7 +73,7 @@ class CacheCodes:
         found = dict(sample)
         for entry in self.entries:
             array = found.get(entry.past)
-            if array is not None and array.dtype == np.float32:
+            if array is not None and array.dtype.kind == "f":
                 found[entry.past] = encoded(array, self.scales[entry.past], entry.format)
         return found
 

@@ -13,11 +13,12 @@ VOCABULARY, WIDTH, HEADS, SHARED, HEAD = 20, 16, 4, 2, 8
 _KEYS = SHARED * HEAD
 
 
-def decoder(layers: int = 2, seed: int = 0, *, operator: bool = False) -> ir.Model:
+def decoder(layers: int = 2, seed: int = 0, *, operator: bool = False, half: bool = False) -> ir.Model:
     """input_ids, past_key_values_I_key and _value -> logits, present_I_key and _value. Without positions.
 
     Args:
         operator: with com.microsoft::GroupQueryAttention, which wants seqlens_k and total_sequence_length as well.
+        half: in float16.
     """
     rng = np.random.default_rng(seed)
     weights: Arrays = {
@@ -58,12 +59,16 @@ def decoder(layers: int = 2, seed: int = 0, *, operator: bool = False) -> ir.Mod
     opsets = '"": 21, "com.microsoft": 1'
     head = f"<ir_version: 10, opset_import: [{opsets}]> decoder ({', '.join(inputs)}) => ({', '.join(outputs)})"
     used = {name: array for name, array in weights.items() if re.search(rf"\b{name}\b", body)}
-    return model_of(f"{head} {{ {body} }}", used)
+    text = f"{head} {{ {body} }}"
+    if half:
+        text = text.replace("float[", "float16[")
+        used = {name: a.astype(np.float16) if a.dtype == np.float32 else a for name, a in used.items()}
+    return model_of(text, used)
 
 
-def feed(tokens: np.ndarray, past: Arrays, operator: bool, layers: int = 2) -> Arrays:
+def feed(tokens: np.ndarray, past: Arrays, operator: bool, layers: int = 2, *, half: bool = False) -> Arrays:
     """Inputs for new `tokens` [length] behind a cache, empty at first, by the names of the inputs."""
-    empty = np.zeros((1, SHARED, 0, HEAD), np.float32)
+    empty = np.zeros((1, SHARED, 0, HEAD), np.float16 if half else np.float32)
     names = [f"past_key_values_{i}_{part}" for i in range(layers) for part in ("key", "value")]
     found: Arrays = {"input_ids": tokens[None]} | {name: past.get(name, empty) for name in names}
     if operator:

@@ -15,7 +15,7 @@ from qcompile.compiler.verification.dispatch import prove_dispatch
 from qcompile.runtime.ops import kernels
 
 _PROVIDER = "CUDAExecutionProvider"
-_DIMENSIONS = {"batch": 1, "length": 16, "B": 1, "S": 16}
+_DIMENSIONS = {"batch": 1, "length": 16, "B": 1, "S": 16, "P": 8, "T": 24}
 """What the free dimensions of the models become in copies of static shape."""
 
 

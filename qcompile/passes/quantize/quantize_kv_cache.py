@@ -1,10 +1,12 @@
 """Keys and values of earlier tokens are kept as codes: a cache of a quarter or an eighth of the memory.
 
-    s[h, d] = max |x[:, h, :, d]| / qmax over the calibration samples,   q = round(x / s), saturated
+    s[h, d] = r max |x[:, h, :, d]| / qmax over the calibration samples,   q = round(x / s), saturated
 
 x: new keys or values, float32 [batch, heads, tokens, columns]. The scales are constants, one for each head and
 column: keys have columns that are large for every token (KIVI keeps them by column for that reason), an attention
 that runs on codes takes its scales in this form, and a cache stays one tensor, handed from run to run as before.
+r = 1.25 leaves 8-bit formats room for what no sample showed: on other text SmolLM2's keys reach 1.8 times their
+calibrated range, and r = 1 costs 3 dB, r = 1.5 one. With 4 bits every step counts, and r = 1.
 Source: Liu et al., "KIVI", 2024 (arXiv:2402.02750), for keys by column; Hooper et al., "KVQuant", 2024, for
 calibrated scales.
 
@@ -16,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
 from pydantic import Field
 
@@ -32,6 +33,7 @@ from qcompile.compiler.statistics import Channels
 from qcompile.errors import ModelError, TargetError
 
 _STATISTIC = Channels(HEADS, COLUMNS)
+_ROOM = 1.25
 
 
 class QuantizeKvCache(Pass):
@@ -86,5 +88,6 @@ class QuantizeKvCache(Pass):
         if obstacle or seen is None:
             context.notice(f"the cache '{past}' stays float: {obstacle}")
             return
-        low, high = (np.asarray(bound).reshape(cache.heads, cache.columns) for bound in (seen.low, seen.high))
+        room = _ROOM if spec.format.bits == 8 else 1.0
+        low, high = (room * bound.reshape(cache.heads, cache.columns) for bound in (seen.low, seen.high))
         context.plan.caches[past] = QuantizedCache(past, name_of(cache.present), params_from_range(spec, low, high))
