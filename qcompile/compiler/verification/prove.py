@@ -169,7 +169,9 @@ class _Prover:
         return found.proof
 
     def not_here(self) -> str:
-        """Why the artifact cannot be executed on this machine, empty when it can."""
+        """Why samples cannot be run through the artifact on this machine, empty when they can."""
+        if any(value.dtype is ir.DataType.FLOAT8E4M3FN for value in self.model.graph.inputs):
+            return "its FP8 inputs cannot be made from numpy arrays, which samples are"
         reason = why_not_loaded(self.provider)
         values = (value for node in nodes(self.model) for value in node.outputs)
         if reason and any(value.dtype is ir.DataType.BFLOAT16 for value in values):
@@ -244,6 +246,8 @@ class _Prover:
         reason = why_not_loaded(self.provider)
         if reason:
             return Proof(name="speed", passed=None, detail=f"{self.provider} does not load: {reason}")
+        if obstacle := self.not_here():
+            return Proof(name="speed", passed=None, detail=obstacle)
         if not fit(float_model, self.artifact):
             detail = f"not timed: both models do not fit into memory, of which {free_bytes() >> 20} MiB are free"
             return Proof(name="speed", passed=None, detail=detail)

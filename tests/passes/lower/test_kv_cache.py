@@ -10,13 +10,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from typer.testing import CliRunner
 
 import qcompile
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.targets import target_named
-from qcompile.errors import ModelError, TargetError
+from qcompile.errors import DataError, ModelError, TargetError
 from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.frontends.cli.main import app
 from qcompile.passes.analyze.calibrate import Calibrate
 from qcompile.passes.lower.lower_kv_cache import LowerKvCache
 from qcompile.passes.quantize.quantize_kv_cache import QuantizeKvCache
@@ -42,7 +44,9 @@ def save(folder: Path, operator: bool) -> Path:
     return path
 
 
-def artifact(folder: Path, operator: bool, form: str = "int8", recipe: str = "kv-int8") -> qcompile.Artifact:
+def artifact(
+    folder: Path, operator: bool, form: str = "int8", recipe: str = "kv-int8", prove: bool = False
+) -> qcompile.Artifact:
     samples = [feed(text, {}, operator) for text in texts(CALIBRATION)]
     return qcompile.compile(
         save(folder, operator),
@@ -50,6 +54,7 @@ def artifact(folder: Path, operator: bool, form: str = "int8", recipe: str = "kv
         calibration=samples,
         overrides=[f"quantize-kv-cache.format={form}"],
         output=folder / f"{form}.onnx",
+        prove=prove,
     )
 
 
@@ -75,7 +80,7 @@ def test_step_by_step_is_what_it_is_at_once(tmp_path: Path, operator: bool, form
     session, exact = qcompile.Session(done.path), qcompile.Session(tmp_path / "decoder.onnx")
     text = texts(20)[-1]
     whole = read(session, text, 12, operator)
-    for step in (1, 5):
+    for step in (1, 5):  # tokens a run
         np.testing.assert_allclose(read(session, text, step, operator), whole, rtol=0, atol=1e-4)
     right = read(exact, text, 12, operator)
     assert 10 * np.log10((right**2).sum() / ((right - whole) ** 2).sum()) > least
@@ -124,7 +129,7 @@ def test_with_quantized_weights(tmp_path: Path) -> None:
     steps.insert(next(i for i, step in enumerate(steps) if "lower-blocks" in step), {"lower-kv-cache": {}})
     recipe = tmp_path / "both.yaml"
     recipe.write_text(json.dumps({"name": "both", "description": "weights and cache", "steps": steps}))
-    done = artifact(tmp_path, False, recipe=str(recipe))
+    done = artifact(tmp_path, False, recipe=str(recipe), prove=True)
     assert {p.name: p.passed for p in done.report.proofs}["numerics"]
     assert {p.dtype for p in qcompile.Session(done.path).inputs if "past" in p.name} == {"int8"}
 
@@ -220,3 +225,23 @@ def test_a_cache_of_zeros_and_values_beyond_the_samples() -> None:
     np.testing.assert_array_equal(on.plan.caches["past"].params.scale, 1)
     codes = encoded(np.full((1, 2, 1, 4), 1e9, np.float32), np.ones((1, 2, 1, 4), np.float32), "int8")
     np.testing.assert_array_equal(codes, 127)
+
+
+def test_a_float_cache_is_refused_with_the_type_that_is_wanted(tmp_path: Path) -> None:
+    session = qcompile.Session(artifact(tmp_path, False).path)
+    with pytest.raises(DataError, match="'past_key_values_0_key' is float32, the model wants int8"):
+        session(feed(texts(1)[0], {}, False))
+
+
+def test_the_command_line_takes_samples_of_the_float_model(tmp_path: Path) -> None:
+    done, samples = artifact(tmp_path, False), tmp_path / "samples"
+    samples.mkdir()
+    for i, text in enumerate(texts(4)):
+        np.savez(samples / f"{i}.npz", **feed(text, {}, False))
+    against = ["--against", str(tmp_path / "decoder.onnx"), "--calib", str(samples)]
+    run_cli = CliRunner().invoke
+    verified = run_cli(app, ["verify", str(done.path), "--target", "cpu", *against])
+    assert "numerics" in verified.output
+    assert "broke down" not in verified.output
+    timed = run_cli(app, ["bench", str(done.path), *against])
+    assert timed.exit_code == 0, timed.output
