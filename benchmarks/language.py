@@ -27,8 +27,11 @@ from benchmarks.language_forms import FLOAT, WINDOW, WINDOWS, Form, forms, write
 from benchmarks.record import RESULTS, commit, save
 from benchmarks.timing import ROUNDS, best_runs
 from benchmarks.weight_bits import stored_bytes
+from qcompile.runtime.language_model import LanguageModel
+from qcompile.runtime.session import Session
 from tests.zoo import ALL_MODELS
 from tests.zoo.cache import cache
+from tests.zoo.model import Array, Sample
 from tests.zoo.smollm2 import FOR_CALIBRATION, SmolLM2, tokenizer, wikitext
 from tests.zoo.text import news_articles
 
@@ -60,13 +63,22 @@ def measure_speed(name: str, chosen: list[Form]) -> None:
     rows, model = stored(name), ALL_MODELS[name]()
     files = {FLOAT: model.path()}
     files |= {f.name: _file(name, f) for f in chosen if f.timed and "answers" in rows.get(f.name, {})}
-    for label, sample in model.timing_samples().items():
+    prompt, token = (sample["input_ids"][0] for sample in model.timing_samples().values())
+    phases = {form: _phases(file, prompt, token) for form, file in files.items()}
+    for label in phases[FLOAT]:
         for threads in _THREADS:
-            best = best_runs(files, sample, threads)
+            best = best_runs({form: (files[form], phases[form][label]) for form in files}, threads)
             print(label, f"{threads} threads", {n: round(ms, 3) for n, ms in best.items()}, flush=True)
             for form, ms in best.items():
                 rows[form].setdefault("latency", {}).setdefault(label, {})[str(threads)] = ms / best[FLOAT]
     _save(name, rows)
+
+
+def _phases(file: Path, prompt: Array, token: Array) -> dict[str, Sample]:
+    """A prompt, and a token after it, with the kind of cache that the file has."""
+    model = LanguageModel(Session(file, spin=False))
+    [(_, cache)] = model.read(prompt, len(prompt))
+    return {"128 tokens": model.ports.feed(prompt, {}), "one token after 128": model.ports.feed(token, cache)}
 
 
 def measure_compiling(name: str, chosen: list[Form]) -> None:

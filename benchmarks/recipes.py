@@ -81,7 +81,7 @@ def _time(
     together = {FLOAT: model.path()} | {n: files[n] for n in wanted}
     for label, sample in model.timing_samples().items():
         for threads in _THREADS:
-            best = best_runs(together, sample, threads)
+            best = best_runs({name: (file, sample) for name, file in together.items()}, threads)
             print("  ", label, f"{threads} threads", {n: round(ms, 3) for n, ms in best.items()}, flush=True)
             for name in wanted:
                 cell = {"ms": best[name], "speedup": best[FLOAT] / best[name]}

@@ -22,14 +22,14 @@ ROUNDS = 8
 _ROUND_SECONDS = 0.3
 
 
-def best_runs(files: Mapping[str, Path], sample: Sample, threads: int) -> dict[str, float]:
-    """The best run of every file, in ms."""
+def best_runs(files: Mapping[str, tuple[Path, Sample]], threads: int) -> dict[str, float]:
+    """The best run of every file on its sample, in ms."""
     with tempfile.TemporaryDirectory() as folder:
-        feed = Path(folder) / "sample.pickle"
-        feed.write_bytes(pickle.dumps(sample))
         workers: dict[str, Worker] = {}
         try:
-            for name, file in files.items():
+            for number, (name, (file, sample)) in enumerate(files.items()):
+                feed = Path(folder) / f"{number}.pickle"
+                feed.write_bytes(pickle.dumps(sample))
                 workers[name] = Worker(file, feed, threads)
             best, order = dict.fromkeys(workers, float("inf")), list(workers)
             for _ in range(ROUNDS):
