@@ -52,10 +52,10 @@ def measure_accuracy(name: str, chosen: list[Form]) -> None:
         known = rows.get(form.name, {})
         if "error" in file:
             rows[form.name] = {"form": form.name, "kind": form.kind, "commit": commit(), "error": file["error"]}
-        elif known.get("artifact") != file["artifact"] or "answers" not in known:
+        elif (known.get("artifact"), known.get("judged")) != (file["artifact"], _judged_on()) or "answers" not in known:
             rows[form.name] = _row(form, file) | {"bits": _bits(form, Path(file["file"]), base.layers)}
             answers = in_process("benchmarks.language", "judge", name, file["file"])
-            rows[form.name] |= answers if "error" in answers else {"answers": answers}
+            rows[form.name] |= answers if "error" in answers else {"answers": answers, "judged": _judged_on()}
         _save(name, rows)
         print(name, rows[form.name], flush=True)
 
@@ -150,7 +150,6 @@ def _bits(form: Form, file: Path, float_bytes: int) -> dict[str, float]:
 def _save(name: str, rows: dict[str, Row]) -> None:
     about = {
         "model": name,
-        "judged": {"texts": list(_texts()), **_JUDGED},
         "calibration": f"{WINDOWS} windows of {WINDOW} tokens of news",
         "rounds": ROUNDS,
     }
@@ -160,6 +159,10 @@ def _save(name: str, rows: dict[str, Row]) -> None:
 def _texts() -> dict[str, str]:
     news = {"Lee news": "\n".join(news_articles()[FOR_CALIBRATION:])}
     return {"WikiText-2": wikitext()[_ARTICLES_LEFT_OUT:]} | news if wikitext() else news
+
+
+def _judged_on() -> str:
+    return f"{_JUDGED['windows']} windows of {_JUDGED['window']} tokens each of {' and '.join(_texts())}"
 
 
 def _make(name: str, form: str, out: str) -> Row:
