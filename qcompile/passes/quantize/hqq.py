@@ -9,7 +9,8 @@ Errors are in units of the scale, so weights of any magnitude give the same code
 it saw, that of round-to-nearest included: the loss never rises. Scales are those of the plan.
 
 W [N, K] in the model's layout, z_b [N, blocks]. Zero points lie between codes, which costs as many bits as a scale, and
-which only MatMulNBits takes; all other layers keep theirs, and so do symmetric ones, and those whose inputs are codes.
+which only MatMulNBits takes; all other layers keep theirs, and so do symmetric ones, those whose inputs are codes, and
+a head whose codes a table reads too.
 Rounded to whole numbers they would be those of round-to-nearest again. Source: Badri & Shaji, "Half-Quadratic
 Quantization of Large Machine Learning Models", 2023, there in units of the weights.
 
@@ -54,7 +55,12 @@ class Hqq(Pass):
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         weights = context.plan.weights
         layers = layers_that_read_float(model, context)
-        chosen = [x for x in layers if x.lowering is Lowering.BLOCKS and _is_asymmetric(weights[x.key].params)]
+        looked_up = {unit.tied for unit in context.plan.units.values()}
+        chosen = [
+            x
+            for x in layers
+            if x.lowering is Lowering.BLOCKS and x.unit.node not in looked_up and _is_asymmetric(weights[x.key].params)
+        ]
         if len(chosen) < len(layers):
             context.notice(
                 f"{self.name}: {len(layers) - len(chosen)} of {len(layers)} layers keep their zero points: theirs are "

@@ -7,8 +7,9 @@ above, the grid may meet the weights better. With samples an error counts as muc
 which is the error of the output if inputs are uncorrelated: x is what the layer reads behind the quantized layers
 before it. p is 1; `gptq` itself makes good the errors of large inputs, and in front of it 1/2 is better (on layers of
 SmolLM2-135M its error falls by 7 to 12 %; with 1 it may rise). Without samples, and for tables, all weights count the
-same. Scales that are powers of two take the next one on either side. The range itself is a candidate, so no block
-becomes worse than by round-to-nearest.
+same: that makes errors of weights smaller, and models whose few large inputs meet large weights worse (SmolLM2-135M in
+int4, blocks of 32: perplexity 31.6 by the range, 29.4 with samples, 32.5 without). Scales that are powers of two take
+the next one on either side. The range itself is a candidate, so no block becomes worse than by round-to-nearest.
 
 A weight that two nodes read in one format keeps the same codes for both. Layers whose inputs are codes keep their
 scales, from which the codes of their biases follow. Shapes: W [N, K] in the model's layout, r [N, blocks].
@@ -19,7 +20,6 @@ Errors: DataError where samples make the input of a layer infinite or NaN.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -38,7 +38,7 @@ from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.weight_params import combined, squared_errors
 from qcompile.errors import DataError
 from qcompile.passes.quantize.layer_rows import every_row, is_product
-from qcompile.passes.quantize.weight_grids import Layer, layers_that_read_float, requantize
+from qcompile.passes.quantize.weight_grids import Layer, layers_that_read_float, readers, requantize
 
 Array = npt.NDArray[Any]
 
@@ -62,18 +62,23 @@ class SearchClip(Pass):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         waiting = {layer.unit.node: layer for layer in layers_that_read_float(model, context)}
-        readers = Counter(weight for weight, _ in context.plan.weights)
+        shared = readers(context)
         if context.calibration:
             walker = BlockWalker(model, context, context.calibration, method=self, in_waves=True, with_float=False)
             for visit in walker:
                 wave = [waiting[u.node] for units in visit.waves() for u in units if u.node in waiting]
-                wave = [layer for layer in wave if is_product(layer.node) and readers[layer.key[0]] == 1]
+                wave = [layer for layer in wave if is_product(layer.node) and shared[layer.key[0]] == 1]
                 if wave:
                     found = visit.once(partial(energies, wave, visit))
                     weighted = {name: energy**self.power for name, energy in found.items()}
                     requantize(wave, partial(_searched, weighted), context)
                     for layer in wave:
                         del waiting[layer.unit.node]
+        else:
+            context.notice(
+                f"{self.name}: without samples all weights count the same, which makes their errors smaller and the "
+                "answers of a language model often worse; give it text with --calib"
+            )
         requantize(list(waiting.values()), partial(_searched, {}), context)
         return False
 

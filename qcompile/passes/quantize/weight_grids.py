@@ -5,6 +5,7 @@ Layers whose inputs are codes are left out: the codes of their biases follow fro
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +50,14 @@ class Layer:
 
 
 def layers_that_read_float(model: ir.Model, context: CompileContext) -> list[Layer]:
-    """In the order of the graph."""
-    found = [Layer(node, unit, row) for node, unit, row in planned(model, context)]
+    """In the order of the graph; without tables that read the codes of a product."""
+    found = [Layer(node, unit, row) for node, unit, row in planned(model, context) if not unit.tied]
     return [layer for layer in found if layer.unit.weight_spec is not None and not any(layer.unit.inputs)]
+
+
+def readers(context: CompileContext) -> Counter[str]:
+    """How many units have codes of each weight that are read."""
+    return Counter(weight for weight, node in context.plan.weights if not context.plan.units[node].tied)
 
 
 def requantize(

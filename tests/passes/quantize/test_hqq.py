@@ -134,6 +134,21 @@ def test_layers_without_zero_points_stay_and_a_notice_says_so() -> None:
     assert "1 of 1 layers keep their zero points" in context.notices[-1]
 
 
+TIED = head(21) + "g (int64[N] ids) => (float[N,64] y) { x = Gather (t, ids)  y = MatMul (x, u) }"
+
+
+def test_a_head_whose_codes_are_looked_up_too_keeps_whole_zero_points() -> None:
+    table, ids = normal(64, 32), {"ids": np.arange(20)}
+    weights = {"t": table, "u": np.ascontiguousarray(table.T)}
+    passes: list[Pass] = [*NAMED, PlaceWeights(format="uint4", block_size=16, symmetric=False), RoundToNearest()]
+    model, context = ready(model_of(TIED, weights), [ids], passes)
+    assert context.plan.units["Gather_0"].tied == "MatMul_1"
+    Hqq().run(model, context)
+    assert context.plan.weights["u", "MatMul_1"].params.zero_point.dtype == np.int32
+    exact, found = (whole(m, [ids])[0]["y"] for m in (model, lowered_copy(model, context)))
+    assert np.corrcoef(exact.ravel(), found.ravel())[0, 1] > 0.98
+
+
 def test_golden() -> None:
     model, context = placed("uint4", model_of(ONE, {"w": normal(32, 8)}))
     [before] = context.plan.weights.values()

@@ -141,6 +141,23 @@ def test_a_weight_of_two_layers_keeps_one_set_of_codes() -> None:
     assert any((first.codes != q.codes).any() for q in before.plan.weights.values())
 
 
+LOOKED_UP = head(21) + "g (int64[N] ids) => (float[N,64] y) { x = Gather (t, ids)  y = MatMul (x, u) }"
+
+
+def test_a_table_follows_the_head_that_it_is_tied_to() -> None:
+    table = normal(64, 32)
+    text = {"t": table, "u": np.ascontiguousarray(table.T)}
+    _, context, before = searched_model(model_of(LOOKED_UP, text), [{"ids": np.arange(20)}])
+    for (name, node), planned in before.plan.weights.items():
+        moved = (context.plan.weights[name, node].params.scale != planned.params.scale).any()
+        assert moved == (node == "MatMul_1"), "the codes of the head are those of the table"
+
+
+def test_without_samples_a_notice_says_what_is_missing() -> None:
+    _, context, _ = searched_model(model_of(ONE, {"w": normal(16, 8)}), [{"x": normal(2, 16)}], samples=False)
+    assert "give it text with --calib" in context.notices[-1]
+
+
 def test_layers_whose_inputs_are_codes_keep_their_scales() -> None:
     _, context, before = searched_model(model_of(IMAGES, dict(IMAGE_WEIGHTS)), images(2), passes=QUANTIZED)
     for key, planned in before.plan.weights.items():
