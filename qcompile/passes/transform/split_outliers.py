@@ -55,9 +55,11 @@ class SplitOutliers(Pass):
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         splitter, layers = _Splitter(model, context, self.name), _layers(model, context)
         found: dict[str, tuple[int, int]] = {}
+        unseen: list[str] = []
         for layer in layers:
             seen = context.statistics.channels_of(name_of(_input(layer)), -1)
             if seen is None:
+                unseen.append(str(layer.node.name))
                 continue
             largest = np.maximum(np.abs(seen.low), np.abs(seen.high))
             columns = np.flatnonzero(largest >= self.threshold).astype(np.int64)
@@ -69,6 +71,11 @@ class SplitOutliers(Pass):
             else:
                 splitter.split(layer, columns, largest.size)
         context.notice(_summary(found, len(layers), self.threshold))
+        if unseen:
+            context.notice(
+                f"outlier columns of {len(unseen)} linear layers are not known, such as {unseen[0]}: "
+                "no sample reaches them, or the number of their columns is not fixed"
+            )
         return bool(splitter.parts)
 
 

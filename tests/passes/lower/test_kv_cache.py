@@ -245,3 +245,28 @@ def test_the_command_line_takes_samples_of_the_float_model(tmp_path: Path) -> No
     assert "broke down" not in verified.output
     timed = run_cli(app, ["bench", str(done.path), *against])
     assert timed.exit_code == 0, timed.output
+
+
+def test_a_calibration_table_serves(tmp_path: Path) -> None:
+    path, samples = save(tmp_path, False), [feed(text, {}, False) for text in texts(CALIBRATION)]
+    table = qcompile.calibrate(path, "kv-int8", calibration=samples, output=tmp_path / "table.qcal")
+    by_table = qcompile.compile(path, "kv-int8", calibration=table, output=tmp_path / "t.onnx", prove=False)
+    by_samples = artifact(tmp_path, False)
+    ours, theirs = CacheCodes.of(by_table.path).scales, CacheCodes.of(by_samples.path).scales
+    for name, scale in theirs.items():
+        np.testing.assert_array_equal(ours[name], scale)
+
+
+def test_padding_does_not_count(tmp_path: Path) -> None:
+    """With a mask, positions that hold nothing have no say in the scales."""
+    text = f"""{head(21)} g (float[B,2,P,4] past, float[B,2,S,4] new, float[B,S] mask) =>
+      (float[B,2,T,4] y, float[B,2,T,4] present) {{
+      n = Neg (new) present = Concat <axis = 2> (past, n) y = Tanh (present) }}"""
+    new = normal(1, 2, 3, 4)
+    padded = np.concatenate([new, np.full((1, 2, 2, 4), 99, np.float32)], 2)
+    feeds = {"past": normal(1, 2, 0, 4), "new": padded, "mask": np.float32([[1, 1, 1, 0, 0]])}
+    model, on = model_of(text), context()
+    on.calibration = Samples(feeds)
+    run(model, *NAMED, Calibrate(mask="mask"), QuantizeKvCache(), on=on)
+    expected = 1.25 * np.abs(new).max((0, 2)) / 127
+    np.testing.assert_allclose(on.plan.caches["past"].params.scale, expected, rtol=1e-6)

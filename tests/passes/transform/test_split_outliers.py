@@ -132,6 +132,25 @@ def test_what_multiplies_outliers_is_never_placed(massive: list[dict[str, Any]])
     assert "MatMulNBits" in done.kernels()
 
 
+def test_one_scale_for_the_whole_input_is_lowered_too(massive: list[dict[str, Any]]) -> None:
+    done = compiled(ir.to_proto(llama()), massive, "place-dynamic.per-token=false", recipe=RECIPE)
+    assert "DynamicQuantizeMatMul" in done.kernels()
+    assert done.sqnr("y") > 40
+
+
+def test_a_layer_that_no_sample_reaches_is_named() -> None:
+    text = (
+        head()
+        + """g (float[S,8] x, bool c) => (float[S,6] y) {
+        y = If (c) <then_branch = a () => (float[S,6] p) { p = MatMul (x, w) },
+                    else_branch = b () => (float[S,6] q) { h = Tanh (x) q = MatMul (h, v) }> }"""
+    )
+    model, on = model_of(text, {"w": normal(8, 6), "v": normal(8, 6)}), context()
+    on.calibration = Samples({"x": normal(3, 8), "c": np.array(True)})
+    run(model, *NAMED, Calibrate(), SplitOutliers(), on=on)
+    assert "outlier columns of 1 linear layers are not known" in on.notices[-1]
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 999), threshold=st.floats(0.5, 5))
 def test_the_function_stays_at_any_threshold(seed: int, threshold: float) -> None:
