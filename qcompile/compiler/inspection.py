@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from qcompile.compiler.graph import graphs
 from qcompile.compiler.reading import read_structure, stays_in_folder
-from qcompile.compiler.stored_weights import StoredWeight, stored_weights
+from qcompile.compiler.report import CodedWeights
+from qcompile.compiler.stored_weights import coded_weights
 
 if TYPE_CHECKING:
     from qcompile.compiler.units import Candidate
@@ -48,29 +49,6 @@ class TypeBytes(BaseModel):
     tensors: int
     elements: int
     bytes: int
-
-
-class CodedWeights(BaseModel):
-    """Weights that are stored as codes while their layers' inputs are float, of one format and block size.
-
-    Attributes:
-        layers: operators that read them; a head tied to its embedding reads the same weights.
-        elements: weights, each counted once.
-        bytes: codes, scales and zero points.
-        restored: the runtime makes them float when it loads the model.
-    """
-
-    format: str
-    block: int | None
-    layers: int
-    elements: int
-    bytes: int
-    restored: bool
-
-    @property
-    def bits(self) -> float:
-        """Bits of one weight."""
-        return 8 * self.bytes / self.elements if self.elements else 0.0
 
 
 class ExternalFile(BaseModel):
@@ -158,7 +136,7 @@ def inspect(path: Path) -> Inspection:
         functions=functions,
         operators=_operators(model),
         stored=_stored(tensors),
-        coded=_coded(model),
+        coded=coded_weights(model),
         external=external,
         unknown_shapes=[
             v.name or "" for g in graphs(model) for n in g for v in n.outputs if v.name and v.shape is None
@@ -245,22 +223,6 @@ def _stored(tensors: list[ir.TensorProtocol]) -> list[TypeBytes]:
         TypeBytes(dtype=name, tensors=len(ts), elements=sum(t.size for t in ts), bytes=sum(_nbytes(t) for t in ts))
         for name, ts in found.items()
     ]
-    return sorted(rows, key=lambda r: -r.bytes)
-
-
-def _coded(model: ir.Model) -> list[CodedWeights]:
-    found: dict[tuple[str, int | None, bool], list[StoredWeight]] = {}
-    for _, weight in stored_weights(model):
-        found.setdefault((weight.format, weight.block, weight.restored), []).append(weight)
-    rows = []
-    for (name, block, restored), weights in found.items():
-        each = {w.codes: w for w in weights}.values()
-        elements, size = sum(w.elements for w in each), sum(w.bytes for w in each)
-        rows.append(
-            CodedWeights(
-                format=name, block=block, layers=len(weights), elements=elements, bytes=size, restored=restored
-            )
-        )
     return sorted(rows, key=lambda r: -r.bytes)
 
 

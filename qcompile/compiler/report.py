@@ -147,6 +147,29 @@ class TensorBytes(BaseModel):
     after: int
 
 
+class CodedWeights(BaseModel):
+    """Weights of one format and block size that are stored as codes while their layers' inputs are float in the graph.
+
+    Attributes:
+        layers: operators that read them; a head tied to its embedding reads the same weights.
+        elements: weights, each counted once.
+        bytes: codes, scales and zero points.
+        restored: the runtime makes them float when it loads the model.
+    """
+
+    format: str
+    block: int | None
+    layers: int
+    elements: int
+    bytes: int
+    restored: bool
+
+    @property
+    def bits(self) -> float:
+        """Bits of one weight."""
+        return 8 * self.bytes / self.elements if self.elements else 0.0
+
+
 class Proof(BaseModel):
     """One proof: `passed` None means it could not be tried here, and `detail` says why."""
 
@@ -185,6 +208,7 @@ class Report(BaseModel):
     float_gains: FloatGains | None = None
     weights: list[Histogram] = Field(default_factory=list)
     tensors: list[TensorBytes] = Field(default_factory=list)
+    coded: list[CodedWeights] = Field(default_factory=list)
     speed: Speed | None = None
     metric_float: float | None = None
     metric_compiled: float | None = None

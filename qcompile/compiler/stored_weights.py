@@ -15,6 +15,7 @@ import onnx_ir as ir
 from qcompile.compiler.formats import FORMATS, NF4
 from qcompile.compiler.graph import constant, is_constant
 from qcompile.compiler.provenance import PASS
+from qcompile.compiler.report import CodedWeights
 
 _PARAMETERS = {
     "MatMulNBits": (2, 3),
@@ -197,3 +198,20 @@ def stored_weights(model: ir.Model) -> Iterator[tuple[ir.Node, StoredWeight]]:
         weight = stored_weight(node)
         if weight is not None:
             yield node, weight
+
+
+def coded_weights(model: ir.Model) -> list[CodedWeights]:
+    """The stored weights of `model` by format and block, the most bytes first."""
+    found: dict[tuple[str, int | None, bool], list[StoredWeight]] = {}
+    for _, weight in stored_weights(model):
+        found.setdefault((weight.format, weight.block, weight.restored), []).append(weight)
+    rows = []
+    for (name, block, restored), weights in found.items():
+        each = {w.codes: w for w in weights}.values()
+        elements, size = sum(w.elements for w in each), sum(w.bytes for w in each)
+        rows.append(
+            CodedWeights(
+                format=name, block=block, layers=len(weights), elements=elements, bytes=size, restored=restored
+            )
+        )
+    return sorted(rows, key=lambda r: -r.bytes)

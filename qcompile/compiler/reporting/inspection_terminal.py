@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.compiler.inspection import Coverage, Inspection, ValueInfo
+from qcompile.compiler.reporting.coded_terminal import coded_table
 from qcompile.compiler.reporting.wording import count, data_size, plain, shortened
 
 _MOST_OPERATORS = 24
@@ -31,7 +32,7 @@ def show_inspection(found: Inspection, console: Console) -> None:
     _section(console, _nodes_title(found), _operators(found))
     _section(console, f"Stored: {count(found.parameters, 'parameter')}", _stored(found))
     if found.coded:
-        _section(console, "Weights as codes", _coded(found))
+        _section(console, "Weights as codes", coded_table(found.coded))
     if unknown := found.unknown_shapes:
         names = ", ".join(shortened(n, 40) for n in unknown[:4]) + (", …" if len(unknown) > 4 else "")
         console.print(Text(f"Shape unknown: {count(len(unknown), 'value')} ({names})", "yellow"))
@@ -106,16 +107,6 @@ def _stored(found: Inspection) -> Table:
     for file in found.external:
         state = Text("missing, or outside the model's folder", "bold red") if not file.present else Text("")
         table.add_row(Text(f"in {shortened(file.location, 40)}"), f"{file.tensors:,}", "", data_size(file.bytes), state)
-    return table
-
-
-def _coded(found: Inspection) -> Table:
-    table = _grid("format", "block", "layers", "weights", "bits a weight", "", right=(1, 2, 3, 4))
-    for row in found.coded:
-        block, note = str(row.block) if row.block else "channel", "float once loaded" if row.restored else ""
-        table.add_row(
-            row.format, block, f"{row.layers:,}", f"{row.elements:,}", f"{row.bits:.2f}", Text(note, "yellow")
-        )
     return table
 
 

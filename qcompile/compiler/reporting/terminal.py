@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompile.compiler.report import Report
+from qcompile.compiler.reporting.coded_terminal import coded_table
 from qcompile.compiler.reporting.summary import float_groups, unit_groups
 from qcompile.compiler.reporting.verdict import Level, verdict
 from qcompile.compiler.reporting.wording import (
@@ -38,6 +39,7 @@ def show(report: Report, console: Console) -> None:
         ("Outputs against float", _outputs(report)),
         ("What float layers would buy", _gains(report)),
         ("In low precision", _units(report)),
+        ("Weights as codes", coded_table(report.coded) if report.coded else None),
         ("Stayed float", _kept_float(report)),
         ("Proofs", _proofs(report)),
         ("Passes", _passes(report)),

@@ -16,7 +16,7 @@ from qcompile.compiler.context import CompileContext, Metric, Progress, Sample, 
 from qcompile.compiler.graph import nodes
 from qcompile.compiler.plan import QuantPlan, Unit
 from qcompile.compiler.report import OutputNoise, Proof, Report
-from qcompile.compiler.stored_weights import not_on_the_cpu
+from qcompile.compiler.stored_weights import coded_weights, not_on_the_cpu
 from qcompile.compiler.targets.table import Target
 from qcompile.compiler.verification.dispatch import prove_dispatch
 from qcompile.compiler.verification.expectations import expected_units
@@ -115,6 +115,7 @@ class _Prover:
         self.step("dispatch", "looking at what the runtime executes", self.dispatch)
         reasons = {record.node: record.reason for record in self.report.kept_float}
         self.report.placement = placed_nodes(self.model, self.units, reasons)
+        self.report.coded = coded_weights(self.model)
 
     def against(self, float_model: Path, samples: Sequence[Sample], metric: Metric | None) -> None:
         """Numbers and speed against the float model."""
