@@ -96,7 +96,7 @@ def weight_range(weight: Array, spec: QuantSpec) -> tuple[Array, Array]:
             axis %= weight.ndim
             whole = weight.shape[axis] // size * size
             before, behind = (slice(None),) * axis, weight.shape[axis + 1 :]
-            blocks = xp.reshape(weight[(*before, slice(whole))], (*weight.shape[:axis], -1, size, *behind))
+            blocks = xp.reshape(weight[(*before, slice(whole))], (*weight.shape[:axis], whole // size, size, *behind))
             tail = weight[(*before, slice(whole, None))]
             parts = [(blocks, axis + 1, False)] if whole else []
             parts += [(tail, axis, True)] if tail.shape[axis] else []

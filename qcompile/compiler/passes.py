@@ -63,6 +63,7 @@ class Pass(BaseModel):
         float_equivalent: the pass leaves the float function unchanged (to 1e-5); the pipeline checks it.
         measures: the pass runs copies of the model to decide or to correct; it is left out
             when such a copy is made (compiler/simulation.py).
+        needs_samples: it cannot run without samples, which is said before the work begins.
         changes_interface: the pass changes the types of the model's inputs and outputs; left out of such
             copies as well, which are fed what the float model is fed.
     """
@@ -76,6 +77,7 @@ class Pass(BaseModel):
     invalidates: ClassVar[frozenset[Fact]] = frozenset()
     float_equivalent: ClassVar[bool] = False
     measures: ClassVar[bool] = False
+    needs_samples: ClassVar[bool] = False
     changes_interface: ClassVar[bool] = False
 
     def statistics(self, model: ir.Model, context: CompileContext) -> Sequence[StatisticRequest]:

@@ -88,8 +88,8 @@ class Job:
         context = self.context
         check_runs(graph, self.source, self.provider)
         if calibration is None:
-            calibrates = any(p.phase is Phase.ANALYZE for p in self.passes)
-            if calibrates and not any(Fact.SAMPLES in p.provides for p in self.passes):
+            needed = any(p.phase is Phase.ANALYZE or p.needs_samples for p in self.passes)
+            if needed and not any(Fact.SAMPLES in p.provides for p in self.passes):
                 raise UsageError(
                     f"recipe '{self.recipe.name}' needs calibration data",
                     hint="give representative inputs with --calib DATA, for a language model a text; without any, "

@@ -171,13 +171,14 @@ def check_not_quantized(model: ir.Model, path: Path) -> None:
 
 
 def check_weights(model: ir.Model, path: Path) -> None:
-    """Refuse NaN and infinity in what a weighted operator reads; elsewhere an infinity may be a mask."""
+    """Refuse NaN and infinity in what a weighted operator reads, and NaN in a table; elsewhere an infinity may be a
+    mask."""
     import numpy as np
 
     from qcompile.compiler.graph import constant
 
     for node, _ in _nodes(model):
-        if node.op_type not in _WEIGHTED:
+        if node.op_type not in _WEIGHTED and node.op_type != "Gather":
             continue
         for value in node.inputs:
             array = constant(value)
@@ -185,8 +186,8 @@ def check_weights(model: ir.Model, path: Path) -> None:
                 continue
             with np.errstate(all="ignore"):
                 finite = bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
-            if not finite:
-                kind = "NaN" if np.isnan(array).any() else "infinity"
+            kind = "" if finite else "NaN" if np.isnan(array).any() else "infinity"
+            if kind == "NaN" or (kind and node.op_type in _WEIGHTED):
                 raise ModelError(
                     f"weight '{value.name if value else ''}' holds {kind}",
                     where=f"{path}, node '{node.name or _output(node)}'",

@@ -55,6 +55,7 @@ class AdaRound(Pass):
     phase: ClassVar[Phase] = Phase.QUANTIZE
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
     measures: ClassVar[bool] = True
+    needs_samples: ClassVar[bool] = True
 
     samples: int = Field(default=64, ge=1, description="calibration samples to learn from, at most")
     iterations: int = Field(

@@ -54,6 +54,7 @@ class Gptq(Pass):
     phase: ClassVar[Phase] = Phase.QUANTIZE
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
     measures: ClassVar[bool] = True
+    needs_samples: ClassVar[bool] = True
 
     damping: float = Field(
         default=0.01, gt=0, description="share of the mean of H's diagonal that is added to the diagonal"

@@ -7,6 +7,8 @@ would overflow it, so s_c is raised to |b| / (s_x * 2^30) there: also for target
 ONNX Runtime's default options turn that bias into codes when a session opens the artifact. A channel of
 zeros takes that s_c too, since its bias is all it has to say. Source: ONNX QuantizeLinear; integer bias as
 in Jacob et al., "Quantization and Training of Neural Networks", 2018, section 2.4.
+
+Errors: DataError for a weight whose scale fp16 cannot hold, where the format stores scales so.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from qcompile.compiler.specs import QuantSpec
 from qcompile.compiler.targets.table import Row
 from qcompile.compiler.units import planned
 from qcompile.compiler.weight_params import weight_codes, weight_params
+from qcompile.errors import DataError
 from qcompile.runtime.ahead import ahead, cores
 
 _LARGEST_BIAS_CODE = 2.0**30
@@ -64,7 +67,10 @@ def quantized_weight(node: ir.Node, unit: Unit, row: Row, plan: QuantPlan) -> Qu
     """The codes of the weight of `unit`, which has one and a spec for it, on the grid of its range."""
     assert unit.weight_spec is not None
     assert row.weight is not None
-    return _codes(node.inputs[row.weight], unit.weight_spec, _least_scale(unit, node, row, plan))
+    try:
+        return _codes(node.inputs[row.weight], unit.weight_spec, _least_scale(unit, node, row, plan))
+    except DataError as error:
+        raise DataError(error.what, where=f"weight '{unit.weight}' of '{unit.node}'", hint=error.hint) from None
 
 
 def _codes(value: ir.Value | None, spec: QuantSpec, least: npt.NDArray[np.float32] | None = None) -> QuantizedWeight:

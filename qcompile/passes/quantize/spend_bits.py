@@ -50,6 +50,7 @@ class SpendBits(Pass):
     phase: ClassVar[Phase] = Phase.QUANTIZE
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PLACEMENT})
     measures: ClassVar[bool] = True
+    needs_samples: ClassVar[bool] = True
 
     bits: float = Field(default=4.6, gt=0, description="bits of a weight on average, scales and zero points included")
     format: Literal["int8", "uint8"] = Field(default="int8", description="format of the raised layers")
