@@ -31,7 +31,7 @@ from qcompile.compiler.roles import looks_up_ids, roles, sources_of
 from qcompile.compiler.specs import PerBlock, PerChannel, QuantSpec
 from qcompile.compiler.targets.storage import Storage
 from qcompile.compiler.targets.table import Target
-from qcompile.compiler.units import Candidate, candidates, unit_reading_float
+from qcompile.compiler.units import Candidate, candidates, elements, unit_reading_float
 from qcompile.errors import RecipeError, TargetError
 from qcompile.passes.quantize.tied_tables import multiplied_table, share
 from qcompile.passes.quantize.weight_options import (
@@ -112,7 +112,7 @@ def _place(candidate: Candidate, wanted: Wanted, context: CompileContext) -> Non
     name, plan = str(candidate.node.name), context.plan
     if wanted.kept_by:
         plan.pinned.add(name)
-    unit, obstacle = None, wanted.kept_by or candidate.obstacle or _no_embedding(candidate.node)
+    unit, obstacle = None, wanted.kept_by or candidate.obstacle or _nothing(candidate) or _no_embedding(candidate.node)
     if not obstacle:
         unit, obstacle = stored_unit(candidate, wanted, context.target)
     if unit is None:
@@ -165,6 +165,11 @@ def _no_weight(node: ir.Node) -> str:
     if made is not None and not any(v.is_graph_input() for v in sources_of(second)):
         return f"its weight is no constant: {made.op_type} '{made.name}' computes it"
     return "it multiplies two activations: there is no weight to store"
+
+
+def _nothing(candidate: Candidate) -> str:
+    weight = candidate.node.inputs[candidate.row.weight or 0]
+    return "" if elements(weight) else "its weight has no elements"
 
 
 def _no_embedding(node: ir.Node) -> str:
