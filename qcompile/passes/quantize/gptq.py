@@ -93,12 +93,13 @@ class Gptq(Pass):
         """The layers to treat, by the name of their node."""
         plan = context.plan
         readers = Counter(weight for weight, _ in plan.weights)
+        tied = {unit.tied for unit in plan.units.values()}
         found, shared = {}, []
         for node in nodes(model):
             unit = plan.units.get(str(node.name))
             if unit is None or unit.weight is None or unit.op_type not in ("Conv", "Gemm", "MatMul"):
                 continue
-            if readers[unit.weight] > 1:
+            if readers[unit.weight] > 1 or unit.node in tied:
                 shared.append(unit.node)
             elif is_product(node):
                 found[unit.node] = _Layer(node, unit, plan.weights[unit.weight, unit.node])

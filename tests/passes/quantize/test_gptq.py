@@ -178,6 +178,16 @@ def test_a_weight_of_two_layers_keeps_its_codes() -> None:
     assert "another node reads the same weight" in notice
 
 
+def test_a_head_keeps_the_codes_that_the_embedding_reads() -> None:
+    model, context = blocks(model_of(ONE, {"w": normal(16, 8)}), [{"x": normal(64, 16)}], SPECS["int4"])
+    [(name, unit)] = context.plan.units.items()
+    context.plan.units["lookup"] = replace(unit, node="lookup", op_type="Gather", tied=name)
+    before = dict(context.plan.weights)
+    Gptq().run(model, context)
+    assert context.plan.weights == before
+    assert "another node reads the same weight" in context.notices[0]
+
+
 def test_dependent_inputs_are_reported() -> None:
     x = normal(64, 2) @ normal(2, 16)
     model, context = blocks(model_of(ONE, {"w": normal(16, 8)}), [{"x": x.astype(np.float32)}], SPECS["int4"])
