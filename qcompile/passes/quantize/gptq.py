@@ -46,6 +46,9 @@ from qcompile.runtime.device import Device, fetch
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
+_PIECE = 1 << 24
+"""Weights that are rounded at a time: outputs know nothing of each other."""
+
 
 class Gptq(Pass):
     """Choose the codes of linear layers and convolutions for the outputs they give together."""
@@ -183,16 +186,22 @@ class _Layer:
         unused = spec.symmetric and not spec.full_range and fmt.is_integer and fmt.is_signed
         return replace(fmt, low=-fmt.high) if unused else fmt
 
-    def ordered(self, part: Array, order: Array) -> Floats:
-        """A tensor of the layout of the weight as [groups, K, N] in the order of rounding."""
-        inputs = matrix(self.node, part).swapaxes(1, 2)
+    @property
+    def outputs(self) -> int:
+        """Outputs of each group."""
+        return int(matrix(self.node, self.planned.codes).shape[1])
+
+    def ordered(self, part: Array, order: Array, outputs: slice) -> Floats:
+        """Some outputs of a tensor of the layout of the weight, as [groups, K, N] in the order of rounding."""
+        inputs = matrix(self.node, part)[:, outputs].swapaxes(1, 2)
         return np.stack([p[o] for p, o in zip(inputs, order, strict=True)]).astype(np.float32, copy=False)
 
-    def bits(self, codes: Array, order: Array) -> Array:
-        """Codes of that order in the layout of the model, as plain integers of their bits."""
-        codes = codes.astype(self.planned.codes.dtype)
-        inputs = np.stack([c[np.argsort(o)] for c, o in zip(codes, order, strict=True)])
-        return in_layout(self.node, inputs.swapaxes(1, 2), self.planned.codes).view(f"u{codes.itemsize}")
+    def bits(self, codes: Sequence[Array], order: Array) -> Array:
+        """Codes [groups, K, N] in that order, some outputs after the other, in the layout of the model, as plain
+        integers of their bits."""
+        joined = np.concatenate([c.astype(self.planned.codes.dtype) for c in codes], axis=2)
+        inputs = np.stack([c[np.argsort(o)] for c, o in zip(joined, order, strict=True)])
+        return in_layout(self.node, inputs.swapaxes(1, 2), self.planned.codes).view(f"u{joined.itemsize}")
 
     def write(self, codes: Array, context: CompileContext) -> None:
         found = QuantizedWeight(self.planned.params, codes.view(self.planned.codes.dtype))
@@ -208,38 +217,63 @@ def _alike(layers: Sequence[_Layer]) -> list[list[_Layer]]:
     return list(found.values())
 
 
+def _in_pieces(layers: Sequence[_Layer], most: int) -> Iterator[list[tuple[_Layer, slice]]]:
+    """Outputs of the layers, at most so many at a time."""
+    piece: list[tuple[_Layer, slice]] = []
+    room = most
+    for layer in layers:
+        start, outputs = 0, layer.outputs
+        while start < outputs:
+            end = min(start + room, outputs)
+            piece.append((layer, slice(start, end)))
+            room -= end - start
+            start = end
+            if not room:
+                yield piece
+                piece, room = [], most
+    if piece:
+        yield piece
+
+
 def _solve(layers: Sequence[_Layer], back: Feedback, device: Device) -> dict[str, Array]:
     """The codes of layers of one source and one kind of codes, by node."""
-    from array_api_compat import array_namespace
-
     order = fetch(back.order)
-    weights: list[Floats] = []
-    scales: list[Floats] = []
-    zeros: list[Floats] = []
-    for layer in layers:
-        given = constant(layer.node.inputs[1])
-        assert given is not None
-        grid = grid_of(layer.planned.params, given)
-        weights.append(layer.ordered(given, order))
-        scales.append(layer.ordered(np.broadcast_to(grid.scale, given.shape), order))
-        if grid.zero is not None:
-            zeros.append(layer.ordered(np.broadcast_to(grid.zero, given.shape), order))
-    weight, scale = (device.put(np.concatenate(parts, axis=2)) for parts in (weights, scales))
-    zero = device.put(np.concatenate(zeros, axis=2)) if zeros else None
-    xp = array_namespace(weight)
-    if xp.__name__.endswith("numpy"):
-        xp = np
+    found: dict[str, list[Array]] = {layer.unit.node: [] for layer in layers}
+    for piece in _in_pieces(layers, max(_PIECE // order.size, 1)):
+        parts = [_parts(layer, order, outputs) for layer, outputs in piece]
+        joined = [device.put(np.concatenate(part, axis=2)) for part in zip(*parts, strict=True)]
+        codes = _rounded(layers[0], joined, back)
+        ends = np.cumsum([weight.shape[2] for weight, *_ in parts])
+        for (layer, _), own in zip(piece, np.split(fetch(codes), ends[:-1], axis=2), strict=True):
+            found[layer.unit.node].append(own)
+    return {layer.unit.node: layer.bits(found[layer.unit.node], order) for layer in layers}
+
+
+def _parts(layer: _Layer, order: Array, outputs: slice) -> list[Floats]:
+    """Weights, scales and, where there are any, zero points of some outputs in the order of rounding."""
+    weight = constant(layer.node.inputs[1])
+    assert weight is not None
+    grid = grid_of(layer.planned.params, weight)
+    parts = [weight, grid.scale] if grid.zero is None else [weight, grid.scale, grid.zero]
+    return [layer.ordered(np.broadcast_to(part, weight.shape), order, outputs) for part in parts]
+
+
+def _rounded(like: _Layer, parts: Sequence[Any], back: Feedback) -> Any:
+    """Codes of weights, scales and zero points, [groups, K, N], of the kind of the layer's."""
+    from array_api_compat import array_namespace, is_numpy_array
+
+    weight, scale, zero = (*parts, None)[:3]
+    xp = np if is_numpy_array(weight) else array_namespace(weight)  # the plain functions take less time
+    fractional = like.planned.params.zero_point.dtype == np.float32
 
     def nearest(column: int, values: Any) -> tuple[Any, Any]:
-        own = Grid(layers[0].format, scale[:, column], zero[:, column] if zero is not None else None, grid.fractional)
+        own = Grid(like.format, scale[:, column], None if zero is None else zero[:, column], fractional)
         codes = own.codes(values, xp)
         return codes, own.values(codes, xp)
 
     codes = xp.empty_like(weight)
     rounded(weight, back, nearest, codes)
-    ends = np.cumsum([w.shape[2] for w in weights])
-    split = np.split(fetch(codes), ends[:-1], axis=2)
-    return {layer.unit.node: layer.bits(part, order) for layer, part in zip(layers, split, strict=True)}
+    return codes
 
 
 @dataclass(frozen=True, eq=False)

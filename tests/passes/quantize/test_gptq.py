@@ -19,6 +19,7 @@ from qcompile.compiler.simulation import lowered_copy
 from qcompile.compiler.specs import QuantSpec
 from qcompile.errors import DataError
 from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.passes.quantize import gptq
 from qcompile.passes.quantize.gptq import Gptq
 from qcompile.passes.quantize.place_dynamic import PlaceDynamic
 from qcompile.passes.quantize.round_to_nearest import RoundToNearest
@@ -244,6 +245,17 @@ def test_a_device_that_computes_in_torch_gives_the_same_codes(monkeypatch: pytes
             monkeypatch.setattr(Device, "put", put)
         model, context = blocks(llama(1), sentences(3), SPECS["uint4"])
         Gptq(alpha=0.5).run(model, context)
+        found.append({key: q.codes.astype(int) for key, q in context.plan.weights.items()})
+    for key, codes in found[0].items():
+        assert (codes != found[1][key]).mean() < 0.01, "a tie may fall the other way"
+
+
+def test_pieces_of_outputs_have_the_codes_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for most in (1 << 24, 700):
+        monkeypatch.setattr(gptq, "_PIECE", most)
+        model, context = blocks(llama(1), sentences(3), SPECS["uint4"])
+        Gptq().run(model, context)
         found.append({key: q.codes.astype(int) for key, q in context.plan.weights.items()})
     for key, codes in found[0].items():
         assert (codes != found[1][key]).mean() < 0.01, "a tie may fall the other way"
