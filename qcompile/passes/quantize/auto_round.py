@@ -6,8 +6,9 @@
 
 x~ is what the quantized blocks before give. Rounding passes gradients as if it were not there. The search starts
 from the plan's codes and ranges, whoever made them; the block keeps them where the learned ones are no better
-on samples that did not teach. Weights of 8 bits and more stay: there is nothing to gain. Source: Cheng et al.,
-"Optimize Weight Rounding via Signed Gradient Descent", 2023 (arXiv:2309.05516).
+on samples that did not teach. Weights of 8 bits and more stay, since there is nothing to gain, and so do weights that
+another node reads, which would be stored twice. Source: Cheng et al., "Optimize Weight Rounding via Signed Gradient
+Descent", 2023 (arXiv:2309.05516).
 
 Errors: QCompileError without torch, DataError without samples; a block that torch cannot run stays, and a notice
 names its operators.
@@ -15,6 +16,7 @@ names its operators.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -90,14 +92,11 @@ class _Block:
 
     def __init__(self, options: AutoRound, visit: Visit, context: CompileContext) -> None:
         self.options, self.visit, self.context = options, visit, context
-        self.weights = {
-            (str(unit.weight), unit.node): context.plan.weights[str(unit.weight), unit.node]
-            for wave in visit.waves()
-            for unit in wave
-            if _learnable(context.plan.weights[str(unit.weight), unit.node].params)
-        }
-        shared = [weight for weight, _ in self.weights]
-        self.keys = [key for key in self.weights if shared.count(key[0]) == 1]
+        planned = context.plan.weights
+        readers = Counter(weight for weight, _ in planned)
+        inside = [(str(unit.weight), unit.node) for wave in visit.waves() for unit in wave]
+        self.keys = [key for key in inside if readers[key[0]] == 1 and _learnable(planned[key].params)]
+        self.weights = {key: planned[key] for key in self.keys}
         self.reason = "the learned codes were no better on other samples"
 
     def learn(self) -> dict[str, Array]:
@@ -142,7 +141,7 @@ class _Block:
         outputs = self.visit.results
         teaching = [i for i in range(self.visit.count) if self.teaches(i)]
         x, y = (
-            [{n: torch.from_numpy(a).to(device) for n, a in sample.items()} for sample in samples]
+            [{n: torch.from_numpy(np.array(a)).to(device) for n, a in sample.items()} for sample in samples]
             for samples in (self.visit.inputs, self.visit.float_outputs)
         )
         random = np.random.default_rng([self.context.seed, self.visit.index])

@@ -118,7 +118,7 @@ def planned_decoder(spec: QuantSpec, samples: int = 8, rows: int = 48) -> tuple[
     mixing = normal(WIDTH, WIDTH, seed=3) * np.exp(-np.arange(WIDTH) / 8).astype(np.float32)
     data: list[Sample] = [{"x": normal(1, rows, WIDTH, seed=i) @ mixing.T} for i in range(samples)]
     context = CompileContext(eager_target(), Path("unused"), calibration=Samples(data))
-    placed = Place(spec=spec, block=16, form=Form.WEIGHTS, lowering=Lowering.BLOCKS)
+    placed = Place(spec=spec, block=16, form=Form.WEIGHTS, lowerings={"MatMul": Lowering.BLOCKS})
     run_pipeline([*NAMED, placed, RoundToNearest()], model, context)
     context.following = LOWERED
     return model, context
