@@ -108,6 +108,16 @@ def test_errors_are_lines_without_traceback(model: Path, recipe: Path) -> None:
     assert result.stderr.splitlines()[:2] == ["error: no such file", "  where: gone.onnx"]
 
 
+def test_a_lack_of_memory_is_a_line(model: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(api, "compile", full)
+    result = run(model, "--recipe", recipe)
+    assert result.exit_code == 1
+    assert "error: there is not enough memory" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -37,9 +37,9 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             show_error(error, machine)
             raise typer.Exit(error.exit_code) from None
         except MemoryError:
-            error = QCompileError("there is not enough memory", hint="close other programs, or give fewer samples")
-            show_error(error, machine)
-            raise typer.Exit(error.exit_code) from None
+            lack = QCompileError("there is not enough memory", hint="close other programs, or give fewer samples")
+            show_error(lack, machine)
+            raise typer.Exit(lack.exit_code) from None
         except KeyboardInterrupt as stop:
             notes = getattr(stop, "__notes__", ["nothing was written."])
             _line("interrupted", " ".join(notes), typer.colors.YELLOW)
