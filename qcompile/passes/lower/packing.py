@@ -20,6 +20,9 @@ Array = npt.NDArray[Any]
 _SIZES = (256, 128, 64, 32, 16)
 _OF_A_ROW = 128
 
+_PIECE = 1 << 22
+"""Codes that are packed at a time: little is in memory beside them and the result."""
+
 
 @dataclass(frozen=True, eq=False)
 class PackedBlocks:
@@ -51,14 +54,19 @@ def packed_blocks(weight: QuantizedWeight) -> PackedBlocks:
     middle = 2 ** (fmt.bits - 1)
     lifted = middle if fmt.is_signed else 0
     count = -(-depth // size)
-    missing = ((0, 0), (0, count * size - depth))
-    filled: Array = np.pad(rows.astype(np.int16) + lifted, missing, constant_values=middle)
+    packed = np.empty((len(rows), count, size * fmt.bits // 8), np.uint8)
+    at_a_time = max(1, _PIECE // (count * size))
+    for start in range(0, len(rows), at_a_time):
+        part = rows[start : start + at_a_time]
+        filled = np.full((len(part), count * size), middle, np.uint8)
+        filled[:, :depth] = part.astype(np.int16) + lifted
+        packed[start : start + at_a_time] = packed_codes(filled.reshape(len(part), count, size), fmt.bits)
     scale, zero = (_of_blocks(a, weight.params, rows.shape, size) for a in (weight.params.scale, _zero(weight.params)))
     return PackedBlocks(
         shape=(rows.shape[0], depth),
         bits=fmt.bits,
         size=size,
-        codes=packed_codes(filled.reshape(len(rows), count, size), fmt.bits),
+        codes=packed,
         scale=np.ascontiguousarray(scale),
         zero_point=_stored(zero + lifted, fmt.bits),
     )
