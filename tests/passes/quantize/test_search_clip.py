@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from qcompile.errors import DataError
 from qcompile.passes.quantize.place_weights import PlaceWeights
 from qcompile.passes.quantize.round_to_nearest import RoundToNearest
 from qcompile.passes.quantize.search_clip import SearchClip, searched
+from qcompile.passes.quantize.weight_grids import layers_that_read_float
 from tests.compiler.test_weight_params import OF_WEIGHTS, normal, sqnr, weights
 from tests.compiler.walks import QUANTIZED, ready
 from tests.golden import assert_golden
@@ -122,13 +122,16 @@ def test_an_error_counts_as_much_as_its_input() -> None:
 
 def test_with_power_0_every_error_counts_the_same() -> None:
     found = []
-    for samples, power in ((True, 0.0), (False, 1.0), (True, 0.5), (True, 1.0)):
+    for power in (0.0, 0.5, 1.0):
         model, context = ready(llama(1), sentences(3), BLOCKS)
-        SearchClip(power=power).run(model, context if samples else replace(context, calibration=None))
+        planned = dict(context.plan.weights)
+        SearchClip(power=power).run(model, context)
         found.append(np.concatenate([q.params.scale.ravel() for q in context.plan.weights.values()]))
-    np.testing.assert_array_equal(found[0], found[1])
-    assert [(f != found[0]).any() for f in found[2:]] == [True, True]
-    assert (found[2] != found[3]).any()
+    layers = {layer.key: layer for layer in layers_that_read_float(model, context)}
+    alike = [searched(layers[key].weight(), q.params).scale.ravel() for key, q in planned.items()]
+    np.testing.assert_array_equal(found[0], np.concatenate(alike))
+    assert [(f != found[0]).any() for f in found[1:]] == [True, True]
+    assert (found[1] != found[2]).any()
 
 
 TIED = head() + "g (float[N,16] x) => (float[N,16] y) { a = MatMul (x, w)  r = Relu (a)  y = MatMul (r, w) }"
@@ -153,9 +156,14 @@ def test_a_table_follows_the_head_that_it_is_tied_to() -> None:
         assert moved == (node == "MatMul_1"), "the codes of the head are those of the table"
 
 
-def test_without_samples_a_notice_says_what_is_missing() -> None:
-    _, context, _ = searched_model(model_of(ONE, {"w": normal(16, 8)}), [{"x": normal(2, 16)}], samples=False)
-    assert "give it text with --calib" in context.notices[-1]
+def test_without_samples_large_weights_count_more_but_not_those_of_tables() -> None:
+    weight = normal(64, 32)
+    text = {"t": weight, "u": normal(32, 64)}
+    _, context, before = searched_model(model_of(LOOKED_UP, text), [{"ids": np.arange(20)}], samples=False)
+    for (name, node), found in context.plan.weights.items():
+        planned = before.plan.weights[name, node].params
+        expected = searched(text[name], planned, None if name == "t" else np.abs(text[name]))
+        np.testing.assert_array_equal(found.params.scale, expected.scale)
 
 
 def test_layers_whose_inputs_are_codes_keep_their_scales() -> None:
