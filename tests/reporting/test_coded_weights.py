@@ -42,5 +42,5 @@ def test_a_compilation_fills_it_in(tmp_path: Path) -> None:
     report = qcompile.compile(tmp_path / "m.onnx", "int4-rtn", overrides=[entries]).report
     assert [(r.format, r.block, r.layers, r.bits) for r in report.coded] == [
         ("int4", 32, 1, 4.5),
-        ("int8", 64, 1, 8.25),
+        ("int8", 32, 1, 8.5),
     ]

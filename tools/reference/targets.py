@@ -61,9 +61,37 @@ def _target(target: Target) -> str:
         rows = [_row(r, timed, evidence.index(r.evidence) + 1) for r in target.rows]
         text += "\n" + table(header, rows) + "\n\nEvidence:\n\n"
         text += "".join(f"{i}. {words}\n" for i, words in enumerate(evidence, 1))
+    if target.storages:
+        text += _storages(target)
     if target.half.dtype is not None:
         text += _half(target)
     return text + (_landings() if target is CUDA else "")
+
+
+def _storages(target: Target) -> str:
+    """How weights alone are kept as codes."""
+    evidence = list(dict.fromkeys(s.evidence for s in target.storages))
+    header = ["Operators", "Formats", "Blocks", "Inputs", "Written as", "Seen as", "Stays float when", "Evidence"]
+    rows = [
+        [
+            ", ".join(s.op_types),
+            ", ".join(f.name for f in s.formats),
+            ", ".join("channel" if b is None else str(b) for b in dict.fromkeys(s.blocks)),
+            " or ".join("int8" if form is Form.BLOCKS else "float" for form in s.forms),
+            s.lowering.value,
+            ", ".join(f"`{k}`" for k in s.kernels),
+            "; ".join([c.reason for c in s.conditions] + ["blocks do not divide K"] * s.whole_blocks),
+            str(evidence.index(s.evidence) + 1),
+        ]
+        for s in target.storages
+    ]
+    return (
+        f"\n### Weights alone on {target.name}\n\n[`place-weights`](passes.md#place-weights) takes the first line that "
+        "fits; the usual block size and the usual inputs stand first.\n\n"
+        + table(header, rows)
+        + "\n\nEvidence:\n\n"
+        + "".join(f"{i}. {words}\n" for i, words in enumerate(evidence, 1))
+    )
 
 
 def _half(target: Target) -> str:

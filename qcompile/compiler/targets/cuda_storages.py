@@ -44,7 +44,7 @@ CUDA_STORAGES = (
     Storage(
         op_types=LINEAR,
         formats=(INT8, UINT8),
-        blocks=(64, *BLOCKS),
+        blocks=(32, *BLOCKS),
         lowering=Lowering.BLOCKS,
         kernels=("MatMulNBits",),
         scales=Scales.FLOAT16,

@@ -206,6 +206,27 @@ def test_two_layers_of_one_weight_share_its_codes() -> None:
     assert any(n.startswith("weight 'w' is stored 2 times: as int4") for n in result.context.notices)
 
 
+@pytest.mark.parametrize("name", ["int4", "uint8", "nf4", "mxfp8-e4m3"])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_convolutions_in_blocks_of_input_channels(name: str, kernel: int) -> None:
+    """Restored when the model loads; depthwise ones, which have one channel each, in 8 bits with a scale for each."""
+    text = head(21) + (
+        "g (float[1,40,6,6] x) => (float[1,40,M,N] y, float[1,40,6,6] z) "
+        "{ c = Conv (x, w, b) y = Relu (c) z = Conv <group = 40> (x, d) }"
+    )
+    weights = {"w": normal(40, 40, kernel, kernel), "b": normal(40), "d": normal(40, 1, 1, 1)}
+    result = stored(text, weights, [{"x": normal(1, 40, 6, 6)}], f"format={name}", "layers=[]")
+    assert [u.lowering for u in result.plan.units.values()] == [Lowering.EMULATED] * (2 if name == "uint8" else 1)
+    spec = result.plan.units["Conv_0"].weight_spec
+    assert spec is not None
+    assert isinstance(spec.granularity, PerBlock)
+    assert spec.granularity.axis == 1
+    if name != "uint8":
+        assert "too few for a block" in result.plan.kept_float["Conv_2"]
+    expected, got = result.expected["y"], result.optimized["y"]
+    assert 10 * np.log10(np.square(expected).mean() / np.square(got - expected).mean()) > 17
+
+
 def test_tables_of_positions_stay_float() -> None:
     text = (
         head(21)
