@@ -67,6 +67,7 @@ def test_without_room_the_proofs_are_made_and_say_how(tmp_path: Path, monkeypatc
     assert proofs["numerics"].passed
     assert "without packed weights" in proofs["numerics"].detail
     assert made.report.layers
+    assert "layers measured on 2 samples" in proofs["numerics"].detail
     assert made.report.float_gains is None
     assert proofs["speed"].passed is None
     assert "do not fit into memory" in proofs["speed"].detail
