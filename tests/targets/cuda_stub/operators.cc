@@ -31,6 +31,7 @@ STAND_IN(QuantizeRows, QuantizeRowsArguments)
 STAND_IN(NormQuant, NormQuantArguments)
 STAND_IN(LinearW8A8, LinearArguments)
 STAND_IN(LinearE4M3, LinearArguments)
+STAND_IN(LinearOutliersW8A8, OutlierLinearArguments)
 STAND_IN(LinearW4A16, BlockLinearArguments)
 
 // The prepared weight is the weight of the node: another one at run time is a fault.
