@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -17,6 +16,7 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from qcompile.compiler import activation_store
 from qcompile.compiler.block_walker import MEMORY, BlockWalker, Visit
 from qcompile.compiler.blocks import cut
 from qcompile.compiler.context import CompileContext, Sample
@@ -132,7 +132,7 @@ def test_waves_are_the_whole_quantized_model(proto: onnx.ModelProto) -> None:
 
 
 def test_spilled_activations_are_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(activation_store, "scratch_folder", lambda: str(tmp_path))
     feeds = rows()
     model, context = ready(deep(), feeds, QUANTIZED)
     held = walked(model, context, feeds)
@@ -143,7 +143,7 @@ def test_spilled_activations_are_the_same(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_files_go_away_when_a_walk_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(activation_store, "scratch_folder", lambda: str(tmp_path))
     model, context = ready(deep(), rows(), QUANTIZED)
     for _ in BlockWalker(model, context, rows(), memory=0):
         assert len(list(tmp_path.iterdir())) == 1
