@@ -154,13 +154,9 @@ def test_golden() -> None:
     [before] = context.plan.weights.values()
     Hqq().run(model, context)
     [found] = context.plan.weights.values()
-    lines = [
-        f"{name}\n{np.array2string(array, precision=3)}"
-        for name, array in (
-            ("zero points of the range", before.params.zero_point),
-            ("zero points of least loss", found.params.zero_point),
-            ("codes of the range", before.codes.astype(int)),
-            ("codes", found.codes.astype(int)),
-        )
+    texts = [
+        f"{found.params.spec}\nzero points\n{np.array2string(weight.params.zero_point, precision=3)}\n"
+        f"codes\n{weight.codes.astype(int)}\n"
+        for weight in (before, found)
     ]
-    assert_golden("passes/hqq", f"{found.params.spec}\n" + "\n".join(lines) + "\n")
+    assert_golden("passes/hqq", "# before\n" + "\n# after\n".join(texts))

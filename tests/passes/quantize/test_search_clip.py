@@ -190,16 +190,12 @@ def test_golden() -> None:
     model = model_of(ONE, {"w": normal(16, 8)})
     _, context, before = searched_model(model, [{"x": normal(2, 16)}], samples=False)
     [(key, found)], [planned] = context.plan.weights.items(), before.plan.weights.values()
-    lines = [
-        f"{name}\n{np.array2string(array, precision=4)}"
-        for name, array in (
-            ("scales of the range", planned.params.scale),
-            ("searched scales", found.params.scale),
-            ("codes of the range", planned.codes.astype(int)),
-            ("searched codes", found.codes.astype(int)),
-        )
+    texts = [
+        f"{key[1]} {key[0]}: {found.params.spec}\nscales\n{np.array2string(weight.params.scale, precision=4)}\n"
+        f"codes\n{weight.codes.astype(int)}\n"
+        for weight in (planned, found)
     ]
-    assert_golden("passes/search-clip", f"{key[1]} {key[0]}: {found.params.spec}\n" + "\n".join(lines) + "\n")
+    assert_golden("passes/search-clip", "# before\n" + "\n# after\n".join(texts))
 
 
 def test_inputs_that_are_not_finite_are_refused() -> None:
