@@ -214,7 +214,7 @@ def test_models_that_cannot_be_compared_are_a_clear_error(model: Path, tmp_path:
     other = save(image_model(), tmp_path / "image.onnx")
     result = run("bench", model, "--against", other)
     assert result.exit_code == 1
-    assert "the model has no input 'x'" in result.stderr
+    assert "the model has no input 'image'" in result.stderr
     assert "image.onnx" in result.stderr
     result = run("verify", model, "--target", "cpu", "--against", other)
     assert result.exit_code == 2
@@ -274,7 +274,7 @@ def test_help_imports_nothing_heavy() -> None:
     heavy = {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "numpy", "pydantic", "torch", "yaml", "jinja2", "networkx"}
     assert not loaded & heavy
     ours = {name for name in done.stderr.split() if name.startswith("qcompile")}
-    assert len(ours) < 20
+    assert len(ours) < 25
     typers_own = subprocess.run(
         [sys.executable, "-c", "import sys, typer, typer.rich_utils; print(*sys.modules)"],
         capture_output=True,
