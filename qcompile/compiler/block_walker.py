@@ -105,11 +105,6 @@ class _Walk:
     count: int = 0
     types: dict[str, ir.DataType] = field(default_factory=dict)
 
-    @cached_property
-    def nodes(self) -> dict[str, ir.Node]:
-        """Those of the main graph, by name."""
-        return {str(node.name): node for node in self.model.graph}
-
     def enter(self, samples: Iterable[Sample], wanted: Collection[str]) -> None:
         for i, sample in enumerate(samples):
             self.keep({name: array for name, array in sample.items() if name in wanted}, i)
@@ -220,11 +215,11 @@ class Visit:
 
     def waves(self) -> list[list[Unit]]:
         """The block's convolutions and linear layers in low precision, in the order in which they can be treated:
-        no unit of a wave reads what another of the same wave computes. Bodies of control flow are left out."""
+        no unit of a wave reads what another of the same wave computes. Bodies of control flow are left out,
+        and so is what nothing reads."""
         units = _layers(self._walk.context)
         found: dict[int, list[Unit]] = {}
-        inside = (self._walk.nodes[name] for name in self.block.nodes)
-        for node, depth in depths(inside, units).items():
+        for node, depth in depths(self.model.graph, units).items():
             if node.name in units:
                 found.setdefault(depth, []).append(units[node.name])
         return [found[depth] for depth in sorted(found)]
