@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tests.zoo.cache import exported, made, python_package
-from tests.zoo.model import Array, Run, Sample, ZooModel, runner, stream
+from tests.zoo.model import Array, Run, Sample, ZooModel, runner
 from tests.zoo.text import news_articles
 
 if TYPE_CHECKING:
@@ -176,17 +176,26 @@ def _weights() -> dict[str, Array]:
 
 
 def permuted(weights: dict[str, Array]) -> dict[str, Array]:
-    """The same function with residual channels, hidden neurons and the channels of each value head shuffled."""
-    rng = stream(5)
-    residual = rng.permutation(_WIDTH)
+    """The same function with residual channels, hidden neurons and the channels of each value head shuffled.
+
+    How hard 4 bits are depends on which weights of huge activations share a block, so the order is always the same.
+    """
+    import torch
+
+    chance = torch.Generator().manual_seed(0)
+
+    def shuffled(count: int) -> Array:
+        return torch.randperm(count, generator=chance).numpy()
+
+    residual = shuffled(_WIDTH)
     reads = ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up", "attn_norm", "ffn_norm", "token_embd", "output_norm")
     result = {n: w[..., residual] if any(r in n for r in reads) else w[residual] for n, w in weights.items()}
     for i in range(_LAYERS):
-        neurons = rng.permutation(_HIDDEN)
+        neurons = shuffled(_HIDDEN)
         for name in (f"blk.{i}.ffn_gate.weight", f"blk.{i}.ffn_up.weight"):
             result[name] = result[name][neurons]
         result[f"blk.{i}.ffn_down.weight"] = result[f"blk.{i}.ffn_down.weight"][:, neurons]
-        heads = np.stack([rng.permutation(_HEAD) + _HEAD * h for h in range(_SHARED_HEADS)])
+        heads = np.stack([shuffled(_HEAD) + _HEAD * h for h in range(_SHARED_HEADS)])
         result[f"blk.{i}.attn_v.weight"] = result[f"blk.{i}.attn_v.weight"][heads.ravel()]
         group = _HEADS // _SHARED_HEADS
         mixed = np.concatenate([heads[h // group] % _HEAD + _HEAD * h for h in range(_HEADS)])
