@@ -27,6 +27,7 @@ from benchmarks.language_forms import FLOAT, WINDOW, WINDOWS, Form, forms, write
 from benchmarks.record import RESULTS, commit, save
 from benchmarks.timing import ROUNDS, best_runs
 from benchmarks.weight_bits import stored_bytes
+from qcompile.compiler.artifact import data_file
 from qcompile.runtime.language_model import LanguageModel
 from qcompile.runtime.session import Session
 from tests.zoo import ALL_MODELS
@@ -105,7 +106,7 @@ def stored(name: str) -> dict[str, Row]:
 def made(name: str, form: Form, fresh: bool = False) -> Row:
     """The file of one form: {"file", "artifact", "bytes", "seconds", "peak_mib"}, or {"error"}."""
     file, data = _file(name, form), _data()
-    record, digest = file.with_suffix(".json"), hashlib.sha256()
+    record, digest = file.with_name("made.json"), hashlib.sha256()
     for part in (form.stamp(), digest_of(ALL_MODELS[name]().path()), digest_of(data / "windows.npy")):
         digest.update(part.encode())
     if record.is_file() and not fresh:
@@ -115,15 +116,17 @@ def made(name: str, form: Form, fresh: bool = False) -> Row:
     record.unlink(missing_ok=True)
     known = {"key": digest.hexdigest()} | in_process("benchmarks.language", "make", name, form.name, str(file))
     if "error" not in known:
-        known |= {"file": str(file), "artifact": digest_of(file), "bytes": file.stat().st_size}
+        parts = [part for part in (file, data_file(file)) if part.is_file()]
+        digests = "".join(map(digest_of, parts))
+        known |= {"file": str(file), "artifact": digests, "bytes": sum(part.stat().st_size for part in parts)}
     record.write_text(json.dumps(known), encoding="utf-8")
     return known
 
 
 def _file(name: str, form: Form) -> Path:
-    folder = cache() / "benchmarks" / "language" / name
+    folder = cache() / "benchmarks" / "language" / name / form.name.replace(", ", "-").replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{form.name.replace(', ', '-').replace(' ', '-')}.onnx"
+    return folder / "model.onnx"
 
 
 def _data() -> Path:
@@ -142,9 +145,12 @@ def _row(form: Form, file: Row) -> Row:
 
 
 def _bits(form: Form, file: Path, float_bytes: int) -> dict[str, float]:
-    found, weights = stored_bytes(file), float_bytes / 4
-    head = SmolLM2.vocabulary * SmolLM2.width
-    return {"layers": form.bits or 8 * found.layers / weights, "head": 8 * found.head / head}
+    found, head = stored_bytes(file), SmolLM2.vocabulary * SmolLM2.width
+    norms = float_bytes - 4 * SmolLM2.linear_weights  # in float in every form
+    return {
+        "layers": form.bits or 8 * (found.layers - norms) / SmolLM2.linear_weights,
+        "head": 8 * found.head / head,
+    }
 
 
 def _save(name: str, rows: dict[str, Row]) -> None:
@@ -168,8 +174,11 @@ def _judged_on() -> str:
 def _make(name: str, form: str, out: str) -> Row:
     target = Path(out)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:  # tools leave files beside their output
-        unfinished = Path(folder) / "out.onnx"
+        unfinished = Path(folder) / target.name
         figures = forms()[form].make(ALL_MODELS[name]().path(), _data(), unfinished)
+        data_file(target).unlink(missing_ok=True)
+        if data_file(unfinished).is_file():
+            data_file(unfinished).replace(data_file(target))
         unfinished.replace(target)
     return dict(figures)
 

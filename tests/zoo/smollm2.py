@@ -44,6 +44,9 @@ class SmolLM2(ZooModel):
     windows = 12
     length = 512
     vocabulary, width = _VOCABULARY, _WIDTH
+    linear_weights = _LAYERS * (
+        2 * _WIDTH * (_WIDTH + _SHARED_HEADS * _HEAD) + 3 * _WIDTH * _HIDDEN
+    )  # without the head
 
     def path(self) -> Path:
         return exported(self.name, "tests.zoo.smollm2")
