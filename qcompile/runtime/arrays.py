@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from qcompile.runtime.ports import dtype_named
+
 Array = Any  # numpy.ndarray, torch.Tensor, or anything with __dlpack__
 
 _CPU = (1, 3)
@@ -18,12 +20,19 @@ def on_device(array: Array) -> bool:
     return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] not in _CPU
 
 
+def device_number(array: Array) -> int:
+    """Number of the device in whose memory the array lies."""
+    return int(array.__dlpack_device__()[1])
+
+
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     """A numpy view of an array in the CPU's memory."""
     if isinstance(array, np.ndarray):
         return array
     if _is_torch(array):
         array = array.detach()
+    if _is_ort(array):
+        return np.asarray(array.numpy())
     return np.asarray(np.from_dlpack(array) if hasattr(array, "__dlpack__") else array)
 
 
@@ -31,13 +40,15 @@ def from_numpy(result: Array, like: Array) -> Array:
     """`result` as the kind of array that `like` is; text stays numpy."""
     if result.dtype == object or isinstance(like, np.ndarray | np.generic) or not hasattr(like, "__dlpack__"):
         return result
-    return _library(type(like)).from_dlpack(result)
+    return to_ort(result) if _is_ort(like) else _library(type(like)).from_dlpack(result)
 
 
 def to_ort(array: Array) -> Any:
     """An OrtValue that shares the array's memory."""
     import onnxruntime
 
+    if _is_ort(array):
+        return array
     if _is_torch(array):
         array = array.detach().contiguous()
         if dtype_name(array) == "bool":
@@ -47,6 +58,8 @@ def to_ort(array: Array) -> Any:
 
 def from_ort(value: Any, kind: type) -> Array:
     """An array of type `kind` that shares the memory of the OrtValue `value`."""
+    if kind is type(value):
+        return value
     array = _library(kind).from_dlpack(value)
     if value.data_type() == "tensor(bool)" and _is_torch(array):  # DLPack carries flags as bytes
         import torch
@@ -57,7 +70,14 @@ def from_ort(value: Any, kind: type) -> Array:
 
 def dtype_name(array: Array) -> str:
     """numpy's name of the element type."""
-    return str(array.dtype).removeprefix("torch.")
+    if _is_ort(array):
+        return dtype_named(array.data_type())
+    return str(array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype).removeprefix("torch.")
+
+
+def shape_of(array: Array) -> tuple[int, ...]:
+    """The dimensions of the array."""
+    return tuple(array.shape() if _is_ort(array) else np.shape(array))
 
 
 def wait_for(kind: type) -> None:
@@ -84,6 +104,10 @@ class _Flags:
 
 def _is_torch(array: Array) -> bool:
     return type(array).__module__.partition(".")[0] == "torch"
+
+
+def _is_ort(array: Array) -> bool:
+    return type(array).__module__.partition(".")[0] == "onnxruntime"
 
 
 def _library(kind: type) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.errors import ModelError
-from qcompile.runtime.session import Port
+from qcompile.runtime.ports import Port
 
 Array = np.ndarray[Any, Any]
 

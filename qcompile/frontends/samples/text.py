@@ -18,7 +18,8 @@ from qcompile.compiler.inputs import ModelInput
 from qcompile.errors import UsageError
 from qcompile.frontends.text import Text, Tokens
 from qcompile.runtime.language_model import LanguageModel
-from qcompile.runtime.session import Port, Session
+from qcompile.runtime.ports import Port
+from qcompile.runtime.session import Session
 from qcompile.runtime.token_ports import TOKENS, TokenPorts
 
 Array = np.ndarray[Any, Any]

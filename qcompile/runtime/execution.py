@@ -1,0 +1,73 @@
+"""How an opened model is run: the seam between a session and what makes it fast on a device.
+
+    host      arrays in the CPU's memory, on any provider
+    device    arrays in a GPU's memory, bound where they lie (`binding`)
+
+A session checks names, element types and shapes before it calls `Execution.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from qcompile.runtime import arrays
+from qcompile.runtime.arrays import Array
+from qcompile.runtime.binding import DeviceExecution
+from qcompile.runtime.description import State
+from qcompile.runtime.providers import CPU
+from qcompile.runtime.settings import Settings
+
+
+class Execution(Protocol):
+    """One way to run a model. Several threads may call it at once."""
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once.
+
+        Args:
+            feed: input name -> array of the right element type and shape, of any library and on any device.
+
+        Returns:
+            Output name -> array of the kind and on the device of the inputs, which no later run writes to.
+        """
+
+    def state(self) -> State:
+        """What there is to say of it now."""
+
+
+class HostExecution:
+    """Arrays in the CPU's memory: read where they lie, copied only if the provider has a memory of its own."""
+
+    def __init__(self, session: Any, outputs: Sequence[str]) -> None:
+        self._session = session
+        self._outputs = outputs
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        first = next(iter(feed.values()), None)
+        results = self._session.run(None, {name: arrays.to_numpy(value) for name, value in feed.items()})
+        return {name: arrays.from_numpy(result, first) for name, result in zip(self._outputs, results, strict=True)}
+
+    def state(self) -> State:
+        return State()
+
+
+class AnyExecution:
+    """Each feed as suits the place where it lies."""
+
+    def __init__(self, host: Execution, device: Execution) -> None:
+        self._host, self._device = host, device
+
+    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        chosen = self._device if any(arrays.on_device(value) for value in feed.values()) else self._host
+        return chosen.run(feed)
+
+    def state(self) -> State:
+        return self._device.state()
+
+
+def choose(session: Any, provider: str, settings: Settings) -> Execution:
+    """The execution of `session`, an `onnxruntime.InferenceSession` that runs on `provider`."""
+    outputs = [output.name for output in session.get_outputs()]
+    host = HostExecution(session, outputs)
+    return host if provider == CPU else AnyExecution(host, DeviceExecution(session, outputs, settings))

@@ -1,0 +1,55 @@
+"""Opening a model: the best provider that loads, and how the model is run there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import TargetError
+from qcompile.runtime.execution import Execution, choose
+from qcompile.runtime.providers import Candidate, open_session
+from qcompile.runtime.settings import Settings
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model on one provider.
+
+    Attributes:
+        session: the `onnxruntime.InferenceSession`.
+        why: why this provider, and why not a better one.
+        execution: how it is run.
+    """
+
+    session: Any
+    provider: str
+    why: str
+    execution: Execution
+
+
+def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Opened:
+    """The model at `path` on the first of `tried` that loads.
+
+    Raises:
+        TargetError: none does.
+        ModelError: ONNX Runtime refuses the model.
+
+    Warns:
+        UserWarning: a provider did not load and the next one took its place.
+    """
+    lost: list[str] = []
+    for candidate in tried:
+        options = settings.provider_options(candidate.provider)
+        try:
+            session = open_session(path, settings.session_options(), candidate.provider, options)
+        except TargetError as error:
+            lost.append(error.what)
+            continue
+        if lost:
+            warnings.warn(f"{'; '.join(lost)}; running on {candidate.provider}", stacklevel=4)
+        why = "; ".join([*lost, candidate.why])
+        return Opened(session, candidate.provider, why, choose(session, candidate.provider, settings))
+    raise TargetError("no provider can run the model: " + "; ".join(lost), where=str(path))

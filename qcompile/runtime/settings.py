@@ -1,0 +1,63 @@
+"""How a session is to use the machine it runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import UsageError
+from qcompile.runtime.providers import CPU, CUDA, provider_options
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a session, checked.
+
+    Args:
+        device: number of the GPU.
+        threads: threads of one operator on the CPU, None for one per core.
+        spin: whether threads keep their cores busy while they wait.
+        engine_cache: folder of TensorRT's engines.
+        stream: handle of the CUDA stream to run on, None for streams of ONNX Runtime.
+        memory_limit: bytes that the arena may take on the GPU.
+    """
+
+    device: int = 0
+    threads: int | None = None
+    spin: bool = True
+    engine_cache: Path | None = None
+    stream: int | None = None
+    memory_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "memory_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}")
+
+    def session_options(self) -> Any:
+        """A new `onnxruntime.SessionOptions`."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        if not self.spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+    def provider_options(self, provider: str) -> dict[str, str]:
+        """Options of `provider`, by ONNX Runtime's names.
+
+        With a limit the arena grows by what is asked for, instead of by powers of two, which would reach the
+        limit while half of the memory is unused.
+        """
+        options = provider_options(provider, self.device, self.engine_cache)
+        if provider != CPU and self.stream is not None:
+            options["user_compute_stream"] = str(self.stream)
+        if provider == CUDA and self.memory_limit is not None:
+            options["gpu_mem_limit"] = str(self.memory_limit)
+            options["arena_extend_strategy"] = "kSameAsRequested"
+        return options
