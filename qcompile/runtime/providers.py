@@ -91,6 +91,15 @@ def session_entries(provider: str) -> dict[str, str]:
     return {"session.disable_quant_qdq": "1"} if provider == TENSORRT else {}
 
 
+def builder_entries(provider: str) -> dict[str, str]:
+    """Session options without which TensorRT's builder does not see the graph as it was written.
+
+    With its rewriting of Q/DQ switched off ONNX Runtime takes the DequantizeLinear of a weight for a constant like any
+    other, and folds it: the builder would find quantized activations and float weights, and run nothing in int8.
+    """
+    return {"optimization.disable_specified_optimizers": "ConstantFolding"} if provider == TENSORRT else {}
+
+
 def open_session(model: Path | bytes, options: Any, provider: str, provider_options: dict[str, str]) -> Any:
     """An `onnxruntime.InferenceSession` that really runs on `provider`.
 
@@ -112,7 +121,7 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
 
     if provider != CPU:
         _find_cuda_libraries()
-    for entry, value in session_entries(provider).items():
+    for entry, value in (session_entries(provider) | builder_entries(provider)).items():
         options.add_session_config_entry(entry, value)
     kernels.choose(model, provider).register(options)
     chain = [(provider, provider_options)] if provider == CPU else _chain(provider, provider_options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ import pytest
 
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification.legality import find_faults, prove_legality
-from qcompile.runtime.providers import session_entries
+from qcompile.runtime.providers import TENSORRT, builder_entries, session_entries
 from qcompile.runtime.taps import Probe
 from tests.verification.qdq_models import Builder, convolutions
 
@@ -146,3 +147,23 @@ def test_a_float_bias_stays_float_when_the_cpu_stands_in() -> None:
     sample = {"x": RANDOM.standard_normal((1, 4, 8, 8)).astype(np.float32)}
     as_written = Probe(model, ["c"], entries=session_entries("TensorrtExecutionProvider"))(sample)["c"]
     assert np.allclose(as_written[0, 2], 5, atol=1e-3)
+
+
+def test_the_builder_sees_the_codes_of_weights(tmp_path: Path) -> None:
+    """What ONNX Runtime does before it hands the graph to a provider, seen on the CPU at its first level."""
+    import onnxruntime as ort
+
+    model = convolutions(signed=True)
+    left: dict[bool, int] = {}
+    for guarded in (False, True):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(tmp_path / "seen.onnx")
+        for entry, value in (session_entries(TENSORRT) | (builder_entries(TENSORRT) if guarded else {})).items():
+            options.add_session_config_entry(entry, value)
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        seen = onnx.load(tmp_path / "seen.onnx").graph.node
+        left[guarded] = sum(node.op_type == "DequantizeLinear" for node in seen)
+    written = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    assert left[True] == written
+    assert left[False] < written, "ONNX Runtime no longer folds them: builder_entries can go"
