@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import save
+from benchmarks.record import held_mib, save
 from tests.large_decoder import Size, write_decoder
 
 _RECIPES = ("int4-rtn", "int8-weight-only", "int4-gptq")
@@ -72,9 +72,7 @@ class Watch:
 
     def _look(self) -> None:
         while not self._over.wait(_EVERY):
-            lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-            held = sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
-            self.peak = max(self.peak, held / 1024)
+            self.peak = max(self.peak, held_mib())
 
 
 def main() -> None:

@@ -46,6 +46,12 @@ def peak_mib() -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
+def held_mib() -> float:
+    """Memory that this process holds now: resident, and not of a file."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) / 1024
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores and the instructions that int8 kernels use."""
     try:
