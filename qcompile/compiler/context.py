@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qcompile.compiler.calibration_table import CalibrationTable
     from qcompile.compiler.codes import Codes
     from qcompile.compiler.passes import Pass, StatisticRequest
+    from qcompile.compiler.placement import Measured
     from qcompile.compiler.report import Report
     from qcompile.compiler.targets.table import Target
 
@@ -92,6 +93,8 @@ class CompileContext:
         calibrated: the runs of calibration so far, as they go into a checkpoint or a table.
         following: the passes of the recipe behind the one that runs.
         unquantized: the model as the quantize phase found it: what the layers of the result are held against.
+        measured: times of operations on the device at hand; None where placement goes by the target's table.
+        tuning: the file that such times are read from and kept in; None is the one in the user's cache.
         metric_float: what `metric` gives for the float model, once it was measured.
         checkpoint: where statistics are saved while calibration runs; None switches that off.
     """
@@ -111,6 +114,8 @@ class CompileContext:
     following: Sequence[Pass] = ()
     plan: QuantPlan = field(default_factory=QuantPlan)
     codes: Codes | None = None
+    measured: Measured | None = None
+    tuning: Path | None = None
     notices: list[str] = field(default_factory=list)
     checkpoint: Path | None = None
     resume: bool = False

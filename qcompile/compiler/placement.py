@@ -51,6 +51,23 @@ class Conversion:
     dequantize: float
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Times in ns that were taken on the device.
+
+    Attributes:
+        device: what they were taken on.
+        operations: by the name of the operation's node, of each form that could be run, FLOAT among them.
+        conversions: by the name of the tensor.
+        pace: time on the device for one ns of the target's table.
+    """
+
+    device: str
+    operations: Mapping[str, Mapping[Form, float]]
+    conversions: Mapping[str, Conversion]
+    pace: float = 1.0
+
+
 def place(
     operations: Sequence[Operation],
     conversions: Mapping[str, Conversion],

@@ -105,6 +105,30 @@ def unit_reading_float(
     )
 
 
+def unit_on_codes(candidate: Candidate, form: Form, weights: QuantSpec, block: int) -> Unit:
+    """The unit of a candidate in a form that reads codes: INPUTS, FULL or PASS, or ROWS and ROUNDED.
+
+    Args:
+        weights: what weights become.
+        block: weights that share a scale in a lowering by blocks.
+    """
+    node, row, whole = candidate.node, candidate.row, form in (Form.FULL, Form.PASS)
+    weight = node.inputs[row.weight] if row.weight is not None else None
+    return Unit(
+        node=str(node.name),
+        op_type=node.op_type,
+        form=form,
+        inputs=tuple(
+            name_of(v) if i in candidate.activations and v is not None else None for i, v in enumerate(node.inputs)
+        ),
+        output=name_of(candidate.output if whole else (candidate.bias or node).outputs[0]),
+        weight=name_of(weight) if weight is not None else None,
+        bias=str(candidate.bias.name) if candidate.bias else None,
+        activation=str(candidate.activation.name) if candidate.activation and whole else None,
+        weight_spec=weight_spec(node, row, form, weights, block),
+    )
+
+
 def work(candidate: Candidate, inputs: float, outputs: float) -> Work:
     """The work of one execution, from the elements that it reads and writes."""
     row, node = candidate.row, candidate.node

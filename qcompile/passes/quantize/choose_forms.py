@@ -32,14 +32,15 @@ from pydantic import Field
 from qcompile.compiler.activation_store import ActivationStore
 from qcompile.compiler.block_walker import MEMORY, BlockWalker, Visit
 from qcompile.compiler.context import CompileContext, Sample
+from qcompile.compiler.costs import conversion_time, operation_times
 from qcompile.compiler.graph import name_of, nodes
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, QuantizedWeight, QuantPlan, Unit, WeightStore
 from qcompile.compiler.relative_error import relative_error
 from qcompile.compiler.serialization import runnable
 from qcompile.compiler.simulation import lowered_copy
-from qcompile.compiler.targets.table import Lowering, Row, Work
-from qcompile.compiler.units import Candidate, candidates, unit_reading_float, work
+from qcompile.compiler.targets.table import Lowering, Row
+from qcompile.compiler.units import Candidate, candidates, unit_reading_float
 from qcompile.compiler.verification.noise import Noise
 from qcompile.errors import DataError
 from qcompile.passes.quantize.fewest import fewest
@@ -198,15 +199,11 @@ class _Choice:
 
     def times(self, candidate: Candidate) -> dict[Form, float]:
         """ns of each form of an operation, on samples as they were seen."""
-        inputs = max(map(self.elements, candidate.reads()), default=0.0)
-        done = work(candidate, inputs, self.elements(candidate.output))
-        forms = {form: cost.time(done) for form, cost in candidate.row.forms.items()}
-        return {Form.FLOAT: candidate.row.float_cost.time(done)} | forms
+        return operation_times(candidate, self.elements, self.context)
 
     def conversions(self, candidate: Candidate) -> float:
-        target = self.context.target
-        back = sum(target.dequantize.time(Work(outputs=self.elements(v))) for v in candidate.reads())
-        return back + target.quantize.time(Work(outputs=self.elements(candidate.output)))
+        back = sum(conversion_time(v, self.elements, self.context).dequantize for v in candidate.reads())
+        return back + conversion_time(candidate.output, self.elements, self.context).quantize
 
     def elements(self, value: ir.Value) -> float:
         seen = self.context.statistics.range_of(name_of(value))

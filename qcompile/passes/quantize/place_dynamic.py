@@ -22,13 +22,14 @@ import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.costs import operation_times
 from qcompile.compiler.formats import FORMATS, INT8
 from qcompile.compiler.graph import graphs
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form
 from qcompile.compiler.specs import PerChannel, QuantSpec
 from qcompile.compiler.targets.table import Lowering
-from qcompile.compiler.units import Candidate, candidates, elements, unit_reading_float, work
+from qcompile.compiler.units import Candidate, candidates, elements, unit_reading_float
 from qcompile.passes.quantize.keep_float import kept_by, pin
 from qcompile.passes.quantize.opset_of_formats import demand
 
@@ -69,7 +70,7 @@ class PlaceDynamic(Pass):
         if name in context.plan.units or name in context.plan.pinned & context.plan.kept_float.keys():
             return
         form = next((f for f in self._preferred() if f in row.forms), None)
-        obstacle = self._refusal(candidate, form) or (_slower(candidate, form) if form else "")
+        obstacle = self._refusal(candidate, form) or (_slower(candidate, form, context) if form else "")
         if obstacle or form is None:
             context.plan.kept_float.setdefault(name, obstacle)
             return
@@ -91,11 +92,8 @@ class PlaceDynamic(Pass):
         return candidate.obstacle
 
 
-def _slower(candidate: Candidate, form: Form) -> str:
-    node, row = candidate.node, candidate.row
-    if form in (Form.ROWS, Form.WEIGHTS):
-        return ""
-    done = work(candidate, elements(node.inputs[0]), elements(candidate.output))
-    if row.forms[form].time(done) <= row.float_cost.time(done):
+def _slower(candidate: Candidate, form: Form, context: CompileContext) -> str:
+    times = operation_times(candidate, elements, context)
+    if form in (Form.ROWS, Form.WEIGHTS) or times[form] <= times[Form.FLOAT]:
         return ""
     return "int8 with the quantization of its input would take longer than float here"

@@ -19,14 +19,15 @@ import onnx_ir as ir
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.graph import graphs, name_of, rank
+from qcompile.compiler.costs import conversion_time, operation_times
+from qcompile.compiler.graph import graphs, name_of
 from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
-from qcompile.compiler.placement import Conversion, Operation, place
-from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.placement import Operation, place
+from qcompile.compiler.plan import Form
 from qcompile.compiler.specs import PerChannel, PerTensor, QuantSpec
 from qcompile.compiler.statistics import RANGE
-from qcompile.compiler.targets.table import Formats, Lowering, PlacementRule, Work
-from qcompile.compiler.units import Candidate, candidates, weight_spec, within_reach, work
+from qcompile.compiler.targets.table import Formats, Lowering, PlacementRule
+from qcompile.compiler.units import Candidate, candidates, unit_on_codes, within_reach
 from qcompile.passes.quantize.activation_scales import ActivationScales
 from qcompile.passes.quantize.keep_float import kept_by, pin
 from qcompile.passes.quantize.opset_of_formats import demand
@@ -167,7 +168,7 @@ class _GraphPlacement:
 
     def choose(self, open_to_choice: list[Candidate]) -> dict[str, Form]:
         """Forms by the target's placement rule."""
-        if self.target.placement is PlacementRule.WEIGHTED_INPUTS:
+        if self.target.placement is PlacementRule.WEIGHTED_INPUTS and self.context.measured is None:
             return {str(c.node.name): next(f for f in c.row.forms if f in _STATIC) for c in open_to_choice}
         if not self.formats.computed:
             kept = {Form.ROWS}
@@ -176,16 +177,11 @@ class _GraphPlacement:
         chosen = [c for c in open_to_choice if str(c.node.name) not in rows]
         values: dict[str, ir.Value] = {name_of(v): v for c in chosen for v in (*c.reads(), c.output)}
         inside = {n for c in chosen for n in c.nodes}
-        conversions = {name: self.conversion(v) for name, v in values.items()}
+        conversions = {name: conversion_time(v, self.scales.elements, self.context) for name, v in values.items()}
         outside = [n for n, v in values.items() if v.is_graph_output() or any(u.node not in inside for u in v.uses())]
         operations = [self.operation(c) for c in chosen]
         forms = place(operations, conversions, outside, [n for n in values if n in self.scales.unresolved])
         return rows | self.with_swallowed(chosen, self.with_whole_outputs(chosen, forms))
-
-    def conversion(self, value: ir.Value) -> Conversion:
-        done = Work(outputs=self.scales.elements(value))
-        extra = self.target.relayout.time(done) if rank(value) == 4 else 0.0
-        return Conversion(self.target.quantize.time(done) + extra, self.target.dequantize.time(done) + extra)
 
     def with_whole_outputs(self, chosen: list[Candidate], forms: dict[str, Form]) -> dict[str, Form]:
         """A product in Q/DQ that is read as float and as codes writes codes: the runtime fuses it with neither
@@ -216,49 +212,27 @@ class _GraphPlacement:
         return forms | swallowed
 
     def operation(self, candidate: Candidate) -> Operation:
-        done = work(
-            candidate,
-            max(map(self.scales.elements, candidate.reads()), default=0.0),
-            self.scales.elements(candidate.output),
-        )
+        times = operation_times(candidate, self.scales.elements, self.context)
         return Operation(
             name=str(candidate.node.name),
-            float_time=candidate.row.float_cost.time(done),
-            times={form: cost.time(done) for form, cost in candidate.row.forms.items()},
+            float_time=times.pop(Form.FLOAT),
+            times=times,
             reads=tuple(name_of(v) for v in candidate.reads()),
             writes=(name_of(candidate.output),),
         )
 
     def add_unit(self, candidate: Candidate, form: Form) -> None:
-        node, row = candidate.node, candidate.row
         operation = self.operation(candidate)
         for offered, time in operation.times.items():
             self.plan.float_ms[operation.name, offered] = (operation.float_time - time) / 1e6
-        reads = [
-            name_of(v) if i in candidate.activations and (v := node.inputs[i]) is not None else None
-            for i in range(len(node.inputs))
-        ]
-        output = candidate.output
-        whole = form in (Form.FULL, Form.PASS)
         weight = self.target.weight if form is Form.ROWS else self.weight  # rows are looked up, whatever computes
-        unit = Unit(
-            node=str(node.name),
-            op_type=node.op_type,
-            form=form,
-            inputs=tuple(reads),
-            output=name_of(output if whole else (candidate.bias or node).outputs[0]),
-            weight=name_of(w) if row.weight is not None and (w := node.inputs[row.weight]) is not None else None,
-            bias=str(candidate.bias.name) if candidate.bias else None,
-            activation=str(candidate.activation.name) if candidate.activation and whole else None,
-            weight_spec=weight_spec(node, row, form, weight, self.target.block),
-        )
+        unit = unit_on_codes(candidate, form, weight, self.target.block)
         self.plan.units[unit.node] = unit
+        reads = [name for name in unit.inputs if name is not None]
         for name in reads:
-            if name is not None:
-                self.plan.tensors.setdefault(name, self.scales.params[name])
+            self.plan.tensors.setdefault(name, self.scales.params[name])
         if form is Form.PASS:
-            source = next(n for n in reads if n is not None)
-            self.plan.tensors[unit.output] = self.plan.tensors[source]
+            self.plan.tensors[unit.output] = self.plan.tensors[reads[0]]
         elif form is Form.FULL:
             self.plan.tensors[unit.output] = self.scales.params[unit.output]
 
