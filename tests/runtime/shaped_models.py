@@ -1,0 +1,66 @@
+"""Small models that do, or do not, mind padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+_HEADER = '<ir_version: 10, opset_import: ["": 21]> model '
+_TOKENS = "(float[batch, length, 4] x, int64[batch, length] attention_mask) => "
+_MASK = "m = Cast <to = 1> (attention_mask) axes = Constant <value_ints = [2]> () column = Unsqueeze (m, axes) "
+
+ROWS = _HEADER + "(float[batch, 4] x) => (float[batch, 4] y) { y = Softmax (x) }"
+"""Each row for itself."""
+
+MASKED_MEAN = (
+    _HEADER
+    + _TOKENS
+    + "(float[batch, 4] y) {"
+    + _MASK
+    + "one = Constant <value_ints = [1]> () product = Mul (x, column) "
+    "sum = ReduceSum <keepdims = 0> (product, one) count = ReduceSum <keepdims = 0> (column, one) "
+    "y = Div (sum, count) }"
+)
+"""The mean of the tokens that count."""
+
+TOKEN_BY_TOKEN = _HEADER + _TOKENS + "(float[batch, length, 4] y) {" + _MASK + "p = Mul (x, column) y = Softmax (p) }"
+
+PLAIN_MEAN = (
+    _HEADER + _TOKENS + "(float[batch, 4] y) { one = Constant <value_ints = [1]> () "
+    "y = ReduceMean <keepdims = 0> (x, one) }"
+)
+"""The mean of all tokens, whatever the mask says."""
+
+COUNTS_POSITIONS = (
+    _HEADER + _TOKENS + "(float[batch, length, 4] y) {" + _MASK + "p = Mul (x, column) shape = Shape (attention_mask) "
+    "one = Constant <value_int = 1> () length = Gather (shape, one) f = Cast <to = 1> (length) y = Div (p, f) }"
+)
+"""Divided by the number of positions: what stands in the padding has no say, but that it is there."""
+
+MIXED_ROWS = _HEADER + "(float[batch, 4] x) => (float[batch, 4] y) { least = ReduceMin (x) y = Div (x, least) }"
+"""Divided by the least value of all rows, as dynamic quantization does with the range."""
+
+TWICE_AS_LONG = (
+    _HEADER + _TOKENS + "(float[batch, twice, 4] y) {" + _MASK + "p = Mul (x, column) y = Concat <axis = 1> (p, p) }"
+)
+"""The answers to the padding stand among the others."""
+
+FIXED_ROOM = (
+    _HEADER + _TOKENS + "(float[batch, length, 4] y) {" + _MASK + "p = Mul (x, column) shape = Constant <value_ints = "
+    "[0, 5, 4]> () y = Reshape (p, shape) }"
+)
+"""Runs with five tokens alone."""
+
+
+def model(text: str) -> bytes:
+    return onnx.parser.parse_model(text).SerializeToString()
+
+
+def feed(text: str, batch: int = 2, length: int = 5, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random inputs of one of the models; the mask leaves out the last token of the first row."""
+    random = np.random.default_rng(seed)
+    if "attention_mask" not in text:
+        return {"x": random.uniform(0.5, 2, (batch, 4)).astype(np.float32)}
+    mask = np.ones((batch, length), np.int64)
+    mask[0, length - 1 :] = length == 1
+    return {"x": random.uniform(0.5, 2, (batch, length, 4)).astype(np.float32), "attention_mask": mask}
