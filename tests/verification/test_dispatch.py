@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 
 from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification.dispatch import Dispatch, prove_dispatch
+from qcompile.runtime import engine_builder
 from qcompile.runtime.providers import why_not_loaded
 from tests.verification.qdq_models import Builder, convolutions, linear_with_float_bias
 
@@ -112,12 +114,16 @@ def test_a_unit_inside_a_branch_is_found(tmp_path: Path) -> None:
     assert [(u.node, u.kernel, u.proved) for u in found.units] == [("n_product", "MatMulIntegerToFloat", True)]
 
 
-def test_a_provider_that_is_not_here_is_neither_proof_nor_failure(tmp_path: Path) -> None:
+def test_a_provider_that_is_not_here_is_neither_proof_nor_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reason = why_not_loaded("TensorrtExecutionProvider")
+    monkeypatch.setattr(engine_builder, "_MODULE", "no_such_module")
     found = _prove(linear_with_float_bias(bias=False), tmp_path, target="tensorrt")
     if reason:
         assert found.proof.passed is None
         assert reason in found.proof.detail
+        assert "pip install tensorrt-rtx" in found.proof.detail
         assert all(unit.proved is None for unit in found.units)
 
 

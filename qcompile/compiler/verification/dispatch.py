@@ -20,10 +20,12 @@ from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.provenance import sources
 from qcompile.compiler.report import FloatRecord, Proof, UnitRecord
 from qcompile.compiler.targets.table import Lowering, Target
-from qcompile.compiler.verification import operators
+from qcompile.compiler.verification import engine, operators
 from qcompile.compiler.verification.expectations import INTEGER_OPERATORS, expected_units, rows_for
 from qcompile.compiler.verification.optimized import MOVES, OptimizedGraph, optimize, original_name
 from qcompile.errors import QCompileError, TargetError
+from qcompile.runtime.engine_builder import why_no_builder
+from qcompile.runtime.providers import TENSORRT
 
 _HEAVY = {
     "Conv", "ConvTranspose", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "RNN",
@@ -40,11 +42,17 @@ class Dispatch:
     kept_float: list[FloatRecord] = field(default_factory=list)
 
 
-def prove_dispatch(artifact: Path, target: Target, plan: QuantPlan | None = None) -> Dispatch:
+def prove_dispatch(
+    artifact: Path,
+    target: Target,
+    plan: QuantPlan | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Dispatch:
     """Look every unit up in the graph that the target's provider executes.
 
     Args:
         plan: what the compiler decided; without it the artifact's own Q/DQ pairs say what is expected.
+        shapes: input name -> the shape that engines are built for.
     """
     model = ir.load(artifact)
     units = plan.units if plan is not None else expected_units(model, target)
@@ -53,7 +61,12 @@ def prove_dispatch(artifact: Path, target: Target, plan: QuantPlan | None = None
     try:
         graph = optimize(artifact, provider)
     except TargetError as error:
-        proof, records = _elsewhere(artifact, units, called, provider, error.what)
+        no_builder = why_no_builder()
+        if provider == TENSORRT and not no_builder:
+            proof, records = _in_engine(artifact, model, units, shapes or {}, error.what)
+        else:
+            missing = f"{error.what}; {no_builder}" if provider == TENSORRT else error.what
+            proof, records = _elsewhere(artifact, units, called, provider, missing)
         return Dispatch(proof, records, _planned_floats(model, reasons))
     except QCompileError as error:
         return Dispatch(Proof(name="dispatch", passed=False, detail=error.what), [], _planned_floats(model, reasons))
@@ -84,6 +97,15 @@ def _elsewhere(
             return Proof(name="dispatch", passed=False, detail=error.what), []
     records = [_record(u, None, None, "not examined on this machine") for u in units.values()]
     return Proof(name="dispatch", passed=None, detail=missing), records
+
+
+def _in_engine(
+    artifact: Path, model: ir.Model, units: Mapping[str, Unit], shapes: Mapping[str, Sequence[int]], missing: str
+) -> tuple[Proof, list[UnitRecord]]:
+    """The layers of an engine that NVIDIA's builder makes without a GPU."""
+    fault, records, builder = engine.read(artifact, model, units, shapes)
+    proof = fault or _summary(records, f"the engine of {builder}")
+    return proof.model_copy(update={"detail": f"{proof.detail}; {missing}"}), records
 
 
 def _record(unit: Unit, kernel: str | None, proved: bool | None, reason: str = "") -> UnitRecord:
@@ -226,5 +248,5 @@ def _summary(records: list[UnitRecord], provider: str) -> Proof:
             parts.append(f"{len(in_float)} units stay in float arithmetic, as planned: {_listed(in_float)}")
         return Proof(name="dispatch", passed=True, detail="; ".join(parts))
     named = "; ".join(f"{r.node} ({r.reason})" for r in failed[:3]) + ("; ..." if len(failed) > 3 else "")
-    detail = f"{len(failed)} of {len(records)} units do not run in low precision: {named}"
+    detail = f"{len(failed)} of {len(records)} units do not run in low precision on {provider}: {named}"
     return Proof(name="dispatch", passed=False, detail=detail)

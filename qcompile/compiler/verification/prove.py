@@ -44,7 +44,7 @@ _FEW = 2
 def prove(report: Report, context: CompileContext, artifact: Path) -> None:
     """Prove what `context` planned and `artifact` holds; fills the report's proofs and findings."""
     prover = _Prover(report, artifact, context.target, context.progress, context.plan, context.unquantized)
-    prover.graph()
+    prover.graph(context.held_out)
     report.metric_float = context.metric_float
     prover.against(context.float_model, context.held_out, context.metric)
 
@@ -78,7 +78,7 @@ def verify(
         samples=len(samples),
     )
     prover = _Prover(report, model, target, progress or SilentProgress())
-    prover.graph()
+    prover.graph(samples)
     if against is not None:
         prover.against(against, list(samples), metric)
     return report
@@ -111,11 +111,12 @@ class _Prover:
         """Session options for an artifact whose packed weights do not fit into memory."""
         return entries_for(self.artifact)
 
-    def graph(self) -> None:
-        """What can be seen on the graph alone: validity, legality, dispatch."""
+    def graph(self, samples: Sequence[Sample]) -> None:
+        """What can be seen on the graph alone: validity, legality, dispatch. Engines are built for the first sample."""
         self.step("validity", "checking the graph", self.validity)
         self.step("legality", "checking the target's rules", lambda: prove_legality(self.model, self.target))
-        self.step("dispatch", "looking at what the runtime executes", self.dispatch)
+        shapes = {name: array.shape for sample in samples[:1] for name, array in sample.items()}
+        self.step("dispatch", "looking at what the runtime executes", lambda: self.dispatch(shapes))
         reasons = {record.node: record.reason for record in self.report.kept_float}
         self.report.placement = placed_nodes(self.model, self.units, reasons)
         self.report.coded = coded_weights(self.model)
@@ -165,8 +166,8 @@ class _Prover:
             )
         return Proof(name="validity", passed=True, detail="the ONNX checker accepts the artifact")
 
-    def dispatch(self) -> Proof:
-        found = prove_dispatch(self.artifact, self.target, self.plan)
+    def dispatch(self, shapes: Mapping[str, Sequence[int]]) -> Proof:
+        found = prove_dispatch(self.artifact, self.target, self.plan, shapes)
         self.report.units, self.report.kept_float = found.units, found.kept_float
         kernels = choose(self.artifact, CPU if why_not_loaded(self.provider) else self.provider)
         self.report.kernels = str(kernels) if kernels.operators else ""
