@@ -1,23 +1,69 @@
-"""Arrays of any library in and out of ONNX Runtime, by DLPack: without copies, and on the device where they lie."""
+"""Arrays of any library in and out of ONNX Runtime without copies, and on the device where they lie.
+
+Going in, an array is an address: ONNX Runtime is told the type by the model. Coming out it is DLPack, or, for the
+types that ONNX Runtime does not export (float8), plain bytes that the library reads as what they are.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from qcompile.errors import DataError
 from qcompile.runtime.ports import dtype_named
 
-Array = Any  # numpy.ndarray, torch.Tensor, or anything with __dlpack__
+Array = Any  # numpy.ndarray, torch.Tensor, onnxruntime.OrtValue, or anything with __dlpack__
 
-_CPU = (1, 3)
+_HOST = (1, 3)
 """Device types of DLPack that the CPU reads: memory, and memory pinned for CUDA."""
+
+_BYTES = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+"""Types that ONNX Runtime does not export by DLPack."""
+
+FOREIGN_TO_NUMPY = (*_BYTES, "bfloat16")
+"""Types that `onnxruntime.InferenceSession.run` does not take from numpy, or give to it, as what they are."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Where an array lies.
+
+    Attributes:
+        device: "cpu" or "cuda", and its number.
+        owner: what must live as long as the memory is read.
+    """
+
+    device: tuple[str, int]
+    address: int
+    shape: tuple[int, ...]
+    owner: Any
+
+
+def memory(array: Array) -> Memory:
+    """The array's memory, row after row without gaps; only an array that has gaps is copied."""
+    import onnxruntime
+
+    device = ("cuda", device_number(array)) if on_device(array) else ("cpu", 0)
+    if is_torch(array):
+        array = array.detach().contiguous()
+        return Memory(device, array.data_ptr(), tuple(array.shape), array)
+    if device[0] == "cpu" and not is_ort(array):
+        array = np.ascontiguousarray(to_numpy(array))
+        return Memory(device, array.ctypes.data, array.shape, array)
+    value = array if is_ort(array) else onnxruntime.OrtValue.from_dlpack(array)
+    return Memory(device, value.data_ptr(), tuple(value.shape()), value)
 
 
 def on_device(array: Array) -> bool:
     """Whether the array lies in the memory of an accelerator."""
-    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] not in _CPU
+    if isinstance(array, np.ndarray):
+        return False
+    if is_torch(array) and array.device.type == "cpu":
+        return False
+    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] not in _HOST
 
 
 def device_number(array: Array) -> int:
@@ -25,90 +71,103 @@ def device_number(array: Array) -> int:
     return int(array.__dlpack_device__()[1])
 
 
-def to_numpy(array: Array) -> np.ndarray[Any, Any]:
-    """A numpy view of an array in the CPU's memory."""
-    if isinstance(array, np.ndarray):
-        return array
-    if _is_torch(array):
-        array = array.detach()
-    if _is_ort(array):
-        return np.asarray(array.numpy())
-    return np.asarray(np.from_dlpack(array) if hasattr(array, "__dlpack__") else array)
-
-
-def from_numpy(result: Array, like: Array) -> Array:
-    """`result` as the kind of array that `like` is; text stays numpy."""
-    if result.dtype == object or isinstance(like, np.ndarray | np.generic) or not hasattr(like, "__dlpack__"):
-        return result
-    return to_ort(result) if _is_ort(like) else _library(type(like)).from_dlpack(result)
-
-
-def to_ort(array: Array) -> Any:
-    """An OrtValue that shares the array's memory."""
-    import onnxruntime
-
-    if _is_ort(array):
-        return array
-    if _is_torch(array):
-        array = array.detach().contiguous()
-        if dtype_name(array) == "bool":
-            array = _Flags(array)
-    return onnxruntime.OrtValue.from_dlpack(array)
-
-
-def from_ort(value: Any, kind: type) -> Array:
-    """An array of type `kind` that shares the memory of the OrtValue `value`."""
-    if kind is type(value):
-        return value
-    array = _library(kind).from_dlpack(value)
-    if value.data_type() == "tensor(bool)" and _is_torch(array):  # DLPack carries flags as bytes
-        import torch
-
-        return array.view(torch.bool)
-    return array
-
-
 def dtype_name(array: Array) -> str:
     """numpy's name of the element type."""
-    if _is_ort(array):
+    if is_ort(array):
         return dtype_named(array.data_type())
     return str(array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype).removeprefix("torch.")
 
 
 def shape_of(array: Array) -> tuple[int, ...]:
     """The dimensions of the array."""
-    return tuple(array.shape() if _is_ort(array) else np.shape(array))
+    return tuple(array.shape() if is_ort(array) else np.shape(array))
 
 
-def wait_for(kind: type) -> None:
-    """Wait until the library has computed what it was asked for: ONNX Runtime runs on a stream of its own."""
-    if kind.__module__.partition(".")[0] == "torch":
-        import torch
-
-        torch.cuda.current_stream().synchronize()
+def kind_of(array: Array) -> type:
+    """The type that results are wanted in; numpy's for what no library made."""
+    return type(array) if hasattr(array, "__dlpack__") else np.ndarray
 
 
-class _Flags:
-    """A torch tensor of flags, handed over as bytes under the name that ONNX Runtime looks for."""
-
-    dtype = np.dtype(bool)
-
-    def __init__(self, flags: Array) -> None:
-        import torch
-
-        self._bytes = flags.view(torch.uint8)
-
-    def __dlpack__(self) -> Any:
-        return self._bytes.__dlpack__()
+def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """A numpy view of an array in the CPU's memory."""
+    if isinstance(array, np.ndarray):
+        return array
+    if is_ort(array):
+        return np.asarray(array.numpy())
+    if is_torch(array):
+        array = array.detach()
+    return np.asarray(np.from_dlpack(array) if hasattr(array, "__dlpack__") else array)
 
 
-def _is_torch(array: Array) -> bool:
+def from_numpy(result: Array, like: Array) -> Array:
+    """`result` as the kind of array that `like` is; text stays numpy."""
+    library = _library(kind_of(like))
+    if library is np or result.dtype == object:
+        return result
+    return type(like).ortvalue_from_numpy(result) if is_ort(like) else library.from_dlpack(result)
+
+
+def from_ort(value: Any, kind: type, dtype: str) -> Array:
+    """An array that shares the memory of an OrtValue.
+
+    Args:
+        kind: type of array, a library's or OrtValue itself.
+        dtype: numpy's name of the element type.
+
+    Raises:
+        DataError: the library has no such element type.
+    """
+    if kind is type(value):
+        return value
+    library = _library(kind)
+    if dtype in _BYTES or (library is np and dtype in FOREIGN_TO_NUMPY):
+        return _from_bytes(value, library, dtype)
+    array = library.from_dlpack(value)
+    if dtype == "bool" and is_torch(array):  # DLPack carries flags as bytes
+        array = array.view(library.bool)
+    return array
+
+
+def is_torch(array: Array) -> bool:
+    """Whether it is a torch tensor, or something that a library derived from one."""
     return type(array).__module__.partition(".")[0] == "torch"
 
 
-def _is_ort(array: Array) -> bool:
+def is_ort(array: Array) -> bool:
+    """Whether it is an OrtValue."""
     return type(array).__module__.partition(".")[0] == "onnxruntime"
 
 
+def _from_bytes(value: Any, library: Any, dtype: str) -> Array:
+    exported = _Unsigned(value)
+    if library.__name__ == "torch":
+        on_host = value.device_name() == "cpu"
+        plain = library.from_numpy(np.asarray(exported)) if on_host else library.as_tensor(exported, device="cuda")
+        return plain.view(getattr(library, dtype))
+    if library is np:
+        import ml_dtypes
+
+        return np.asarray(exported).view(getattr(ml_dtypes, dtype))
+    raise DataError(f"{library.__name__} has no arrays of type {dtype}", hint="give torch tensors")
+
+
+class _Unsigned:
+    """The memory of an OrtValue as unsigned integers of the same width, by the protocols of numpy and of CUDA."""
+
+    def __init__(self, value: Any) -> None:
+        width = 2 if value.data_type() == "tensor(bfloat16)" else 1
+        interface = {
+            "shape": tuple(value.shape()),
+            "typestr": f"{'<' if width > 1 else '|'}u{width}",
+            "data": (value.data_ptr(), False),
+            "version": 3,
+        }
+        self._value = value
+        if value.device_name() == "cpu":
+            self.__array_interface__ = interface
+        else:
+            self.__cuda_array_interface__ = interface
+
+
 def _library(kind: type) -> Any:
-    return import_module(kind.__module__.partition(".")[0])
+    return np if issubclass(kind, np.ndarray | np.generic) else import_module(kind.__module__.partition(".")[0])

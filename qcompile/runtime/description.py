@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from qcompile.runtime.device_memory import DeviceMemory
 from qcompile.runtime.ops.kernels import Kernels
 from qcompile.runtime.ports import Port
 
@@ -16,12 +17,10 @@ class State:
     Attributes:
         buckets: shapes that are captured as CUDA graphs, and why others are not.
         engines: the engines that a provider built or loaded.
-        memory: what the model takes on the device.
     """
 
     buckets: tuple[Any, ...] = ()
     engines: tuple[Any, ...] = ()
-    memory: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Description:
         kernels: how operators of domain `qcompile` run.
         compiled: recipe and target, None for a model that qcompile did not make.
         state: how it is run.
+        memory: of the GPU that it runs on, None on the CPU.
     """
 
     model: str
@@ -44,6 +44,7 @@ class Description:
     kernels: Kernels
     compiled: tuple[str, str] | None
     state: State
+    memory: DeviceMemory | None
 
     def __str__(self) -> str:
         lines = [f"{self.model} on {self.provider} ({self.why})"]
@@ -51,7 +52,9 @@ class Description:
         lines += [f"  out  {port}" for port in self.outputs]
         if self.kernels.operators:
             lines.append(f"  {self.kernels}")
-        lines += [f"  {entry}" for entry in (*self.state.buckets, *self.state.engines, *self.state.memory)]
+        lines += [f"  {entry}" for entry in (*self.state.buckets, *self.state.engines)]
+        if self.memory is not None:
+            lines.append(f"  {self.memory}")
         if self.compiled:
             lines.append("  compiled by recipe {} for {}".format(*self.compiled))
         return "\n".join(lines)

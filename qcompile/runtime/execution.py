@@ -1,22 +1,24 @@
 """How an opened model is run: the seam between a session and what makes it fast on a device.
 
     host      arrays in the CPU's memory, on any provider
-    device    arrays in a GPU's memory, bound where they lie (`binding`)
+    bound     arrays in a GPU's memory, or of types that numpy does not know, bound where they lie (`binding`)
 
 A session checks names, element types and shapes before it calls `Execution.run`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from qcompile.runtime import arrays
 from qcompile.runtime.arrays import Array
-from qcompile.runtime.binding import DeviceExecution
+from qcompile.runtime.binding import BoundExecution
 from qcompile.runtime.description import State
+from qcompile.runtime.ports import Port
 from qcompile.runtime.providers import CPU
 from qcompile.runtime.settings import Settings
+from qcompile.runtime.streams import Stream
 
 
 class Execution(Protocol):
@@ -39,9 +41,9 @@ class Execution(Protocol):
 class HostExecution:
     """Arrays in the CPU's memory: read where they lie, copied only if the provider has a memory of its own."""
 
-    def __init__(self, session: Any, outputs: Sequence[str]) -> None:
+    def __init__(self, session: Any) -> None:
         self._session = session
-        self._outputs = outputs
+        self._outputs = [output.name for output in session.get_outputs()]
 
     def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
         first = next(iter(feed.values()), None)
@@ -68,6 +70,9 @@ class AnyExecution:
 
 def choose(session: Any, provider: str, settings: Settings) -> Execution:
     """The execution of `session`, an `onnxruntime.InferenceSession` that runs on `provider`."""
-    outputs = [output.name for output in session.get_outputs()]
-    host = HostExecution(session, outputs)
-    return host if provider == CPU else AnyExecution(host, DeviceExecution(session, outputs, settings))
+    ports = [Port.of(port) for port in (*session.get_inputs(), *session.get_outputs())]
+    foreign = any(port.dtype in arrays.FOREIGN_TO_NUMPY for port in ports)
+    host = BoundExecution(session, ("cpu", 0), Stream()) if foreign else HostExecution(session)
+    if provider == CPU:
+        return host
+    return AnyExecution(host, BoundExecution(session, ("cuda", settings.device), Stream(settings.stream)))

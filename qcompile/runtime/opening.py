@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qcompile.errors import TargetError
+from qcompile.errors import ModelError, TargetError
+from qcompile.runtime.device_memory import used_and_total
 from qcompile.runtime.execution import Execution, choose
 from qcompile.runtime.providers import Candidate, open_session
 from qcompile.runtime.settings import Settings
@@ -22,12 +23,14 @@ class Opened:
         session: the `onnxruntime.InferenceSession`.
         why: why this provider, and why not a better one.
         execution: how it is run.
+        taken: bytes of the GPU's memory that opening took.
     """
 
     session: Any
     provider: str
     why: str
     execution: Execution
+    taken: int
 
 
 def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Opened:
@@ -41,6 +44,7 @@ def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Op
         UserWarning: a provider did not load and the next one took its place.
     """
     lost: list[str] = []
+    before = used_and_total(settings.device)
     for candidate in tried:
         options = settings.provider_options(candidate.provider)
         try:
@@ -48,8 +52,15 @@ def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Op
         except TargetError as error:
             lost.append(error.what)
             continue
+        except ModelError as error:
+            if missing := settings.lacks_memory(error.what):
+                raise ModelError(f"{missing} to open the model", where=str(path)) from None
+            raise
         if lost:
             warnings.warn(f"{'; '.join(lost)}; running on {candidate.provider}", stacklevel=4)
         why = "; ".join([*lost, candidate.why])
-        return Opened(session, candidate.provider, why, choose(session, candidate.provider, settings))
+        after = used_and_total(settings.device)
+        taken = after[0] - before[0] if before and after else 0
+        return Opened(session, candidate.provider, why, choose(session, candidate.provider, settings), taken)
     raise TargetError("no provider can run the model: " + "; ".join(lost), where=str(path))
+

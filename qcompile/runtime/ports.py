@@ -1,14 +1,36 @@
-"""What goes into a session and comes out of it."""
+"""What goes into a session and comes out of it, and the names of its element types."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-_NUMPY = {
-    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16", "tensor(bool)": "bool", "tensor(string)": "object",
-} | {f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (4, 8, 16, 32, 64)}  # fmt: skip
+_TYPES = {
+    "float": ("float32", 1),
+    "double": ("float64", 11),
+    "float16": ("float16", 10),
+    "bfloat16": ("bfloat16", 16),
+    "float8e4m3fn": ("float8_e4m3fn", 17),
+    "float8e4m3fnuz": ("float8_e4m3fnuz", 18),
+    "float8e5m2": ("float8_e5m2", 19),
+    "float8e5m2fnuz": ("float8_e5m2fnuz", 20),
+    "bool": ("bool", 9),
+    "string": ("object", 8),
+    "int8": ("int8", 3),
+    "int16": ("int16", 5),
+    "int32": ("int32", 6),
+    "int64": ("int64", 7),
+    "uint8": ("uint8", 2),
+    "uint16": ("uint16", 4),
+    "uint32": ("uint32", 12),
+    "uint64": ("uint64", 13),
+    "int4": ("int4", 22),
+    "uint4": ("uint4", 21),
+}
+"""ONNX Runtime's name of a type -> the name in numpy, ml_dtypes and torch, and ONNX's number."""
+
+_NAMES = {f"tensor({given})": name for given, (name, _) in _TYPES.items()}
+_NUMBERS = dict(_TYPES.values())
 
 
 @dataclass(frozen=True)
@@ -31,4 +53,9 @@ class Port:
 
 def dtype_named(type_name: str) -> str:
     """numpy's name of an element type, from ONNX Runtime's."""
-    return _NUMPY.get(type_name, type_name)
+    return _NAMES.get(type_name, type_name)
+
+
+def onnx_number(dtype: str) -> int:
+    """ONNX's number of an element type, from numpy's name."""
+    return _NUMBERS[dtype]

@@ -48,6 +48,14 @@ class Settings:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
 
+    def lacks_memory(self, error: str) -> str:
+        """What an error of ONNX Runtime says of the GPU's memory, in the user's words; empty when it says nothing."""
+        if self.memory_limit is not None and "Available memory of" in error:
+            return f"memory_limit={self.memory_limit} bytes are too few"
+        if "CUDA failure 2" in error or "out of memory" in error:
+            return f"GPU {self.device} is out of memory"
+        return ""
+
     def provider_options(self, provider: str) -> dict[str, str]:
         """Options of `provider`, by ONNX Runtime's names.
 

@@ -20,6 +20,8 @@ static int fresh_handle(void **handle) { return (*handle = malloc(64)) ? SUCCESS
 static int allocate(void **memory, size_t bytes) { return (*memory = malloc(bytes + 1)) ? SUCCESS : 2; }
 
 /* The device: of the Hopper kind. */
+int cuInit(unsigned flags) { return (void)flags, SUCCESS; }
+int cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
 cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, SUCCESS; }
 cudaError_t cudaGetDevice(int *device) { return *device = 0, SUCCESS; }
 cudaError_t cudaRuntimeGetVersion(int *version) { return *version = CUDART_VERSION, SUCCESS; }

@@ -1,0 +1,56 @@
+"""What a GPU's memory holds, by CUDA's runtime, which ONNX Runtime has loaded."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """A GPU's memory, in bytes.
+
+    Attributes:
+        used: by all sessions and processes.
+        opening: what opening the session took: weights, libraries, the first memory of its arena.
+        limit: of the session's arena, None for none.
+    """
+
+    device: int
+    used: int
+    total: int
+    opening: int
+    limit: int | None
+
+    def __str__(self) -> str:
+        limit = f", its arena may take {self.limit / _GIB:.2f}" if self.limit is not None else ""
+        return (
+            f"{self.used / _GIB:.2f} of {self.total / _GIB:.2f} GiB of GPU {self.device} in use by everybody; "
+            f"opening the session took {max(self.opening, 0) / _GIB:.2f}{limit}"
+        )
+
+
+def used_and_total(device: int) -> tuple[int, int] | None:
+    """Bytes of the GPU's memory that are in use, by everybody, and all of them; None where CUDA does not answer."""
+    runtime = _runtime()
+    if runtime is None:
+        return None
+    before = ctypes.c_int()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    if runtime.cudaGetDevice(ctypes.byref(before)) or runtime.cudaSetDevice(device):
+        return None
+    failed = runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+    runtime.cudaSetDevice(before)  # the thread's current device is the user's
+    return None if failed else (total.value - free.value, total.value)
+
+
+def _runtime() -> ctypes.CDLL | None:
+    from onnxruntime.capi import build_and_package_info
+
+    major = str(getattr(build_and_package_info, "cuda_version", "")).partition(".")[0]
+    try:
+        return ctypes.CDLL(f"libcudart.so.{major}")
+    except OSError:
+        return None
