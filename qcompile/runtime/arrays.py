@@ -46,7 +46,7 @@ def memory(array: Array) -> Memory:
     """The array's memory, row after row without gaps; only an array that has gaps is copied."""
     import onnxruntime
 
-    device = ("cuda", device_number(array)) if on_device(array) else ("cpu", 0)
+    device = device_of(array)
     if is_torch(array):
         array = array.detach().contiguous()
         return Memory(device, array.data_ptr(), tuple(array.shape), array)
@@ -66,9 +66,9 @@ def on_device(array: Array) -> bool:
     return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] not in _HOST
 
 
-def device_number(array: Array) -> int:
-    """Number of the device in whose memory the array lies."""
-    return int(array.__dlpack_device__()[1])
+def device_of(array: Array) -> tuple[str, int]:
+    """The device in whose memory the array lies, "cpu" or "cuda", and its number."""
+    return ("cuda", int(array.__dlpack_device__()[1])) if on_device(array) else ("cpu", 0)
 
 
 def dtype_name(array: Array) -> str:

@@ -58,13 +58,13 @@ class BoundExecution:
         return binding
 
     def _memory(self, name: str, array: Array) -> Memory:
-        memory = arrays.memory(array)
-        if memory.device[0] == self._device[0] == "cuda" and memory.device != self._device:
+        lies = arrays.device_of(array)
+        if lies[0] == self._device[0] == "cuda" and lies != self._device:
             raise DataError(
-                f"input '{name}' lies on GPU {memory.device[1]}, the session runs on GPU {self._device[1]}",
-                hint=f"move it, or open the session with device={memory.device[1]}",
+                f"input '{name}' lies on GPU {lies[1]}, the session runs on GPU {self._device[1]}",
+                hint=f"move it, or open the session with device={lies[1]}",
             )
-        return memory
+        return arrays.memory(array)
 
 
 class Binding:

@@ -1,11 +1,13 @@
-"""What a GPU's memory holds, by CUDA's runtime, which ONNX Runtime has loaded."""
+"""How full a GPU's memory is, by the CUDA runtime that ONNX Runtime uses."""
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
 
-_GIB = 1 << 30
+from qcompile.runtime.providers import find_cuda_libraries
+
+_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,10 @@ class DeviceMemory:
     limit: int | None
 
     def __str__(self) -> str:
-        limit = f", its arena may take {self.limit / _GIB:.2f}" if self.limit is not None else ""
+        limit = f", its arena may take {self.limit / _MIB:.1f}" if self.limit is not None else ""
         return (
-            f"{self.used / _GIB:.2f} of {self.total / _GIB:.2f} GiB of GPU {self.device} in use by everybody; "
-            f"opening the session took {max(self.opening, 0) / _GIB:.2f}{limit}"
+            f"{self.used / _MIB:.0f} of {self.total / _MIB:.0f} MiB of GPU {self.device} in use by everybody; "
+            f"opening the session took {max(self.opening, 0) / _MIB:.0f}{limit}"
         )
 
 
@@ -49,6 +51,7 @@ def used_and_total(device: int) -> tuple[int, int] | None:
 def _runtime() -> ctypes.CDLL | None:
     from onnxruntime.capi import build_and_package_info
 
+    find_cuda_libraries()
     major = str(getattr(build_and_package_info, "cuda_version", "")).partition(".")[0]
     try:
         return ctypes.CDLL(f"libcudart.so.{major}")

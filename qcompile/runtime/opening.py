@@ -11,7 +11,7 @@ from typing import Any
 from qcompile.errors import ModelError, TargetError
 from qcompile.runtime.device_memory import used_and_total
 from qcompile.runtime.execution import Execution, choose
-from qcompile.runtime.providers import Candidate, open_session
+from qcompile.runtime.providers import CPU, Candidate, open_session
 from qcompile.runtime.settings import Settings
 
 
@@ -44,9 +44,9 @@ def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Op
         UserWarning: a provider did not load and the next one took its place.
     """
     lost: list[str] = []
-    before = used_and_total(settings.device)
     for candidate in tried:
         options = settings.provider_options(candidate.provider)
+        before = _used(candidate.provider, settings.device)
         try:
             session = open_session(path, settings.session_options(), candidate.provider, options)
         except TargetError as error:
@@ -59,8 +59,12 @@ def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Op
         if lost:
             warnings.warn(f"{'; '.join(lost)}; running on {candidate.provider}", stacklevel=4)
         why = "; ".join([*lost, candidate.why])
-        after = used_and_total(settings.device)
-        taken = after[0] - before[0] if before and after else 0
+        taken = _used(candidate.provider, settings.device) - before
         return Opened(session, candidate.provider, why, choose(session, candidate.provider, settings), taken)
     raise TargetError("no provider can run the model: " + "; ".join(lost), where=str(path))
 
+
+def _used(provider: str, device: int) -> int:
+    """Bytes in use on the GPU; on the CPU no GPU is asked, which would start CUDA."""
+    found = used_and_total(device) if provider != CPU else None
+    return found[0] if found else 0

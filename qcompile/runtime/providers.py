@@ -120,7 +120,7 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
     from qcompile.runtime.ops import kernels
 
     if provider != CPU:
-        _find_cuda_libraries()
+        find_cuda_libraries()
     for entry, value in (session_entries(provider) | builder_entries(provider)).items():
         options.add_session_config_entry(entry, value)
     kernels.choose(model, provider).register(options)
@@ -181,7 +181,7 @@ def _chain(provider: str, options: dict[str, str]) -> list[Any]:
     return chain
 
 
-def _find_cuda_libraries() -> None:
+def find_cuda_libraries() -> None:
     """Load CUDA's libraries from their pip packages where these are installed."""
     import onnxruntime
 

@@ -17,6 +17,7 @@ from typing import Any
 from qcompile.errors import DataError, ModelError
 from qcompile.runtime import arrays, model_header
 from qcompile.runtime.description import Description
+from qcompile.runtime.device_memory import DeviceMemory, used_and_total
 from qcompile.runtime.opening import open_model
 from qcompile.runtime.ops import kernels
 from qcompile.runtime.ports import Port
@@ -38,7 +39,7 @@ class Session:
         spin: whether threads keep their cores busy while they wait, for the least latency; False where sessions take
             turns, since it disturbs the others.
         stream: CUDA stream to run on, of torch or as an integer handle; left out, ONNX Runtime has its own.
-        memory_limit: bytes that the session may take on the GPU beside the weights it maps.
+        memory_limit: bytes that the session's arena may take on the GPU, for weights and activations.
 
     Attributes:
         provider: the execution provider that runs the model.
@@ -71,11 +72,12 @@ class Session:
         if not self.path.is_file():
             raise ModelError("no such file", where=str(path))
         cache = Path(engine_cache) if engine_cache is not None else None
-        settings = Settings(device, threads, spin, cache, handle_of(stream), memory_limit)
+        self._settings = settings = Settings(device, threads, spin, cache, handle_of(stream), memory_limit)
         self.manifest = model_header.manifest(self.path)
         target = str(self.manifest["target"]) if self.manifest and "target" in self.manifest else None
         opened = open_model(self.path, candidates(providers, target), settings)
         self.provider, self.why, self._execution = opened.provider, opened.why, opened.execution
+        self._taken = opened.taken
         self.kernels = kernels.choose(self.path, opened.provider)
         self.inputs = [Port.of(i) for i in opened.session.get_inputs()]
         self.outputs = [Port.of(o) for o in opened.session.get_outputs()]
@@ -102,6 +104,10 @@ class Session:
         except DataError:
             raise
         except Exception as error:
+            if missing := self._settings.lacks_memory(str(error)):
+                raise DataError(
+                    f"{missing} for this run", where=str(self.path), hint="run fewer rows at once"
+                ) from None
             raise DataError(f"ONNX Runtime could not run the model: {reason(error)}", where=str(self.path)) from None
 
     @property
@@ -120,11 +126,17 @@ class Session:
             self.kernels,
             compiled,
             self._execution.state(),
+            self._memory(),
         )
 
     def describe(self) -> str:
         """The description in a few lines."""
         return str(self.description)
+
+    def _memory(self) -> DeviceMemory | None:
+        device = self._settings.device
+        found = used_and_total(device) if self.provider != CPU else None
+        return DeviceMemory(device, *found, self._taken, self._settings.memory_limit) if found else None
 
     def _check_names(self, inputs: Mapping[str, Any]) -> None:
         for name in inputs:

@@ -41,7 +41,7 @@ class Settings:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong comes as an exception
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         if not self.spin:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from qcompile.errors import UsageError
@@ -53,9 +54,8 @@ class Stream:
             _wait_for(array)
             yield None
             return
-        import torch
-
-        theirs, ours = torch.cuda.current_stream(array.device), torch.cuda.ExternalStream(self.handle, array.device)
+        cuda = import_module("torch.cuda")
+        theirs, ours = cuda.current_stream(array.device), cuda.ExternalStream(self.handle, array.device)
         apart = theirs.cuda_stream != self.handle
         if apart:
             ours.wait_stream(theirs)
@@ -91,15 +91,11 @@ def _wait_for(array: Array) -> None:
     if not arrays.on_device(array):
         return
     if arrays.is_torch(array):
-        import torch
-
-        torch.cuda.current_stream(array.device).synchronize()
+        import_module("torch.cuda").current_stream(array.device).synchronize()
     elif hasattr(array, "block_until_ready"):  # jax
         array.block_until_ready()
     elif type(array).__module__.partition(".")[0] == "cupy":
-        import cupy
-
-        cupy.cuda.get_current_stream().synchronize()
+        import_module("cupy.cuda").get_current_stream().synchronize()
 
 
 def _without_waiting() -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnxruntime import OrtValue
 
 from qcompile.compiler.artifact import write_model
 from qcompile.errors import DataError, ModelError, UsageError
@@ -88,7 +89,7 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments(path: Path) -> None:
-    for arguments in ({"providers": ["gpu"]}, {"providers": []}, {"threads": 0}):
+    for arguments in ({"providers": ["gpu"]}, {"providers": []}, {"threads": 0}, {"memory_limit": 0}, {"stream": "0"}):
         with pytest.raises(UsageError):
             Session(path, **arguments)  # type: ignore[arg-type]
 
@@ -149,15 +150,16 @@ def test_arrays_are_shared_not_copied() -> None:
         torch.tensor([True, False]),
         torch.ones(2, dtype=torch.bfloat16),
     ):
-        value = arrays.to_ort(kept)
-        assert value.data_ptr() == kept.data_ptr()
-        back = arrays.from_ort(value, torch.Tensor)
+        assert arrays.memory(kept).address == kept.data_ptr()
+        dtype = arrays.dtype_name(kept)
+        value = OrtValue.from_dlpack(kept.view(torch.uint8) if dtype == "bool" else kept)
+        back = arrays.from_ort(value, torch.Tensor, dtype)
         assert back.data_ptr() == kept.data_ptr()
         assert back.dtype == kept.dtype
         assert torch.equal(back, kept)
     mine = np.ones(3, np.float32)
     assert np.shares_memory(arrays.to_numpy(torch.from_numpy(mine)), mine)
-    assert arrays.from_numpy(mine, torch.ones(1)).data_ptr() == mine.ctypes.data
+    assert arrays.from_numpy(mine, torch.ones(1)).data_ptr() == arrays.memory(mine).address == mine.ctypes.data
     assert not arrays.on_device(torch.ones(1))
 
 
