@@ -41,6 +41,6 @@ def test_a_compilation_fills_it_in(tmp_path: Path) -> None:
     entries = "place-weights.layers=[{name: MatMul_2, format: int8}]"
     report = qcompile.compile(tmp_path / "m.onnx", "int4-rtn", overrides=[entries]).report
     assert [(r.format, r.block, r.layers, r.bits) for r in report.coded] == [
-        ("int4", 32, 1, 4.5),
+        ("uint4", 32, 1, 4.625),
         ("int8", 32, 1, 8.5),
     ]

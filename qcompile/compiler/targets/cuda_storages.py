@@ -22,13 +22,15 @@ CUDA_STORAGES = (
         blocks=(32, 64, 128),
         lowering=Lowering.OPERATOR,
         kernels=("LinearW4A16", "DequantizeLinear"),
+        symmetric=(False, True),
         full_range=True,
         scales=Scales.FLOAT16,
         whole_blocks=True,
         opset=21,
         conditions=(MATRIX_WEIGHT,),
         evidence=_PLACED + "; our kernel never writes a weight as a float, whatever the number of rows (docs/gpu.md), "
-        "where MatMulNBits does for more than 16. Not timed. Without the library of kernels its body runs",
+        "where MatMulNBits does for more than 16. Not timed. "
+        "Zero points for accuracy, see cpu. Without the library of kernels its body runs",
     ),
     Storage(
         op_types=LINEAR,

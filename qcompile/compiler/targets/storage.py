@@ -26,7 +26,8 @@ class Storage:
         kernels: operators of the runtime's optimized graph that prove it really runs.
         evidence: how we know.
         forms: WEIGHTS or ROWS where the inputs stay float, BLOCKS where they are quantized too; the usual one first.
-        symmetric: symmetries of integer codes.
+        symmetric: symmetries of integer codes, the usual one first; unsigned ones are asymmetric unless
+            a recipe says otherwise.
         full_range: symmetric codes of 4 bits and less use the lowest one, so that a scale may be negative.
         scales: how scales are stored; None leaves it to the format.
         whole_blocks: blocks do not reach over the end of a channel, so their size divides it.

@@ -133,9 +133,11 @@ def _tie(layers: dict[str, tuple[Candidate, Wanted]], context: CompileContext) -
             continue
         candidate, wanted = layers[table.node]
         if not wanted.of_layer or wanted == replace(layers[product.node][1], option=wanted.option):
-            grain = product.weight_spec.granularity if product.weight_spec else None
+            assert product.weight_spec is not None
+            grain, symmetric = product.weight_spec.granularity, product.weight_spec.symmetric
             size: BlockSize = grain.size if isinstance(grain, PerBlock) else "channel"  # type: ignore[assignment]
-            like, _ = stored_unit(candidate, replace(layers[product.node][1], block_size=size), context.target)
+            alike = replace(layers[product.node][1], block_size=size, symmetric=symmetric)
+            like, _ = stored_unit(candidate, alike, context.target)
             table = like if like is not None and share(like, product) else table
         if share(table, product):
             plan.units[table.node] = replace(table, tied=product.node)
@@ -214,7 +216,8 @@ def _spec(candidate: Candidate, storage: Storage, wanted: Wanted) -> QuantSpec |
     weight, outputs = node.inputs[row.weight], row.weight_axis(node)
     assert weight is not None
     assert weight.shape is not None
-    symmetric = not fmt.is_integer or (fmt.is_signed if wanted.symmetric is None else wanted.symmetric)
+    usual = fmt.is_signed and storage.symmetric[0]
+    symmetric = not fmt.is_integer or (usual if wanted.symmetric is None else wanted.symmetric)
     full_range = storage.full_range and symmetric and fmt.is_integer and fmt.is_signed and fmt.bits <= 4
     spec = QuantSpec(fmt, PerChannel(outputs), symmetric, full_range, storage.scales)
     size = fmt.block or wanted.block_size or storage.blocks[0]

@@ -33,7 +33,8 @@ class WeightOptions(BaseModel):
         default=None, description="weights that share a scale, along what is summed over; left out, the table's"
     )
     symmetric: bool | None = Field(
-        default=None, description="integer codes without a zero point; left out, those of a signed format have none"
+        default=None,
+        description="integer codes without a zero point; left out, what is usual on the target; unsigned ones have one",
     )
     activations: Activations | None = Field(
         default=None,

@@ -126,7 +126,7 @@ def test_layers_without_zero_points_stay_and_a_notice_says_so() -> None:
     model, context = ready(
         model_of(ONE, {"w": normal(32, 8)}),
         sentences(1),
-        [*NAMED, PlaceWeights(format="int4", block_size=16), RoundToNearest()],
+        [*NAMED, PlaceWeights(format="int4", block_size=16, symmetric=True), RoundToNearest()],
     )
     before = dict(context.plan.weights)
     Hqq().run(model, context)

@@ -50,8 +50,8 @@ def test_the_recipe_stores_4_bits_and_a_head_of_8() -> None:
     result = mlp()
     specs = [unit.weight_spec for unit in result.plan.units.values()]
     assert [str(s) for s in specs] == [
-        "int4 full range per block of 32 (axis 0), fp16 scales",
-        "int4 full range per block of 32 (axis 0), fp16 scales",
+        "int4 asymmetric per block of 32 (axis 0), fp16 scales",
+        "int4 asymmetric per block of 32 (axis 0), fp16 scales",
     ], "both belong to the mlp"
     assert result.forms == {"h": "BLOCKS", "y": "BLOCKS"}
     assert result.kernels().count("MatMulNBits") == 2
@@ -88,7 +88,7 @@ def test_options_reach_the_grid() -> None:
         assert unit.weight_spec is not None
         assert (unit.weight_spec.granularity, unit.weight_spec.symmetric) == (PerChannel(1), False)
         assert unit.weight_spec.scales is Scales.FLOAT16
-    assert not mlp("format=int4", "symmetric=false").plan.units["MatMul_0"].weight_spec.full_range  # type: ignore[union-attr]
+    assert mlp("format=int4", "symmetric=true").plan.units["MatMul_0"].weight_spec.full_range  # type: ignore[union-attr]
     restored = mlp("format=int8", "activations=float").plan.units["MatMul_0"]
     assert restored.lowering is Lowering.EMULATED, "the kernel for float inputs is 40 times slower"
 

@@ -32,7 +32,7 @@ from tests.passes.quantize.test_compensate_bias import IMAGE_WEIGHTS, IMAGES, im
 from tests.passes.quantize.test_gptq import noise, sentences
 from tests.sweep.harness import Samples
 
-BLOCKS: list[Pass] = [*NAMED, PlaceWeights(block_size=16), RoundToNearest()]
+BLOCKS: list[Pass] = [*NAMED, PlaceWeights(block_size=16, symmetric=True), RoundToNearest()]
 
 
 def searched_model(
