@@ -27,15 +27,16 @@ from benchmarks.variants import runtime_version, sources
 FLOAT = "float"
 WINDOW, WINDOWS = 256, 64
 _NEED_SAMPLES = ("int4-gptq", "int4-awq", "int4-accurate", "llm-int8", "kv-int8")
-_BLOCK_128 = "place-weights.block-size=128"
+_BLOCK_128, _SYMMETRIC = "place-weights.block-size=128", "place-weights.symmetric=true"
 _RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "int8-weight-only": ("int8-weight-only", ()),
     "llm-int8": ("llm-int8", ()),
     "kv-int8": ("kv-int8", ()),
     "int4-rtn": ("int4-rtn", ()),
-    "int4-rtn, asymmetric": ("int4-rtn", ("place-weights.symmetric=false",)),
+    "int4-rtn, symmetric": ("int4-rtn", (_SYMMETRIC,)),
     "int4-rtn, block 128": ("int4-rtn", (_BLOCK_128,)),
     "int4-gptq": ("int4-gptq", ()),
+    "int4-gptq, symmetric": ("int4-gptq", (_SYMMETRIC,)),
     "int4-gptq, block 128": ("int4-gptq", (_BLOCK_128,)),
     "int4-awq": ("int4-awq", ()),
     "int4-awq, block 128": ("int4-awq", (_BLOCK_128,)),
