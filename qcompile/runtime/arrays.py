@@ -141,8 +141,12 @@ def is_ort(array: Array) -> bool:
 def _from_bytes(value: Any, library: Any, dtype: str) -> Array:
     exported = _Unsigned(value)
     if library.__name__ == "torch":
-        on_host = value.device_name() == "cpu"
-        plain = library.from_numpy(np.asarray(exported)) if on_host else library.as_tensor(exported, device="cuda")
+        device, number = device_of(value)
+        plain = (
+            library.from_numpy(np.asarray(exported))
+            if device == "cpu"
+            else library.as_tensor(exported, device=f"{device}:{number}")
+        )
         return plain.view(getattr(library, dtype))
     if library is np:
         import ml_dtypes

@@ -13,6 +13,7 @@ from qcompile.errors import TargetError, UsageError
 
 TENSORRT, CUDA, CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
 _SHORT = {"tensorrt": TENSORRT, "cuda": CUDA, "cpu": CPU}
+_ARENA = ("gpu_mem_limit", "arena_extend_strategy")
 _LIBRARY = {TENSORRT: "libonnxruntime_providers_tensorrt.so", CUDA: "libonnxruntime_providers_cuda.so"}
 
 
@@ -124,14 +125,16 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
     for entry, value in (session_entries(provider) | builder_entries(provider)).items():
         options.add_session_config_entry(entry, value)
     kernels.choose(model, provider).register(options)
-    chain = [(provider, provider_options)] if provider == CPU else _chain(provider, provider_options)
     try:
         source, weights = (
             (model, []) if isinstance(model, bytes) or provider != CPU else with_shared_weights(model, options)
         )
         with _quiet_loading():
             session = onnxruntime.InferenceSession(
-                source if isinstance(source, bytes) else str(source), options, providers=chain, enable_fallback=0
+                source if isinstance(source, bytes) else str(source),
+                options,
+                providers=chain(provider, provider_options),
+                enable_fallback=0,
             )
         session.shared_weights = weights
     except Exception as error:
@@ -173,12 +176,17 @@ def why_not_loaded(provider: str) -> str:
     return ""
 
 
-def _chain(provider: str, options: dict[str, str]) -> list[Any]:
-    """TensorRT leaves what it cannot build to CUDA; the CPU takes the rest and needs no entry."""
-    chain: list[Any] = [(provider, options)]
-    if provider == TENSORRT:
-        chain.append((CUDA, {"device_id": options.get("device_id", "0")}))
-    return chain
+def chain(provider: str, options: dict[str, str]) -> list[Any]:
+    """The providers of a session.
+
+    TensorRT leaves what it cannot build to CUDA; the CPU takes the rest and needs no entry. Both run on the same
+    stream; the arena is CUDA's, TensorRT knows no options for one.
+    """
+    if provider != TENSORRT:
+        return [(provider, options)]
+    own = {name: value for name, value in options.items() if name not in _ARENA}
+    shared = {name: options[name] for name in ("device_id", "user_compute_stream", *_ARENA) if name in options}
+    return [(TENSORRT, own), (CUDA, shared)]
 
 
 def find_cuda_libraries() -> None:

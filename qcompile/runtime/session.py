@@ -73,6 +73,7 @@ class Session:
             raise ModelError("no such file", where=str(path))
         cache = Path(engine_cache) if engine_cache is not None else None
         self._settings = settings = Settings(device, threads, spin, cache, handle_of(stream), memory_limit)
+        self._stream = stream  # some libraries destroy a stream that nobody holds
         self.manifest = model_header.manifest(self.path)
         target = str(self.manifest["target"]) if self.manifest and "target" in self.manifest else None
         opened = open_model(self.path, candidates(providers, target), settings)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.errors import UsageError
-from qcompile.runtime.providers import CPU, CUDA, provider_options
+from qcompile.runtime.providers import CPU, provider_options
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Settings:
         spin: whether threads keep their cores busy while they wait.
         engine_cache: folder of TensorRT's engines.
         stream: handle of the CUDA stream to run on, None for streams of ONNX Runtime.
-        memory_limit: bytes that the arena may take on the GPU.
+        memory_limit: bytes that the arena of the CUDA provider may take; TensorRT's engines have memory of their own.
     """
 
     device: int = 0
@@ -31,6 +31,8 @@ class Settings:
     memory_limit: int | None = None
 
     def __post_init__(self) -> None:
+        if self.device < 0:
+            raise UsageError(f"a GPU's number is 0 or more, not {self.device}")
         for name in ("threads", "memory_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -65,7 +67,7 @@ class Settings:
         options = provider_options(provider, self.device, self.engine_cache)
         if provider != CPU and self.stream is not None:
             options["user_compute_stream"] = str(self.stream)
-        if provider == CUDA and self.memory_limit is not None:
+        if provider != CPU and self.memory_limit is not None:
             options["gpu_mem_limit"] = str(self.memory_limit)
             options["arena_extend_strategy"] = "kSameAsRequested"
         return options
