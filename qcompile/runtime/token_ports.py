@@ -95,7 +95,11 @@ class TokenPorts:
         feed = {
             name: array[None].astype(self.inputs[name].dtype) for name, array in whole.items() if name in self.inputs
         }
-        return feed | {name: cache[name] if name in cache else _empty(self.inputs[name]) for name in self.caches}
+        return feed | {name: cache[name] if name in cache else _zeros(self.inputs[name], 0) for name in self.caches}
+
+    def cache(self, length: int) -> dict[str, Array]:
+        """A cache of `length` tokens of one text, all zeros."""
+        return {name: _zeros(self.inputs[name], length) for name in self.caches}
 
     def cache_of(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """The cache as a run left it."""
@@ -130,10 +134,10 @@ def _length_axis(port: Port, where: str = "") -> int:
     return free[-1]
 
 
-def _empty(port: Port) -> Array:
-    """A cache of one text before its first token."""
+def _zeros(port: Port, length: int) -> Array:
+    """A cache of one text after `length` tokens."""
     import ml_dtypes  # noqa: F401  # lets numpy know the names of 8-bit floats
 
     shape = [1 if size is None else size for size in port.shape]
-    shape[_length_axis(port)] = 0
+    shape[_length_axis(port)] = length
     return np.zeros(shape, port.dtype)

@@ -196,18 +196,29 @@ def test_a_shown_recipe_is_a_recipe(tmp_path: Path) -> None:
     assert find_recipe(copy).passes() == find_recipe("int8-static").passes()
 
 
-def test_bench(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qcompile.runtime import benchmark
+def test_bench(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qcompile.runtime.benchmark import ceilings, turns
 
-    def quick(models: dict[str, Path], *_: object) -> dict[str, benchmark.Timing]:
-        return {name: benchmark.Timing((2.0,) if name == "model" else (4.0,)) for name in models}
+    def quick(contest: turns.Contest, samples: dict[str, Any], _: float) -> dict[str, turns.Timing]:
+        return {name: turns.Timing((4.0,) if name == "1" else (2.0,)) for name in samples}
 
-    monkeypatch.setattr(benchmark, "interleaved", quick)
-    found = json.loads(run("bench", model, "--against", model, "--json").stdout)
-    assert (found["ratio"], found["provider"]) == (2.0, "CPUExecutionProvider")
-    assert found["shapes"] == {"x": [1, 8]}
-    assert "2.00 x faster" in run("bench", model, "--against", model).stdout
+    monkeypatch.setattr(turns.Contest, "each", quick)
+    monkeypatch.setitem(ceilings._VECTOR, "CPUExecutionProvider", 8)
+    words = ["bench", model, "--against", model, "--batch", "1,8", "--threads", "1"]
+    found = json.loads(run(*words, "--json").stdout)
+    assert (found["provider"], found["threads"], found["inputs"]) == ("CPUExecutionProvider", 1, "made up")
+    assert [row["shapes"] for row in found["rows"]] == [{"x": [1, 8]}] * 2 + [{"x": [8, 8]}] * 2
+    assert [row["times_faster"] for row in found["rows"]] == [None, 2.0] * 2
+    picture = tmp_path / "bench.svg"
+    shown = run(*words, "--picture", picture).stdout
+    assert "2.00x faster" in shown
+    assert "batch 8" in shown
+    assert picture.read_text().startswith("<svg")
+    assert run(*words, "--picture", picture).exit_code == 1
     assert run("bench", model.with_name("gone.onnx")).exit_code == 1
+    for sizes in ("0", "1,x", ""):
+        assert "are no sizes" in run("bench", model, "--batch", sizes).stderr
+    assert "no free sequence" in run("bench", model, "--sequence", "8").stderr
 
 
 def test_models_that_cannot_be_compared_are_a_clear_error(model: Path, tmp_path: Path) -> None:

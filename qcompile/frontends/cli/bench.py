@@ -4,61 +4,119 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qcompile.frontends.cli.options import Calib, Json, Tokenizer, Window, Windows, calibration
+from qcompile.errors import UsageError
+from qcompile.frontends.cli.options import Calib, Json, TargetName, Tokenizer, Window, Windows, calibration
 from qcompile.frontends.cli.outcome import reported
+
+if TYPE_CHECKING:
+    from qcompile.frontends.text import Text
+    from qcompile.runtime.benchmark.results import Point
 
 
 @reported
 def bench_models(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any ONNX model, float or compiled.")],
-    against: Annotated[Path | None, typer.Option(metavar="OTHER", help="Time this model too, in turns.")] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(metavar="OTHER", help="Time this model too, in turns; as often as you like.")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(metavar="SIZES", help="Samples in one run, such as 1,8,32; the sample is repeated.")
+    ] = None,
+    sequence: Annotated[
+        str | None,
+        typer.Option(metavar="LENGTHS", help="Tokens of each sample; with a cache both phases, prefill and decode."),
+    ] = None,
     calib: Calib = None,
     tokenizer: Tokenizer = None,
     window: Window = None,
     windows: Windows = None,
+    target: Annotated[
+        TargetName | None, typer.Option(help="Where to run; left out, on the best provider for MODEL.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of each session on the CPU; left out, one per core.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw what was found.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture if there is one.")] = False,
     json_output: Json = False,
 ) -> None:
-    """Time MODEL for a few seconds, in turns with OTHER; the first sample of DATA is the input, else a made-up one."""
+    """Time MODEL in turns with each OTHER, and count its work, beside what this device can do at best.
+
+    The first sample of DATA is the input, else a made-up one.
+    """
+    from qcompile.compiler.artifact import check_output, write_text
+    from qcompile.compiler.reporting.charts.benchmark import benchmark_chart
+    from qcompile.frontends.cli.progress import TerminalProgress
+    from qcompile.runtime.benchmark.bench import bench
+
+    if picture is not None:
+        check_output(picture, overwrite)
+    models = [model, *(against or [])]
+    given = calibration(calib, tokenizer, window, windows)
+    points = inputs_of(models, given, sizes("--batch", batch), sizes("--sequence", sequence))
+    provider, why = provider_of(model, points[0], target)
+    with TerminalProgress() as progress:
+        progress.start("Measuring", len(models) + 1 + len(points))
+        found = bench(models, points, provider, why=why, threads=threads or 0, advance=progress.advance)
+    if picture is not None:
+        write_text(benchmark_chart(found), picture)
+    if json_output:
+        typer.echo(json.dumps(found.data() | {"inputs": calib or "made up"}, indent=2))
+        return
+    from rich.console import Console
+
+    from qcompile.compiler.reporting.bench_terminal import show_benchmark
+
+    show_benchmark(found, "made up" if calib is None else f"the first of {calib}", Console())
+
+
+def sizes(option: str, text: str | None) -> list[int]:
+    """The numbers of "1,8,32"."""
+    try:
+        found = [int(part) for part in text.split(",")] if text is not None else []
+    except ValueError:
+        found = [0]
+    if any(size < 1 for size in found):
+        raise UsageError(f"'{text}' are no sizes", hint=f"numbers from 1 up, separated by commas: {option} 1,8,32")
+    return found
+
+
+def inputs_of(models: list[Path], given: str | Text | None, batches: list[int], sequences: list[int]) -> list[Point]:
+    """What all models are run on.
+
+    A model with a cache of codes takes the sample of the float model that it was made from, so samples are read, or
+    made up, for the last model without one.
+
+    Raises:
+        DataError: the models do not take the same inputs.
+    """
     from qcompile.compiler.inputs import model_inputs
     from qcompile.frontends.calibration_data import open_samples
     from qcompile.frontends.model_file import load_model
     from qcompile.frontends.samples.check import check_sample
-    from qcompile.runtime.benchmark import interleaved, ratio
+    from qcompile.frontends.samples.sizes import points
+    from qcompile.runtime.kv_cache import CacheCodes
+
+    fed = next((path for path in reversed(models) if not CacheCodes.of(path).entries), models[0])
+    graph = load_model(fed)
+    sample = next(iter(open_samples(given, graph, fed))) if given else None
+    found = points(graph, fed, sample, batches, sequences)
+    for path in models:
+        inputs = model_inputs(load_model(path) if path != fed else graph)
+        for point in found:
+            check_sample(CacheCodes.of(path).encode(point.sample), inputs, str(path))
+    return found
+
+
+def provider_of(model: Path, point: Point, target: TargetName | None) -> tuple[str, str]:
+    """Where a session would run the model, and why."""
     from qcompile.runtime.kv_cache import CacheCodes
     from qcompile.runtime.session import Session
 
-    given, fed = calibration(calib, tokenizer, window, windows), against or model
-    sample = next(iter(open_samples(given or "synthetic", load_model(fed), fed)))
-    paths, own = {"model": model}, CacheCodes.of(model).encode(sample)
-    if against:
-        check_sample(own, model_inputs(load_model(model)), str(model))
-        paths["against"] = against
-    session = Session(model)
-    session(own)
-    provider, why = session.provider, session.why
-    del session
-    timings = interleaved(paths, sample, provider)
-    found: dict[str, Any] = {
-        "provider": provider,
-        "why": why,
-        "shapes": {name: list(array.shape) for name, array in sample.items()},
-        "milliseconds": {str(paths[name]): round(t.median, 4) for name, t in timings.items()},
-    }
-    if against:
-        times_faster, spread = ratio(timings["against"], timings["model"])
-        found |= {"ratio": round(times_faster, 3), "spread": round(spread, 3)}
-    if json_output:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    for name, path in paths.items():
-        typer.echo(f"{timings[name].median:10.3f} ms  {path}")
-    if against:
-        word = "faster" if times_faster >= 1 else "SLOWER"
-        factor = times_faster if times_faster >= 1 else 1 / times_faster
-        typer.echo(f"{factor:10.2f} x {word} than {against.name} (spread {spread:.0%})")
-    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items())
-    typer.echo(f"on {provider}; median of interleaved turns; inputs {shapes}{'' if calib else ', made up'}")
+    session = Session(model, None if target is None else [target.value])
+    session(CacheCodes.of(model).encode(point.sample))
+    return session.provider, session.why

@@ -1,0 +1,68 @@
+"""Turns on a GPU: events of the device around runs that follow each other on one stream.
+
+Sessions run as a user's do, with inputs and outputs that stay on the device and with CUDA graphs where they are
+captured. Waits of the device for the host lie between the events and count: they are part of what a session costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from qcompile.errors import TargetError
+from qcompile.runtime.benchmark.cuda_driver import Gpu
+from qcompile.runtime.benchmark.turns import Sample, copies
+from qcompile.runtime.session import Session
+
+_WARM_UP = 10
+"""Runs before the first turn: kernels are loaded and chosen, memory is taken, graphs are captured."""
+
+_TURN = 50.0
+_RUNS = (2, 200)
+"""A turn lasts about 50 ms, but has so many runs at least and at most."""
+
+
+class Device:
+    """A GPU, and the provider that runs models on it."""
+
+    def __init__(self, provider: str, number: int = 0) -> None:
+        self._provider = provider
+        self._number = number
+        self._gpu = Gpu.number(number)
+
+    def open(self, model: Path) -> Session:
+        """A session on the stream that is timed."""
+        session = Session(model, [self._provider], device=self._number, stream=self._gpu.stream)
+        if session.provider != self._provider:
+            raise TargetError(f"{self._provider} does not run the model: {session.why}", where=str(model))
+        return session
+
+    def runner(self, session: Session, sample: Sample) -> Callable[[], None]:
+        """One run, on copies of the inputs in turn; ten are done."""
+        from onnxruntime import OrtValue
+
+        names = {port.name for port in session.inputs}
+        feed = {name: array for name, array in sample.items() if name in names}
+        sets = copies(sum(a.nbytes for a in feed.values()), self._gpu.l2_bytes)
+        feeds = [
+            {name: OrtValue.ortvalue_from_numpy(array, "cuda", self._number) for name, array in feed.items()}
+            for _ in range(sets)
+        ]
+        self._gpu.wait()
+        run = partial(_next, session, cycle(feeds))
+        for _ in range(_WARM_UP):
+            run()
+        return run
+
+    def turn(self, run: Callable[[], None]) -> float:
+        """The mean of some runs, in ms of the device's clock; how many, the first two tell."""
+        once = self._gpu.milliseconds(run, 2) / 2
+        runs = min(max(round(_TURN / max(once, 1e-3)), _RUNS[0]), _RUNS[1])
+        return self._gpu.milliseconds(run, runs) / runs
+
+
+def _next(session: Session, feeds: Iterator[dict[str, Any]]) -> None:
+    session(next(feeds))
