@@ -15,7 +15,7 @@ from qcompile.compiler.context import Sample
 from qcompile.compiler.inputs import ModelInput, made_up, model_inputs, table_rows
 from qcompile.errors import ModelError, UsageError
 from qcompile.runtime.benchmark.results import Point
-from qcompile.runtime.session import Port
+from qcompile.runtime.ports import Port
 from qcompile.runtime.token_ports import MASK, POSITIONS, SEGMENTS, TOKENS, TokenPorts
 
 _TOKENS = 32
