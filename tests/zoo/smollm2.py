@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tests.zoo import llama_network
 from tests.zoo.cache import exported, made, python_package
 from tests.zoo.model import Array, Run, Sample, ZooModel, runner
 from tests.zoo.text import news_articles
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 
 _LAYERS, _WIDTH, _HIDDEN, _VOCABULARY = 30, 576, 1536, 49_152
 _HEADS, _SHARED_HEADS, _HEAD = 9, 3, 64
-_ROPE_BASE, _EPSILON, _CONTEXT = 100_000.0, 1e-5, 8192
-_CACHES = [f"{i}.{part}" for i in range(_LAYERS) for part in ("key", "value")]
+SIZE = llama_network.Size(_LAYERS, _WIDTH, _HIDDEN, _VOCABULARY, _HEADS, _SHARED_HEADS, _HEAD)
 FOR_CALIBRATION = 120  # articles
 
 
@@ -104,7 +104,7 @@ class SmolLM2Permuted(SmolLM2):
 def prompt(tokens: Array) -> Sample:
     """`tokens`, int64 [1, S], with an empty cache."""
     empty = np.zeros((1, _SHARED_HEADS, 0, _HEAD), np.float32)
-    return {"input_ids": tokens} | {f"past_key_values.{c}": empty for c in _CACHES}
+    return {"input_ids": tokens} | {f"past_key_values.{c}": empty for c in SIZE.caches}
 
 
 def surprise(run: Run, tokens: Array) -> Array:
@@ -124,7 +124,7 @@ def tokenizer() -> Tokenizer:
 
 
 def _cached(outputs: Any) -> Sample:
-    return {f"past_key_values.{c}": outputs[f"present.{c}"] for c in _CACHES}
+    return {f"past_key_values.{c}": outputs[f"present.{c}"] for c in SIZE.caches}
 
 
 def _windows(text: str, length: int, count: int) -> Iterator[Array]:
@@ -206,99 +206,15 @@ def permuted(weights: dict[str, Array]) -> dict[str, Array]:
     return result
 
 
-def _decoder() -> Any:
-    """The network in plain torch; parameters are called as in the file."""
-    import torch
-    from torch import nn
-    from torch.nn.functional import linear, silu
-
-    group = _HEADS // _SHARED_HEADS
-
-    def plain(inputs: int, outputs: int) -> nn.Linear:
-        return nn.Linear(inputs, outputs, bias=False)
-
-    def rotated(x: torch.Tensor, angle: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        (cosine, sine), (first, second) = angle, x.chunk(2, dim=-1)
-        return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
-
-    class RMSNorm(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(_WIDTH))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + _EPSILON) * self.weight
-
-    class Layer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attn_norm, self.ffn_norm = RMSNorm(), RMSNorm()
-            self.attn_q, self.attn_output = plain(_WIDTH, _WIDTH), plain(_WIDTH, _WIDTH)
-            self.attn_k, self.attn_v = (plain(_WIDTH, _SHARED_HEADS * _HEAD) for _ in range(2))
-            self.ffn_gate, self.ffn_up = plain(_WIDTH, _HIDDEN), plain(_WIDTH, _HIDDEN)
-            self.ffn_down = plain(_HIDDEN, _WIDTH)
-
-        def forward(self, x: Any, angle: Any, mask: Any, old_key: Any, old_value: Any) -> Any:
-            batch, length, _ = x.shape
-
-            def heads(y: torch.Tensor, count: int) -> torch.Tensor:
-                return y.view(batch, length, count, _HEAD).transpose(1, 2)
-
-            y = self.attn_norm(x)
-            query = rotated(heads(self.attn_q(y), _HEADS), angle)
-            key = torch.cat([old_key, rotated(heads(self.attn_k(y), _SHARED_HEADS), angle)], 2)
-            value = torch.cat([old_value, heads(self.attn_v(y), _SHARED_HEADS)], 2)
-            query = query.reshape(batch, _SHARED_HEADS, group, length, _HEAD)
-            scores = query @ key[:, :, None].transpose(-1, -2) * _HEAD**-0.5 + mask
-            mixed = (scores.softmax(-1) @ value[:, :, None]).reshape(batch, _HEADS, length, _HEAD)
-            x = x + self.attn_output(mixed.transpose(1, 2).reshape(batch, length, _WIDTH))
-            y = self.ffn_norm(x)
-            return x + self.ffn_down(silu(self.ffn_gate(y)) * self.ffn_up(y)), key, value
-
-    class Decoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.token_embd, self.output_norm = nn.Embedding(_VOCABULARY, _WIDTH), RMSNorm()
-            self.blk = nn.ModuleList(Layer() for _ in range(_LAYERS))
-            turns = torch.outer(torch.arange(_CONTEXT), _ROPE_BASE ** (-torch.arange(0, _HEAD, 2) / _HEAD))
-            self.turns: torch.Tensor
-            self.register_buffer("turns", torch.stack([turns.cos(), turns.sin()]), persistent=False)
-
-        def forward(self, tokens: torch.Tensor, *caches: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            done, new = caches[0].shape[2], tokens.shape[1]
-            positions = torch.arange(new) + done
-            angle = self.turns[0, positions], self.turns[1, positions]
-            mask = torch.where(torch.arange(done + new) <= positions[:, None], 0.0, -1e9)
-            x, kept = self.token_embd(tokens), []
-            for i, layer in enumerate(self.blk):
-                x, key, value = layer(x, angle, mask, caches[2 * i], caches[2 * i + 1])
-                kept += [key, value]
-            return linear(self.output_norm(x), self.token_embd.weight), *kept
-
-    return Decoder()
-
-
-def _export(path: str, kind: str = "") -> None:
+def network(kind: str = "") -> Any:
+    """The pretrained model in plain torch, or its "permuted" copy."""
     import torch
 
     weights = permuted(_weights()) if kind == "permuted" else _weights()
-    network = _decoder()
-    network.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(w)) for name, w in weights.items()})
-    past, present = ([f"{word}.{c}" for c in _CACHES] for word in ("past_key_values", "present"))
-    free = {"input_ids": {0: "batch", 1: "length"}, "logits": {0: "batch", 1: "length"}}
-    free |= {name: {0: "batch", 2: "past"} for name in past}
-    free |= {name: {0: "batch", 2: "total"} for name in present}
-    torch.onnx.export(
-        network.eval(),
-        (torch.ones(1, 7, dtype=torch.long), *(torch.zeros(1, _SHARED_HEADS, 5, _HEAD) for _ in past)),
-        path,
-        input_names=["input_ids", *past],
-        output_names=["logits", *present],
-        dynamic_axes=free,
-        opset_version=17,
-        dynamo=False,
-    )
+    made = llama_network.decoder(SIZE)
+    made.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(w)) for name, w in weights.items()})
+    return made.eval()
 
 
 if __name__ == "__main__":
-    _export(*sys.argv[1:])
+    llama_network.export(network(*sys.argv[2:]), SIZE, sys.argv[1])
