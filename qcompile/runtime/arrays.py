@@ -7,6 +7,7 @@ types that ONNX Runtime does not export (float8), plain bytes that the library r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +20,8 @@ Array = Any  # numpy.ndarray, torch.Tensor, onnxruntime.OrtValue, or anything wi
 
 _HOST = (1, 3)
 """Device types of DLPack that the CPU reads: memory, and memory pinned for CUDA."""
+
+_CPU = ("cpu", 0)
 
 _BYTES = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 """Types that ONNX Runtime does not export by DLPack."""
@@ -59,28 +62,31 @@ def memory(array: Array) -> Memory:
 
 def on_device(array: Array) -> bool:
     """Whether the array lies in the memory of an accelerator."""
-    if isinstance(array, np.ndarray):
-        return False
-    if is_torch(array) and array.device.type == "cpu":
-        return False
-    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] not in _HOST
+    return device_of(array) != _CPU
 
 
 def device_of(array: Array) -> tuple[str, int]:
     """The device in whose memory the array lies, "cpu" or "cuda", and its number."""
-    return ("cuda", int(array.__dlpack_device__()[1])) if on_device(array) else ("cpu", 0)
+    if isinstance(array, np.ndarray) or not hasattr(array, "__dlpack_device__"):
+        return _CPU
+    if is_torch(array) and array.device.type == "cpu":
+        return _CPU
+    kind, number = array.__dlpack_device__()
+    return _CPU if kind in _HOST else ("cuda", int(number))
 
 
 def dtype_name(array: Array) -> str:
     """numpy's name of the element type."""
     if is_ort(array):
         return dtype_named(array.data_type())
-    return str(array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype).removeprefix("torch.")
+    return _name(array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype)
 
 
 def shape_of(array: Array) -> tuple[int, ...]:
     """The dimensions of the array."""
-    return tuple(array.shape() if is_ort(array) else np.shape(array))
+    if is_ort(array):
+        return tuple(array.shape())
+    return tuple(array.shape if hasattr(array, "shape") else np.shape(array))
 
 
 def kind_of(array: Array) -> type:
@@ -95,7 +101,7 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     if is_ort(array):
         return np.asarray(array.numpy())
     if is_torch(array):
-        array = array.detach()
+        return np.asarray(array.detach().numpy())
     return np.asarray(np.from_dlpack(array) if hasattr(array, "__dlpack__") else array)
 
 
@@ -104,7 +110,9 @@ def from_numpy(result: Array, like: Array) -> Array:
     library = _library(kind_of(like))
     if library is np or result.dtype == object:
         return result
-    return type(like).ortvalue_from_numpy(result) if is_ort(like) else library.from_dlpack(result)
+    if is_ort(like):
+        return type(like).ortvalue_from_numpy(result)
+    return library.from_numpy(result) if is_torch(like) else library.from_dlpack(result)
 
 
 def from_ort(value: Any, kind: type, dtype: str) -> Array:
@@ -130,12 +138,12 @@ def from_ort(value: Any, kind: type, dtype: str) -> Array:
 
 def is_torch(array: Array) -> bool:
     """Whether it is a torch tensor, or something that a library derived from one."""
-    return type(array).__module__.partition(".")[0] == "torch"
+    return _library_name(type(array)) == "torch"
 
 
 def is_ort(array: Array) -> bool:
     """Whether it is an OrtValue."""
-    return type(array).__module__.partition(".")[0] == "onnxruntime"
+    return _library_name(type(array)) == "onnxruntime"
 
 
 def _from_bytes(value: Any, library: Any, dtype: str) -> Array:
@@ -174,4 +182,14 @@ class _Unsigned:
 
 
 def _library(kind: type) -> Any:
-    return np if issubclass(kind, np.ndarray | np.generic) else import_module(kind.__module__.partition(".")[0])
+    return np if issubclass(kind, np.ndarray | np.generic) else import_module(_library_name(kind))
+
+
+@cache
+def _library_name(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+@cache
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
