@@ -38,6 +38,8 @@ def compile(
     metric: str | Metric | None = None,
     seed: int = 0,
     device: str = "cpu",
+    autotune: bool = False,
+    tuning: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
@@ -59,6 +61,9 @@ def compile(
             sample to outputs and returns a number, higher is better.
         seed: for everything random.
         device: "cpu" or "cuda": where methods that solve for weights compute; "cuda" needs torch and a GPU.
+        autotune: measure operations in float and in int8 on this machine, and place by these times in place of the
+            target's table. They are kept in the user's cache.
+        tuning: the same, with the times in this file: what it lacks is measured and added, where it is of this machine.
         overwrite: replace an existing output and an existing report.
         resume: go on from the checkpoint of an interrupted run.
         prove: False skips the proofs and the timing.
@@ -71,7 +76,9 @@ def compile(
     """
     page = _report_path(report, overwrite)
     measure = import_function(metric) if isinstance(metric, str) else metric
-    job = Job(model, recipe, overrides, target, output, ".onnx", seed, resume, progress, measure, device)
+    job = Job(
+        model, recipe, overrides, target, output, ".onnx", seed, resume, progress, measure, device, autotune, tuning
+    )
     context, destination = job.context, job.destination
     graph, bytes_before = job.load()
     _check_destination(job.source, destination, overwrite, bytes_before)
@@ -243,6 +250,7 @@ def _manifest(job: Job) -> dict[str, Any]:
         "versions": versions(),
         "target": job.context.target.name,
         "seed": job.context.seed,
+        **({"times": measured.device} if (measured := job.context.measured) else {}),
         "data": {"digest": data.digest(), "samples": len(data), "synthetic": data.synthetic} if data else None,
     }
 

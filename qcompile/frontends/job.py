@@ -16,7 +16,7 @@ from qcompile.compiler.context import CompileContext, Metric, Progress, SilentPr
 from qcompile.compiler.inputs import model_inputs
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.pipeline import run_pipeline
-from qcompile.compiler.recipe import Recipe
+from qcompile.compiler.recipe import Recipe, Step
 from qcompile.compiler.report import PassRecord
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.walk_checkpoint import remove_walk_checkpoints, walk_checkpoints
@@ -25,6 +25,8 @@ from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.frontends.calibration_data import Calibration, open_samples, open_table, split_held_out
 from qcompile.frontends.model_checks import check_runs
 from qcompile.frontends.model_file import load_float_model
+from qcompile.passes.quantize.autotune import Autotune
+from qcompile.passes.quantize.placing import Placing
 from qcompile.runtime.calibration import calibration_provider
 from qcompile.runtime.device import Device
 
@@ -56,8 +58,13 @@ class Job:
         progress: Progress | None,
         metric: Metric | None = None,
         device: str = "cpu",
+        autotune: bool = False,
+        tuning: str | Path | None = None,
     ) -> None:
-        self.source, self.recipe = Path(model), find_recipe(recipe).with_overrides(overrides)
+        found = find_recipe(recipe)
+        if autotune or tuning is not None:
+            found = autotuned(found)
+        self.source, self.recipe = Path(model), found.with_overrides(overrides)
         self.passes = self.recipe.passes()
         beside = self.source.with_name(f"{self.source.stem}.{self.recipe.name}{suffix}")
         self.destination = Path(output) if output is not None else beside
@@ -70,6 +77,7 @@ class Job:
             checkpoint=checkpoint_of(self.destination),
             resume=resume,
             metric=metric,
+            tuning=Path(tuning) if tuning is not None else None,
         )
 
     @property
@@ -133,6 +141,24 @@ class Job:
             remove_walk_checkpoints(path)
         elif not path.exists() and not walk_checkpoints(path):
             self.context.notice("there is no checkpoint of an interrupted run: it started over")
+
+
+def autotuned(recipe: Recipe) -> Recipe:
+    """`recipe` with autotune in front of the first pass that places by time.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if any(isinstance(p, Autotune) for p in recipe.passes()):
+        return recipe
+    place = next((i for i, p in enumerate(recipe.passes()) if isinstance(p, Placing)), None)
+    if place is None:
+        raise UsageError(
+            f"recipe '{recipe.name}' places nothing by its time: there is nothing to tune",
+            hint="autotuning is for recipes with place-int8 or place-dynamic",
+        )
+    steps = (*recipe.steps[:place], Step(name=Autotune.name), *recipe.steps[place:])
+    return recipe.model_copy(update={"steps": steps})
 
 
 def checkpoint_of(output: Path) -> Path:

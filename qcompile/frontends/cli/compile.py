@@ -53,6 +53,13 @@ def compile_model(
     device: Annotated[
         Device, typer.Option(help="Where methods that solve for weights compute; cuda needs torch and a GPU.")
     ] = Device.CPU,
+    autotune: Annotated[
+        bool, typer.Option("--autotune", help="Measure operations on this machine, and use int8 where it pays here.")
+    ] = False,
+    tuning: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Autotune with the times in FILE; it is made, or added to on its machine."),
+    ] = None,
     resume: Resume = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output and report.")] = False,
     json_output: Json = False,
@@ -73,6 +80,8 @@ def compile_model(
             metric=metric,
             seed=seed,
             device=device.value,
+            autotune=autotune,
+            tuning=tuning,
             overwrite=overwrite,
             resume=resume,
             progress=progress,

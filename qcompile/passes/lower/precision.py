@@ -19,6 +19,7 @@ from qcompile.compiler.operators.definition import DOMAIN
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.stored_weights import restores
 from qcompile.compiler.targets.half import Half
+from qcompile.compiler.targets.table import Target
 from qcompile.passes.lower.half.masks import bound_masks
 from qcompile.passes.lower.half.operands import Operands, operands
 from qcompile.passes.lower.half.ranges import observed_ranges
@@ -44,11 +45,10 @@ class Precision(Pass):
     keep_float: tuple[str, ...] = Field(default=(), description="names (with * and ?) of nodes that stay float32")
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
-        half = context.target.half
+        half, dtype = context.target.half, self.type_on(context.target)
         if half.dtype is None and self.dtype in _TYPES:
             context.notice(f"the graph stays float32: {half.refusal}")
-        dtype = _TYPES.get(self.dtype) if self.dtype else half.dtype
-        if dtype is None or half.dtype is None:
+        if dtype is None:
             return False
         ranges = observed_ranges(model, activations(model), context)
         ranges, bounds = bound_masks(model, ranges, dtype, self.name)
@@ -64,6 +64,11 @@ class Precision(Pass):
             told = {name: why for name, why in tensors.items() if name in open_to_choice}
             self.report(context, dtype, len(chosen), rewrite.casts, told)
         return bool(chosen or bounds)
+
+    def type_on(self, target: Target) -> ir.DataType | None:
+        """What leaves float32 becomes this; None where nothing does."""
+        wanted = _TYPES.get(self.dtype) if self.dtype else target.half.dtype
+        return wanted if target.half.dtype is not None else None
 
     def report(
         self, context: CompileContext, dtype: ir.DataType, chosen: int, casts: int, tensors: dict[str, str]

@@ -16,6 +16,7 @@ Errors: TargetError when the target does not take the format, RecipeError when t
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
@@ -26,12 +27,15 @@ from qcompile.compiler.costs import operation_times
 from qcompile.compiler.formats import FORMATS, INT8
 from qcompile.compiler.graph import graphs
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.plan import Form
+from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.specs import PerChannel, QuantSpec
 from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.units import Candidate, candidates, elements, unit_reading_float
 from qcompile.passes.quantize.keep_float import kept_by, pin
 from qcompile.passes.quantize.opset_of_formats import demand
+
+_WHATEVER_TIME = (Form.ROWS, Form.WEIGHTS)
+"""Forms that are there to make a model small."""
 
 
 class PlaceDynamic(Pass):
@@ -66,18 +70,32 @@ class PlaceDynamic(Pass):
         return False
 
     def _place(self, candidate: Candidate, context: CompileContext) -> None:
-        name, row = str(candidate.node.name), candidate.row
+        name = str(candidate.node.name)
         if name in context.plan.units or name in context.plan.pinned & context.plan.kept_float.keys():
             return
-        form = next((f for f in self._preferred() if f in row.forms), None)
+        form = self._form(candidate)
         obstacle = self._refusal(candidate, form) or (_slower(candidate, form, context) if form else "")
         if obstacle or form is None:
             context.plan.kept_float.setdefault(name, obstacle)
             return
         context.plan.kept_float.pop(name, None)
-        by_operator = row.how(form) is Lowering.OPERATOR
+        context.plan.units[name] = self._unit(candidate, form, context)
+
+    def trials(self, found: Sequence[Candidate], context: CompileContext) -> Iterator[tuple[Candidate, QuantPlan]]:
+        """Plans with one operation each, see `Placing`."""
+        for candidate in found:
+            form = self._form(candidate)
+            if form is not None and form not in _WHATEVER_TIME and not self._refusal(candidate, form):
+                unit = self._unit(candidate, form, context)
+                yield candidate, QuantPlan({unit.node: unit})
+
+    def _unit(self, candidate: Candidate, form: Form, context: CompileContext) -> Unit:
+        by_operator = candidate.row.how(form) is Lowering.OPERATOR
         weights = QuantSpec(FORMATS[self.format], PerChannel(0), symmetric=True) if by_operator else None
-        context.plan.units[name] = unit_reading_float(candidate, form, context.target, self.block_size, weights)
+        return unit_reading_float(candidate, form, context.target, self.block_size, weights)
+
+    def _form(self, candidate: Candidate) -> Form | None:
+        return next((f for f in self._preferred() if f in candidate.row.forms), None)
 
     def _preferred(self) -> tuple[Form, ...]:
         linear = (Form.BLOCKS, Form.DYNAMIC) if self.per_token else (Form.DYNAMIC, Form.BLOCKS)
@@ -94,6 +112,6 @@ class PlaceDynamic(Pass):
 
 def _slower(candidate: Candidate, form: Form, context: CompileContext) -> str:
     times = operation_times(candidate, elements, context)
-    if form in (Form.ROWS, Form.WEIGHTS) or times[form] <= times[Form.FLOAT]:
+    if form in _WHATEVER_TIME or times[form] <= times[Form.FLOAT]:
         return ""
     return "int8 with the quantization of its input would take longer than float here"

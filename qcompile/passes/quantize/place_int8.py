@@ -12,7 +12,7 @@ Errors: TargetError when the target does not take the formats.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
@@ -21,9 +21,10 @@ from pydantic import Field
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.costs import conversion_time, operation_times
 from qcompile.compiler.graph import graphs, name_of
+from qcompile.compiler.params import params_from_range
 from qcompile.compiler.passes import Fact, Pass, Phase, StatisticRequest
 from qcompile.compiler.placement import Operation, place
-from qcompile.compiler.plan import Form
+from qcompile.compiler.plan import Form, QuantPlan
 from qcompile.compiler.specs import PerChannel, PerTensor, QuantSpec
 from qcompile.compiler.statistics import RANGE
 from qcompile.compiler.targets.table import Formats, Lowering, PlacementRule
@@ -35,6 +36,9 @@ from qcompile.passes.quantize.opset_of_formats import demand
 ActivationFormat = Literal["uint8", "int8", "uint16", "int16", "fp8-e4m3", "fp8-e5m2"]
 WeightFormat = Literal["int8", "uint8", "fp8-e4m3", "fp8-e5m2"]
 _STATIC = {Form.FULL, Form.INPUTS, Form.PASS, Form.ROWS}
+_BY_TIME = _STATIC - {Form.ROWS}
+_ANY_RANGE = (-4.0, 4.0)
+"""Of activations whose values do not matter."""
 
 
 class PlaceInt8(Pass):
@@ -115,6 +119,23 @@ class PlaceInt8(Pass):
             context.notice(formats.warning)
         return False
 
+    def trials(self, found: Sequence[Candidate], context: CompileContext) -> Iterator[tuple[Candidate, QuantPlan]]:
+        """Plans with one operation each, see `Placing`."""
+        formats = self.pair(context)
+        activation, weight = self.specs(formats)
+        for candidate in self.reached(list(found), context):
+            for form in (f for f in candidate.row.forms if f in _BY_TIME and formats.computed):
+                unit = unit_on_codes(candidate, form, weight, context.target.block)
+                names = [*(n for n in unit.inputs if n is not None), unit.output]
+                grids = dict.fromkeys(names, params_from_range(activation, *_ANY_RANGE))
+                yield candidate, QuantPlan({unit.node: unit}, grids)
+
+    def specs(self, formats: Formats) -> tuple[QuantSpec, QuantSpec]:
+        """What activations and weights become; the axis of a weight is set per node."""
+        symmetric = formats.symmetric[0] if self.symmetric is None else self.symmetric
+        grain = PerChannel(0) if self.per_channel else PerTensor()
+        return QuantSpec(formats.activation, symmetric=symmetric), QuantSpec(formats.weight, grain, symmetric=True)
+
 
 class _GraphPlacement:
     """The placement of one graph; values of outer graphs are float inputs to it."""
@@ -122,9 +143,7 @@ class _GraphPlacement:
     def __init__(self, options: PlaceInt8, graph: ir.Graph, context: CompileContext, formats: Formats) -> None:
         self.options, self.graph, self.context, self.formats = options, graph, context, formats
         self.plan, self.target = context.plan, context.target
-        symmetric = formats.symmetric[0] if options.symmetric is None else options.symmetric
-        self.activation = QuantSpec(formats.activation, symmetric=symmetric)
-        self.weight = QuantSpec(formats.weight, PerChannel(0) if options.per_channel else PerTensor(), symmetric=True)
+        self.activation, self.weight = options.specs(formats)
         self.scales = ActivationScales(context.statistics, self.activation, options.resolution)
 
     def run(self) -> None:

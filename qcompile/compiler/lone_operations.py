@@ -1,0 +1,102 @@
+"""One operation as a model of its own, to be timed: as float, or lowered as the artifact will have it.
+
+Conversions at its borders are cut off, so that an operation on codes reads and writes codes: what conversions cost
+depends on its neighbours, and is counted by the placement. A model holds several copies with inputs and weights of
+their own: a run is long enough to be timed, and weights are not in the cache from the run before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+from qcompile.compiler.blocks import extract
+from qcompile.compiler.graph import add_initializer, drop_unread_initializers, is_constant, name_of
+from qcompile.compiler.params import QuantParams
+from qcompile.compiler.units import Candidate
+
+_BYTES = 64 << 20
+_MOST = 8
+"""Copies of an operation: as many as have weights of `_BYTES` together."""
+
+
+def alone(model: ir.Model, candidate: Candidate, shapes: Mapping[str, tuple[int, ...]]) -> ir.Model:
+    """The nodes of `candidate` as a model, with inputs of these shapes."""
+    made = {v for node in candidate.nodes for v in node.outputs}
+    reads = dict.fromkeys(
+        name_of(v)
+        for node in candidate.nodes
+        for v in node.inputs
+        if v is not None and v not in made and not is_constant(v)
+    )
+    piece = extract(model, list(reads), [name_of(candidate.output)])
+    for value in (*piece.graph.inputs, *piece.graph.outputs):
+        value.shape = ir.Shape(shapes[name_of(value)])
+    return piece
+
+
+def without_borders(piece: ir.Model) -> None:
+    """Cut off conversions of inputs and of outputs; `piece` reads and writes what is inside."""
+    graph = piece.graph
+    for i, value in enumerate(graph.inputs):
+        readers = list(value.uses())
+        first = readers[0].node if len(readers) == 1 else None
+        if first is not None and first.domain == "" and first.op_type in ("QuantizeLinear", "Cast"):
+            inside = first.outputs[0]
+            given = ir.Value(name=inside.name, type=inside.type, shape=value.shape)
+            inside.replace_all_uses_with(given, replace_graph_outputs=True)
+            graph.remove(first, safe=True)
+            graph.inputs[i] = given
+    for i, value in enumerate(graph.outputs):
+        last = value.producer()
+        if last is not None and last.domain == "" and last.op_type in ("DequantizeLinear", "Cast"):
+            if value.uses() or last.inputs[0] is None or last.inputs[0].is_graph_input():
+                continue
+            graph.outputs[i] = last.inputs[0]
+            graph.remove(last, safe=True)
+    drop_unread_initializers(piece)
+
+
+def copies(piece: ir.Model) -> tuple[bytes, int]:
+    """A model of several copies of `piece`, and how many."""
+    one = ir.to_proto(piece)
+    weights = sum(tensor.ByteSize() for tensor in one.graph.initializer)
+    count = max(1, min(_MOST, _BYTES // max(weights, 1)))
+    many = onnx.ModelProto()
+    many.CopyFrom(one)
+    many.graph.Clear()
+    many.graph.name = "copies"
+    for i in range(count):
+        _add(one.graph, many.graph, f"{i}:")
+    return many.SerializeToString(), count
+
+
+def _add(one: onnx.GraphProto, many: onnx.GraphProto, prefix: str) -> None:
+    for field in ("input", "output", "initializer"):
+        for item in getattr(one, field):
+            copy = getattr(many, field).add()
+            copy.CopyFrom(item)
+            copy.name = prefix + item.name
+    for node in one.node:
+        copy = many.node.add()
+        copy.CopyFrom(node)
+        copy.name = prefix + node.name
+        copy.input[:] = [prefix + name if name else "" for name in node.input]
+        copy.output[:] = [prefix + name if name else "" for name in node.output]
+
+
+def conversion(op_type: str, params: QuantParams, shape: Sequence[int], dtype: ir.DataType, opset: int) -> ir.Model:
+    """QuantizeLinear or DequantizeLinear of a tensor of this shape, between `dtype` and the codes of `params`."""
+    codes = params.spec.format.dtype
+    given, made = (dtype, codes) if op_type == "QuantizeLinear" else (codes, dtype)
+    value = ir.Value(name="x", type=ir.TensorType(given), shape=ir.Shape(shape))
+    graph = ir.Graph([value], [], nodes=[], opset_imports={"": opset}, name="conversion")
+    scale = add_initializer(graph, "scale", params.scale.astype(dtype.numpy()), dtype)
+    zero = add_initializer(graph, "zero", params.zero_point.astype(codes.numpy()), codes)
+    node = ir.node(op_type, [value, scale, zero], name=op_type)
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(made)
+    graph.append(node)
+    graph.outputs.append(node.outputs[0])
+    return ir.Model(graph, ir_version=10)
