@@ -43,18 +43,16 @@ def without_borders(piece: ir.Model) -> None:
     for i, value in enumerate(graph.inputs):
         readers = list(value.uses())
         first = readers[0].node if len(readers) == 1 else None
-        if first is not None and first.domain == "" and first.op_type in ("QuantizeLinear", "Cast"):
+        if first is not None and first.op_type in ("QuantizeLinear", "Cast"):
             inside = first.outputs[0]
-            given = ir.Value(name=inside.name, type=inside.type, shape=value.shape)
-            inside.replace_all_uses_with(given, replace_graph_outputs=True)
+            graph.inputs[i] = ir.Value(name=inside.name, type=inside.type, shape=value.shape)
+            inside.replace_all_uses_with(graph.inputs[i], replace_graph_outputs=True)
             graph.remove(first, safe=True)
-            graph.inputs[i] = given
-    for i, value in enumerate(graph.outputs):
-        last = value.producer()
-        if last is not None and last.domain == "" and last.op_type in ("DequantizeLinear", "Cast"):
-            if value.uses() or last.inputs[0] is None or last.inputs[0].is_graph_input():
-                continue
-            graph.outputs[i] = last.inputs[0]
+    for i, result in enumerate(graph.outputs):
+        last = result.producer()
+        inside = last.inputs[0] if last is not None and last.op_type in ("DequantizeLinear", "Cast") else None
+        if last is not None and inside is not None and not result.uses() and not inside.is_graph_input():
+            graph.outputs[i], inside.shape = inside, result.shape
             graph.remove(last, safe=True)
     drop_unread_initializers(piece)
 
@@ -96,7 +94,7 @@ def conversion(op_type: str, params: QuantParams, shape: Sequence[int], dtype: i
     scale = add_initializer(graph, "scale", params.scale.astype(dtype.numpy()), dtype)
     zero = add_initializer(graph, "zero", params.zero_point.astype(codes.numpy()), codes)
     node = ir.node(op_type, [value, scale, zero], name=op_type)
-    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(made)
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y", ir.TensorType(made), ir.Shape(shape)
     graph.append(node)
     graph.outputs.append(node.outputs[0])
     return ir.Model(graph, ir_version=10)

@@ -19,6 +19,7 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.passes import Pass, Phase
 from qcompile.compiler.recipe import Recipe, Step
 from qcompile.compiler.reporting.verdict import verdict
+from qcompile.compiler.timings import Bench, Timings
 from qcompile.errors import DataError, OutputError, ProofError, QCompileError, RecipeError, UsageError
 from qcompile.frontends import api
 from qcompile.frontends.builtin_recipes import find_recipe, recipe_names
@@ -258,3 +259,15 @@ def test_strict_is_an_error_and_keeps_the_artifact(model: Path, monkeypatch: pyt
         qcompile.compile(model, NOTHING, strict=True, prove=False)
     assert caught.value.exit_code == 3
     assert model.with_name("m.nothing.onnx").exists()
+
+
+def test_the_manifest_says_whose_times_placement_went_by(tmp_path: Path) -> None:
+    path = tmp_path / "times.json"
+    bench = Bench(device="another machine", provider="CPUExecutionProvider", versions="1")
+    Timings(bench=bench).save(path)
+    model = save(linear(), tmp_path / "m.onnx")
+    artifact = qcompile.compile(model, calibration=samples(3), tuning=path, prove=False)
+    manifest = api.load(artifact.path).manifest
+    assert manifest is not None
+    assert manifest["times"] == "another machine, CPUExecutionProvider, 1"
+    assert str(tmp_path) not in json.dumps(manifest)

@@ -310,3 +310,20 @@ def test_the_api_has_what_the_command_has() -> None:
 
     command = set(signature(compile_model).parameters) - {"json_output", "calib"}
     assert command <= set(signature(api.compile).parameters) | set(signature(qcompile.Text).parameters)
+
+
+def test_autotune_measures_and_keeps_what_it_learned(model: Path, tmp_path: Path) -> None:
+    data, out, times = npz_folder(tmp_path / "data", 3), tmp_path / "o.onnx", tmp_path / "times.json"
+    result = run(model, "--calib", data, "-o", out, "--tuning", times)
+    assert result.exit_code == 0, result.output
+    assert "autotune: 1 of 1 operations are weighed by times on" in " ".join(result.output.split())
+    assert json.loads(times.read_text())["bench"]["provider"] == "CPUExecutionProvider"
+    manifest = api.load(out).manifest
+    assert manifest is not None
+    assert {"autotune": {}} in manifest["recipe"]["steps"]
+
+
+def test_autotune_is_for_recipes_that_place_by_time(model: Path) -> None:
+    result = run(model, "--recipe", "int4-rtn", "--autotune")
+    assert result.exit_code == 2
+    assert "places nothing by its time" in result.output
