@@ -45,7 +45,7 @@ def _table(found: Benchmark) -> Table:
     names, several = short_names(found), len({(r.batch, r.sequence, r.phase) for r in found.rows}) < len(found.rows)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", no_wrap=True, min_width=min(max(map(len, names.values())) + 2, _LEAST))
-    for title in ("ms\n± spread", f"{found.unit}/s\n", "GFLOP/s\nof best", "GB/s\nof copy"):
+    for title in ("ms\n± spread", f"{found.unit}/s\n", "GFLOP/s\nof ceiling", "GB/s\nof ceiling"):
         table.add_column(title, justify="right", no_wrap=True)
     if several:
         table.add_column(f"{names[found.models[0]]}\nis", overflow="ellipsis")
@@ -80,4 +80,4 @@ def _faster(row: Row) -> Text:
 
 def _ceilings(found: Benchmark) -> str:
     products = [f"{significant(rate)} GFLOP/s in products of {kind}" for kind, rate in found.products.items()]
-    return f"at best, measured now: {', '.join([*products, f'{significant(found.copy)} GB/s in a copy'])}"
+    return f"ceilings measured in this run: {', '.join([*products, f'{significant(found.copy)} GB/s in a copy'])}"

@@ -10,6 +10,7 @@
 #include <cuda_runtime_api.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #undef cudaGetDeviceProperties
 
@@ -22,6 +23,12 @@ static int allocate(void **memory, size_t bytes) { return (*memory = malloc(byte
 /* The device: of the Hopper kind. */
 int cuInit(unsigned flags) { return (void)flags, SUCCESS; }
 int cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
+int cuDeviceGet(int *device, int number) { return *device = number, number == 0 ? SUCCESS : 101; }
+int cuDeviceGetName(char *name, int size, int device) { return (void)device, strncpy(name, "no device", size), SUCCESS; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) { return (void)device, *value = attribute == 38 ? 4096 : 0, SUCCESS; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { return (void)device, fresh_handle(context); }
+int cuCtxSetCurrent(void *context) { return (void)context, SUCCESS; }
+int cuCtxSynchronize(void) { return SUCCESS; }
 cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, SUCCESS; }
 cudaError_t cudaGetDevice(int *device) { return *device = 0, SUCCESS; }
 cudaError_t cudaRuntimeGetVersion(int *version) { return *version = CUDART_VERSION, SUCCESS; }
@@ -100,6 +107,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureSta
 }
 cudaError_t cudaEventCreate(cudaEvent_t *event) { return fresh_handle((void **)event); }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) { return (void)flags, fresh_handle((void **)event); }
+int cuStreamCreate(void **stream, unsigned flags) { return (void)flags, fresh_handle(stream); }
 cudaError_t cudaMemPoolCreate(cudaMemPool_t *pool, const struct cudaMemPoolProps *wanted)
 {
     return (void)wanted, fresh_handle((void **)pool);
@@ -109,8 +117,19 @@ int cublasLtCreate(void **handle) { return fresh_handle(handle); }
 int cublasGetMathMode(void *handle, int *mode) { return (void)handle, *mode = 0, SUCCESS; }
 int curandCreateGenerator(void **generator, int kind) { return (void)kind, fresh_handle(generator); }
 
+/* Events of the driver keep the host's time, which is when the stub is done with all before them. */
+int cuEventCreate(void **event, unsigned flags) { return (void)flags, fresh_handle(event); }
+int cuEventRecord(void *event, void *stream) { return (void)stream, clock_gettime(CLOCK_MONOTONIC, event); }
+int cuEventSynchronize(void *event) { return (void)event, SUCCESS; }
+int cuEventElapsedTime(float *milliseconds, const struct timespec *start, const struct timespec *end)
+{
+    *milliseconds = (end->tv_sec - start->tv_sec) * 1e3f + (end->tv_nsec - start->tv_nsec) * 1e-6f;
+    return SUCCESS;
+}
+
 /* Names of errors, and the registration of kernels, whose answer is used as a pointer. */
 const char *cudaGetErrorName(cudaError_t error) { return (void)error, "none"; }
+int cuGetErrorString(int error, const char **text) { return (void)error, *text = "there is no device", SUCCESS; }
 const char *cudaGetErrorString(cudaError_t error) { return (void)error, "there is no device"; }
 const char *cublasGetStatusName(int status) { return (void)status, "none"; }
 const char *cublasGetStatusString(int status) { return (void)status, "there is no device"; }
