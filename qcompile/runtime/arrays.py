@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.errors import DataError
-from qcompile.runtime.ports import dtype_named
+from qcompile.runtime.ports import dtype_named, onnx_number
 
 Array = Any  # numpy.ndarray, torch.Tensor, onnxruntime.OrtValue, or anything with __dlpack__
 
@@ -43,6 +43,13 @@ class Memory:
     address: int
     shape: tuple[int, ...]
     owner: Any
+
+
+def unwritten(shape: tuple[int, ...], dtype: str, device: tuple[str, int]) -> Array:
+    """An OrtValue on a device, with whatever its memory holds."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, onnx_number(dtype), *device)
 
 
 def memory(array: Array) -> Memory:
@@ -95,11 +102,12 @@ def kind_of(array: Array) -> type:
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
-    """A numpy view of an array in the CPU's memory."""
+    """A numpy view of an array in the CPU's memory; an OrtValue that lies on a device is copied."""
     if isinstance(array, np.ndarray):
         return array
     if is_ort(array):
-        return np.asarray(array.numpy())
+        values = np.asarray(array.numpy())  # a copy, where it lies on a device
+        return values.view(_ml_dtype(dtype_name(array))) if dtype_name(array) in _BYTES else values
     if is_torch(array):
         return np.asarray(array.detach().numpy())
     return np.asarray(np.from_dlpack(array) if hasattr(array, "__dlpack__") else array)
@@ -157,9 +165,7 @@ def _from_bytes(value: Any, library: Any, dtype: str) -> Array:
         )
         return plain.view(getattr(library, dtype))
     if library is np:
-        import ml_dtypes
-
-        return np.asarray(exported).view(getattr(ml_dtypes, dtype))
+        return np.asarray(exported).view(_ml_dtype(dtype))
     raise DataError(f"{library.__name__} has no arrays of type {dtype}", hint="give torch tensors")
 
 
@@ -185,9 +191,12 @@ def _library(kind: type) -> Any:
     return np if issubclass(kind, np.ndarray | np.generic) else import_module(_library_name(kind))
 
 
-@cache
 def _library_name(kind: type) -> str:
     return kind.__module__.partition(".")[0]
+
+
+def _ml_dtype(name: str) -> Any:
+    return getattr(import_module("ml_dtypes"), name)
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.errors import ModelError, UsageError
+from qcompile.runtime import arrays
 from qcompile.runtime.session import Session
 from qcompile.runtime.token_ports import TokenPorts
 
@@ -67,17 +68,24 @@ class LanguageModel:
             )
         return chosen
 
-    def read(self, tokens: Array, step: int) -> Iterator[tuple[Array, dict[str, Array]]]:
+    def read(self, tokens: Array, step: int) -> Iterator[tuple[Array, dict[str, Any]]]:
         """Read a text from an empty cache.
 
         Args:
             tokens: [length]; a last step may be shorter.
 
         Yields:
-            For each step the logits [step, vocabulary] and the cache behind it.
+            For each step the logits [step, vocabulary] and the cache behind it, which stays on the session's device.
         """
-        cache: dict[str, Array] = {}
+        cache = self._empty_cache()
         for start in range(0, len(tokens), step):
             outputs = self.session(self.ports.feed(tokens[start : start + step], cache))
             cache = self.ports.cache_of(outputs)
-            yield outputs[self._logits][0], cache
+            yield arrays.to_numpy(outputs[self._logits])[0], cache
+
+    def _empty_cache(self) -> dict[str, Any]:
+        cache, device = self.ports.cache(0), self.session.device
+        if device[0] == "cpu":
+            return cache
+        dtypes = {port.name: port.dtype for port in self.session.inputs}
+        return {name: arrays.unwritten(array.shape, dtypes[name], device) for name, array in cache.items()}

@@ -43,6 +43,7 @@ class Session:
 
     Attributes:
         provider: the execution provider that runs the model.
+        device: where it computes, "cpu" or "cuda" and its number.
         why: why this one, and why not a better one.
         inputs, outputs: the model's ports.
         kernels: how operators of domain `qcompile` run.
@@ -78,6 +79,7 @@ class Session:
         target = str(self.manifest["target"]) if self.manifest and "target" in self.manifest else None
         opened = open_model(self.path, candidates(providers, target), settings)
         self.provider, self.why, self._execution = opened.provider, opened.why, opened.execution
+        self.device = ("cpu", 0) if opened.provider == CPU else ("cuda", device)
         self._taken = opened.taken
         self.kernels = kernels.choose(self.path, opened.provider)
         self.inputs = [Port.of(i) for i in opened.session.get_inputs()]

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.errors import ModelError
+from qcompile.runtime.arrays import shape_of
 from qcompile.runtime.ports import Port
 
 Array = np.ndarray[Any, Any]
@@ -107,7 +108,7 @@ class TokenPorts:
 
     def _cached(self, cache: Mapping[str, Array]) -> int:
         name = next(iter(cache), None)
-        return cache[name].shape[_length_axis(self.inputs[name])] if name is not None else 0
+        return shape_of(cache[name])[_length_axis(self.inputs[name])] if name is not None else 0
 
 
 def _present(past: str, outputs: Sequence[str], where: str) -> str:

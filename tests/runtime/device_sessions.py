@@ -19,6 +19,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 
 from qcompile.errors import QCompileError
+from qcompile.runtime.language_model import LanguageModel
 from qcompile.runtime.session import Session
 from tests.frontends.models import linear, save
 from tests.runtime.test_binding import Counting
@@ -89,6 +90,33 @@ def of_threads(session: Session) -> bool:
         return all(pool.map(lambda seed: same(feed(1 + seed % 5, seed), session(feed(1 + seed % 5, seed))), range(200)))
 
 
+def decoder() -> onnx.ModelProto:
+    """A decoder that keeps its cache as it is, in 8-bit floats, and answers with what its memory holds."""
+    cache = ["batch", 2, "total", 4]
+    inputs = [("input_ids", T.INT64, ["batch", "length"]), ("past_key_values.0.key", T.FLOAT8E4M3FN, cache)]
+    outputs = [("logits", T.FLOAT, ["batch", "length", 1]), ("present.0.key", T.FLOAT8E4M3FN, cache)]
+    nodes = [
+        h.make_node("Unsqueeze", ["input_ids", "axes"], ["ids"]),
+        h.make_node("Cast", ["ids"], ["logits"], to=T.FLOAT),
+        h.make_node("Identity", ["past_key_values.0.key"], ["present.0.key"]),
+    ]
+    graph = h.make_graph(
+        nodes,
+        "decoder",
+        [h.make_tensor_value_info(*port) for port in inputs],
+        [h.make_tensor_value_info(*port) for port in outputs],
+        [onnx.numpy_helper.from_array(np.array([2]), "axes")],
+    )
+    return h.make_model(graph, opset_imports=[h.make_opsetid("", 21)], ir_version=10)
+
+
+def of_a_decoder(path: Path) -> list[list[str]]:
+    """Where logits and cache lie after each step."""
+    model = LanguageModel(Session(path, ["cuda"]))
+    steps = model.read(np.arange(4), 2)
+    return [[type(logits).__name__, *(cache[name].device_name() for name in cache)] for logits, cache in steps]
+
+
 class OnAnother:
     """An array on a GPU that the session does not run on."""
 
@@ -122,6 +150,7 @@ if __name__ == "__main__":
             "limit": Session(path, ["cuda"], memory_limit=1 << 20).describe(),
             "too small": error(lambda: Session(other, ["cuda"], memory_limit=16)),
             "too small for a run": error(lambda: Session(path, ["cuda"], memory_limit=4096)(feed(4096))),
+            "decoder": of_a_decoder(save(decoder(), Path(folder) / "decoder.onnx")),
             "another": error(lambda: session(feed(3) | {"x": OnAnother()})),
         }
     print(json.dumps(seen))

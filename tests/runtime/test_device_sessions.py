@@ -37,6 +37,10 @@ def test_eight_threads(seen: dict[str, Any]) -> None:
     assert seen["threads"]
 
 
+def test_a_cache_stays_on_the_device(seen: dict[str, Any]) -> None:
+    assert seen["decoder"] == [["ndarray", "cuda"]] * 2
+
+
 def test_a_stream_of_the_user(seen: dict[str, Any]) -> None:
     assert seen["stream"] == RIGHT
 

@@ -17,6 +17,7 @@ import numpy as np
 from qcompile.compiler.inputs import ModelInput
 from qcompile.errors import UsageError
 from qcompile.frontends.text import Text, Tokens
+from qcompile.runtime.arrays import to_numpy
 from qcompile.runtime.language_model import LanguageModel
 from qcompile.runtime.ports import Port
 from qcompile.runtime.session import Session
@@ -81,7 +82,7 @@ class TextSamples:
         if not file.is_file():
             for _, cache in self._reader.read(tokens, self._ports.length or len(tokens)):
                 last = cache
-            np.savez(file, allow_pickle=False, **last)
+            np.savez(file, allow_pickle=False, **{name: to_numpy(array) for name, array in last.items()})
         with np.load(file) as arrays:
             return {name: arrays[name] for name in arrays.files}
 
