@@ -101,6 +101,11 @@ def kind_of(array: Array) -> type:
     return type(array) if hasattr(array, "__dlpack__") else np.ndarray
 
 
+def copied(array: Array) -> Array:
+    """A copy in memory of its own."""
+    return array.clone() if is_torch(array) else array.copy()
+
+
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     """A numpy view of an array in the CPU's memory; an OrtValue that lies on a device is copied."""
     if isinstance(array, np.ndarray):
@@ -111,6 +116,15 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     if is_torch(array):
         return np.asarray(array.detach().numpy())
     return np.asarray(np.from_dlpack(array) if hasattr(array, "__dlpack__") else array)
+
+
+def fetched(array: Array) -> np.ndarray[Any, Any]:
+    """The array in the CPU's memory, copied if it lies elsewhere."""
+    import onnxruntime
+
+    if not on_device(array):
+        return to_numpy(array)
+    return np.asarray(to_numpy(array.cpu()) if is_torch(array) else onnxruntime.OrtValue.from_dlpack(array).numpy())
 
 
 def from_numpy(result: Array, like: Array) -> Array:

@@ -116,7 +116,7 @@ class Buckets:
         if self.given is None:
             return {d: rounded_up(size) if d in padded else size for d, size in sizes.items()}
         fitting = [b for b in self.given if all(_fits(size, b[d], d in padded) for d, size in sizes.items())]
-        return dict(min(fitting, key=_volume)) if fitting else None
+        return dict(min(fitting, key=lambda bucket: math.prod(bucket.values()))) if fitting else None
 
 
 def text(sizes: Sizes) -> str:
@@ -126,7 +126,3 @@ def text(sizes: Sizes) -> str:
 
 def _fits(size: int, room: int, may_be_padded: bool) -> bool:
     return size <= room if may_be_padded else size == room
-
-
-def _volume(bucket: Sizes) -> int:
-    return math.prod(bucket.values())

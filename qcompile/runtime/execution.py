@@ -2,6 +2,7 @@
 
     host      arrays in the CPU's memory, on any provider
     bound     arrays in a GPU's memory, or of types that numpy does not know, bound where they lie (`binding`)
+    graphs    either, copied to where a CUDA graph reads them (`graph_execution`)
 
 A session checks names, element types and shapes before it calls `Execution.run`.
 """
@@ -14,9 +15,11 @@ from typing import Any, Protocol
 from qcompile.runtime import arrays
 from qcompile.runtime.arrays import Array
 from qcompile.runtime.binding import BoundExecution
+from qcompile.runtime.cuda_graphs import Uncaptured
 from qcompile.runtime.description import State
+from qcompile.runtime.graph_execution import GraphExecution, NoGraphs
 from qcompile.runtime.ports import Port
-from qcompile.runtime.providers import CPU
+from qcompile.runtime.providers import CPU, CUDA
 from qcompile.runtime.settings import Settings
 from qcompile.runtime.streams import Stream
 
@@ -68,8 +71,25 @@ class AnyExecution:
         return self._device.state()
 
 
-def choose(session: Any, provider: str, settings: Settings) -> Execution:
-    """The execution of `session`, an `onnxruntime.InferenceSession` that runs on `provider`."""
+def choose(session: Any, provider: str, settings: Settings, no_graphs: str = "") -> Execution:
+    """The execution of `session`, an `onnxruntime.InferenceSession` that runs on `provider`.
+
+    Args:
+        no_graphs: why it was not opened to capture CUDA graphs, though the settings ask for them.
+    """
+    if not settings.cuda_graphs:
+        return _without_graphs(session, provider, settings)
+    foreign = {port.dtype for port in map(Port.of, session.get_outputs())}.intersection(arrays.FOREIGN_TO_NUMPY)
+    if provider != CUDA:
+        no_graphs = f"the model runs on {provider}"
+    elif foreign and not no_graphs:
+        no_graphs = f"what a replay gives cannot be compared in {min(foreign)}"
+    if no_graphs:
+        return NoGraphs(_without_graphs(Uncaptured(session), provider, settings), no_graphs)
+    return GraphExecution(session, _without_graphs(Uncaptured(session), provider, settings), settings)
+
+
+def _without_graphs(session: Any, provider: str, settings: Settings) -> Execution:
     ports = [Port.of(port) for port in (*session.get_inputs(), *session.get_outputs())]
     foreign = any(port.dtype in arrays.FOREIGN_TO_NUMPY for port in ports)
     host = BoundExecution(session, ("cpu", 0), Stream()) if foreign else HostExecution(session)

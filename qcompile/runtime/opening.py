@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.errors import ModelError, TargetError
+from qcompile.runtime import cuda_graphs
 from qcompile.runtime.device_memory import used_and_total
 from qcompile.runtime.execution import Execution, choose
-from qcompile.runtime.providers import CPU, Candidate, open_session
+from qcompile.runtime.providers import CPU, CUDA, Candidate, open_session
 from qcompile.runtime.settings import Settings
 
 
@@ -45,10 +46,9 @@ def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Op
     """
     lost: list[str] = []
     for candidate in tried:
-        options = settings.provider_options(candidate.provider)
         before = _used(candidate.provider, settings.device)
         try:
-            session = open_session(path, settings.session_options(), candidate.provider, options)
+            session, no_graphs = _opened(path, candidate.provider, settings)
         except TargetError as error:
             lost.append(error.what)
             continue
@@ -60,7 +60,8 @@ def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Op
             warnings.warn(f"{'; '.join(lost)}; running on {candidate.provider}", stacklevel=4)
         why = "; ".join([*lost, candidate.why])
         taken = _used(candidate.provider, settings.device) - before
-        return Opened(session, candidate.provider, why, choose(session, candidate.provider, settings), taken)
+        execution = choose(session, candidate.provider, settings, no_graphs)
+        return Opened(session, candidate.provider, why, execution, taken)
     raise TargetError("no provider can run the model: " + "; ".join(lost), where=str(path))
 
 
@@ -68,3 +69,17 @@ def _used(provider: str, device: int) -> int:
     """Bytes in use on the GPU; on the CPU no GPU is asked, which would start CUDA."""
     found = used_and_total(device) if provider != CPU else None
     return found[0] if found else 0
+
+
+def _opened(path: Path, provider: str, settings: Settings) -> tuple[Any, str]:
+    """A session, and why it cannot capture CUDA graphs if it was to."""
+    options, why = settings.provider_options(provider), ""
+    if settings.cuda_graphs and provider == CUDA:
+        try:
+            session = open_session(path, settings.session_options(), provider, options | cuda_graphs.OPTION)
+            if not (why := cuda_graphs.refusal(session)):
+                return session, ""
+            del session
+        except ModelError as error:
+            why = error.what
+    return open_session(path, settings.session_options(), provider, options), why

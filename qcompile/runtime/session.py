@@ -40,6 +40,9 @@ class Session:
             turns, since it disturbs the others.
         stream: CUDA stream to run on, of torch or as an integer handle; left out, ONNX Runtime has its own.
         memory_limit: bytes that the session's arena may take on the GPU, for weights and activations.
+        cuda_graphs: whether to capture and replay CUDA graphs, on the CUDA provider: True for buckets of sizes as they
+            turn up, or the only buckets to capture, each with a size for every free dimension of the inputs, such as
+            {"batch": 8, "sequence": 128}. While a graph is captured, no other thread may use the GPU.
 
     Attributes:
         provider: the execution provider that runs the model.
@@ -68,12 +71,14 @@ class Session:
         spin: bool = True,
         stream: Any = None,
         memory_limit: int | None = None,
+        cuda_graphs: bool | Sequence[Mapping[str, int]] = False,
     ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise ModelError("no such file", where=str(path))
         cache = Path(engine_cache) if engine_cache is not None else None
-        self._settings = settings = Settings(device, threads, spin, cache, handle_of(stream), memory_limit)
+        graphs = cuda_graphs if isinstance(cuda_graphs, bool) else tuple(cuda_graphs)
+        self._settings = settings = Settings(device, threads, spin, cache, handle_of(stream), memory_limit, graphs)
         self._stream = stream  # some libraries destroy a stream that nobody holds
         self.manifest = model_header.manifest(self.path)
         target = str(self.manifest["target"]) if self.manifest and "target" in self.manifest else None

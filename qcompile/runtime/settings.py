@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ class Settings:
         engine_cache: folder of TensorRT's engines.
         stream: handle of the CUDA stream to run on, None for streams of ONNX Runtime.
         memory_limit: bytes that the arena of the CUDA provider may take; TensorRT's engines have memory of their own.
+        cuda_graphs: whether to replay CUDA graphs, or the buckets to capture, each a size for every free dimension.
     """
 
     device: int = 0
@@ -29,6 +31,7 @@ class Settings:
     engine_cache: Path | None = None
     stream: int | None = None
     memory_limit: int | None = None
+    cuda_graphs: bool | tuple[Mapping[str, int], ...] = False
 
     def __post_init__(self) -> None:
         if self.device < 0:
@@ -48,6 +51,8 @@ class Settings:
             options.intra_op_num_threads = self.threads
         if not self.spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self.cuda_graphs:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return options
 
     def lacks_memory(self, error: str) -> str:

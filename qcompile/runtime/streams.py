@@ -51,7 +51,7 @@ class Stream:
             `onnxruntime.RunOptions` for the run, or None.
         """
         if self.handle is None or not alone or not arrays.is_torch(array) or not arrays.on_device(array):
-            _wait_for(array)
+            wait_for(array)
             yield None
             return
         cuda = import_module("torch.cuda")
@@ -86,7 +86,7 @@ def handle_of(stream: Any) -> int | None:
     )
 
 
-def _wait_for(array: Array) -> None:
+def wait_for(array: Array) -> None:
     """Wait on the host until the array's library has computed what it was told to."""
     if not arrays.on_device(array):
         return
