@@ -116,7 +116,8 @@ class Buckets:
         if self.given is None:
             return {d: rounded_up(size) if d in padded else size for d, size in sizes.items()}
         fitting = [b for b in self.given if all(_fits(size, b[d], d in padded) for d, size in sizes.items())]
-        return dict(min(fitting, key=lambda bucket: math.prod(bucket.values()))) if fitting else None
+        smallest = min(fitting, key=lambda bucket: math.prod(bucket.values()), default=None)
+        return None if smallest is None else dict(smallest)
 
 
 def text(sizes: Sizes) -> str:

@@ -5,48 +5,44 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-_HEADER = '<ir_version: 10, opset_import: ["": 21]> model '
-_TOKENS = "(float[batch, length, 4] x, int64[batch, length] attention_mask) => "
-_MASK = "m = Cast <to = 1> (attention_mask) axes = Constant <value_ints = [2]> () column = Unsqueeze (m, axes) "
+HEADER = '<ir_version: 10, opset_import: ["": 21]> model '
+TOKENS = "(float[batch, length, 4] x, int64[batch, length] attention_mask) => "
+MASK = "m = Cast <to = 1> (attention_mask) axes = Constant <value_ints = [2]> () column = Unsqueeze (m, axes) "
 
-ROWS = _HEADER + "(float[batch, 4] x) => (float[batch, 4] y) { y = Softmax (x) }"
+ROWS = HEADER + "(float[batch, 4] x) => (float[batch, 4] y) { y = Softmax (x) }"
 """Each row for itself."""
 
 MASKED_MEAN = (
-    _HEADER
-    + _TOKENS
-    + "(float[batch, 4] y) {"
-    + _MASK
-    + "one = Constant <value_ints = [1]> () product = Mul (x, column) "
+    HEADER + TOKENS + "(float[batch, 4] y) {" + MASK + "one = Constant <value_ints = [1]> () product = Mul (x, column) "
     "sum = ReduceSum <keepdims = 0> (product, one) count = ReduceSum <keepdims = 0> (column, one) "
     "y = Div (sum, count) }"
 )
 """The mean of the tokens that count."""
 
-TOKEN_BY_TOKEN = _HEADER + _TOKENS + "(float[batch, length, 4] y) {" + _MASK + "p = Mul (x, column) y = Softmax (p) }"
+TOKEN_BY_TOKEN = HEADER + TOKENS + "(float[batch, length, 4] y) {" + MASK + "p = Mul (x, column) y = Softmax (p) }"
 
 PLAIN_MEAN = (
-    _HEADER + _TOKENS + "(float[batch, 4] y) { one = Constant <value_ints = [1]> () "
+    HEADER + TOKENS + "(float[batch, 4] y) { one = Constant <value_ints = [1]> () "
     "y = ReduceMean <keepdims = 0> (x, one) }"
 )
 """The mean of all tokens, whatever the mask says."""
 
 COUNTS_POSITIONS = (
-    _HEADER + _TOKENS + "(float[batch, length, 4] y) {" + _MASK + "p = Mul (x, column) shape = Shape (attention_mask) "
+    HEADER + TOKENS + "(float[batch, length, 4] y) {" + MASK + "p = Mul (x, column) shape = Shape (attention_mask) "
     "one = Constant <value_int = 1> () length = Gather (shape, one) f = Cast <to = 1> (length) y = Div (p, f) }"
 )
 """Divided by the number of positions: what stands in the padding has no say, but that it is there."""
 
-MIXED_ROWS = _HEADER + "(float[batch, 4] x) => (float[batch, 4] y) { least = ReduceMin (x) y = Div (x, least) }"
+MIXED_ROWS = HEADER + "(float[batch, 4] x) => (float[batch, 4] y) { least = ReduceMin (x) y = Div (x, least) }"
 """Divided by the least value of all rows, as dynamic quantization does with the range."""
 
 TWICE_AS_LONG = (
-    _HEADER + _TOKENS + "(float[batch, twice, 4] y) {" + _MASK + "p = Mul (x, column) y = Concat <axis = 1> (p, p) }"
+    HEADER + TOKENS + "(float[batch, twice, 4] y) {" + MASK + "p = Mul (x, column) y = Concat <axis = 1> (p, p) }"
 )
 """The answers to the padding stand among the others."""
 
 FIXED_ROOM = (
-    _HEADER + _TOKENS + "(float[batch, length, 4] y) {" + _MASK + "p = Mul (x, column) shape = Constant <value_ints = "
+    HEADER + TOKENS + "(float[batch, length, 4] y) {" + MASK + "p = Mul (x, column) shape = Constant <value_ints = "
     "[0, 5, 4]> () y = Reshape (p, shape) }"
 )
 """Runs with five tokens alone."""
