@@ -41,13 +41,12 @@ def without_borders(piece: ir.Model) -> None:
     """Cut off conversions of inputs and of outputs; `piece` reads and writes what is inside."""
     graph = piece.graph
     for i, value in enumerate(graph.inputs):
-        readers = list(value.uses())
-        first = readers[0].node if len(readers) == 1 else None
-        if first is not None and first.op_type in ("QuantizeLinear", "Cast"):
-            inside = first.outputs[0]
-            graph.inputs[i] = ir.Value(name=inside.name, type=inside.type, shape=value.shape)
-            inside.replace_all_uses_with(graph.inputs[i], replace_graph_outputs=True)
-            graph.remove(first, safe=True)
+        readers = [use.node for use in value.uses()]
+        if len(readers) == 1 and readers[0].op_type in ("QuantizeLinear", "Cast"):
+            codes = readers[0].outputs[0]
+            graph.inputs[i] = ir.Value(name=codes.name, type=codes.type, shape=value.shape)
+            codes.replace_all_uses_with(graph.inputs[i], replace_graph_outputs=True)
+            graph.remove(readers[0], safe=True)
     for i, result in enumerate(graph.outputs):
         last = result.producer()
         inside = last.inputs[0] if last is not None and last.op_type in ("DequantizeLinear", "Cast") else None
