@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import platform
 from pathlib import Path
 
 from qcompile.errors import TargetError
 from qcompile.runtime.ahead import cores
+from qcompile.runtime.benchmark.cuda_driver import Gpu
 from qcompile.runtime.providers import CPU, why_not_loaded
 
 
@@ -22,10 +22,7 @@ def device_name(provider: str) -> str:
         return f"{_processor()}, {cores()} cores"
     if missing := why_not_loaded(provider):
         raise TargetError(f"there is nothing to take times on: {provider} does not load, {missing}")
-    driver, name = ctypes.CDLL("libcuda.so.1"), ctypes.create_string_buffer(256)
-    driver.cuInit(0)
-    driver.cuDeviceGetName(name, len(name), 0)
-    return name.value.decode()
+    return Gpu.number(0).name
 
 
 def _processor() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from qcompile.compiler.context import Sample
 from qcompile.compiler.report import Proof, Speed
 from qcompile.compiler.verification.optimized import original_name
-from qcompile.runtime.benchmark import interleaved, node_times, ratio
+from qcompile.runtime.benchmark import Timing, interleaved, node_times, ratio
 
 _NOISE = 0.97
 """Ratios above this are not told apart from 1 on a machine that does other things too."""
@@ -39,10 +39,21 @@ def prove_speed(
     detail = f"{faster:.2f}x of float on {provider}: {speed.float_ms:.3g} ms -> {speed.compiled_ms:.3g} ms"
     if faster >= _NOISE:
         return speed, Proof(name="speed", passed=True, detail=detail)
-    turns = list(zip(timings["float"].turns, timings["compiled"].turns, strict=True))
-    lost = sum(after > before for before, after in turns)
-    if lost < _CERTAIN * len(turns):
-        detail += f"; not told apart, slower in {lost} of {len(turns)} turns"
+    if not slower(timings["compiled"], timings["float"]):
+        lost, turns = _lost(timings["compiled"], timings["float"])
+        detail += f"; not told apart, slower in {lost} of {turns} turns"
         return speed, Proof(name="speed", passed=True, detail=detail)
     named = ", ".join(f"{name} {ms:.3g} ms" for name, ms in speed.slowest[:4])
     return speed, Proof(name="speed", passed=False, detail=f"SLOWER, {detail}; the time goes to {named}")
+
+
+def slower(model: Timing, other: Timing) -> bool:
+    """Whether `model` is slower than `other` by more than turns of equal models may differ."""
+    lost, turns = _lost(model, other)
+    return ratio(other, model)[0] < _NOISE and lost >= _CERTAIN * turns
+
+
+def _lost(model: Timing, other: Timing) -> tuple[int, int]:
+    """In how many turns `model` was slower than `other`, and of how many."""
+    pairs = list(zip(other.turns, model.turns, strict=True))
+    return sum(mine > others for others, mine in pairs), len(pairs)

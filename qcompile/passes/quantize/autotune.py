@@ -35,21 +35,20 @@ from qcompile.compiler.params import QuantParams
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.placement import Conversion, Measured
 from qcompile.compiler.plan import Form, QuantPlan
+from qcompile.compiler.scratch import scratch_folder
 from qcompile.compiler.simulation import placement, quantized_copy
 from qcompile.compiler.tensor_shapes import Shape, shapes_of
 from qcompile.compiler.timings import Bench, Timings, kind_of, read_timings
 from qcompile.compiler.units import Candidate, candidates
+from qcompile.compiler.verification.speed import slower
 from qcompile.errors import DataError, OutputError, RecipeError, TargetError
 from qcompile.passes.quantize.placing import Placing
 from qcompile.passes.quantize.stopwatch import Stopwatch
-from qcompile.runtime.benchmark import interleaved, ratio
+from qcompile.runtime.benchmark import Timing, interleaved, ratio
 from qcompile.runtime.kernel_times import RunTime
 
 _SECONDS = 2.0
 """Of both models together."""
-
-_NOISE = 0.97
-"""Ratios above this are not told apart from 1, see `prove_speed`."""
 
 
 class Autotune(Pass):
@@ -184,24 +183,25 @@ class _Tuning:
         if not moved or self.sample is None or not self.extends:
             context.notice(f"autotune: {len(moved)} operations are placed otherwise than by the table")
             return
-        ahead = self.ratio(by_table)
+        by_times, others = self.in_turns(by_table)
+        stays = slower(by_times, others)
         context.notice(
             f"autotune: {len(moved)} operations are placed otherwise than by the table, which makes the model "
-            f"{ahead:.2f} times as fast" + ("" if ahead >= _NOISE else ": the table's placement stays")
+            f"{ratio(others, by_times)[0]:.2f} times as fast" + (": the table's placement stays" if stays else "")
         )
-        if ahead < _NOISE:
+        if stays:
             context.measured = None
 
-    def ratio(self, by_table: CompileContext) -> float:
-        """How many times as fast the model is that is placed by times."""
-        with tempfile.TemporaryDirectory(prefix="qcompile-") as folder:
+    def in_turns(self, by_table: CompileContext) -> tuple[Timing, Timing]:
+        """The model placed by times and the one placed by the table."""
+        with tempfile.TemporaryDirectory(prefix="qcompile-", dir=scratch_folder()) as folder:
             paths = {}
             for name, apart in (("times", self.context), ("table", by_table)):
                 paths[name] = Path(folder) / f"{name}.onnx"
                 ir.save(quantized_copy(self.model, apart), paths[name], external_data=f"{name}.data")
             assert self.sample is not None
             timings = interleaved(paths, self.sample, self.context.target.providers[0], _SECONDS)
-        return ratio(timings["table"], timings["times"])[0]
+        return timings["times"], timings["table"]
 
 
 def _first_sample(context: CompileContext) -> Sample | None:
