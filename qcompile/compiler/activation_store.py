@@ -1,4 +1,5 @@
-"""Activations of many samples: in memory up to a budget, beyond it in files that vanish with the store."""
+"""Activations of many samples: on the device and in memory up to a budget, beyond it in files that vanish with the
+store."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from qcompile.compiler.scratch import scratch_folder
+from qcompile.runtime.device import Device, fetch
 
-Array = np.ndarray[Any, Any]
+Array = Any  # numpy.ndarray or torch.Tensor
 
 
 class ActivationStore:
@@ -19,10 +21,13 @@ class ActivationStore:
 
     Args:
         budget: bytes held in memory; what comes when they are used up goes to a temporary folder.
+        device: where arrays are wanted.
+        on_device: bytes held there, where it is not the CPU; what comes when they are used up goes to memory.
     """
 
-    def __init__(self, budget: int) -> None:
-        self._left = budget
+    def __init__(self, budget: int, device: Device = Device.CPU, on_device: int = 0) -> None:
+        self._left, self._left_on_device = budget, on_device
+        self._device = device
         self._held: dict[str, dict[int, Array | Path]] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
@@ -41,24 +46,34 @@ class ActivationStore:
         return name in self._held
 
     def put(self, name: str, sample: int, array: Array) -> None:
-        samples = self._held.setdefault(name, {})
-        if array.nbytes <= self._left:
-            self._left -= array.nbytes
-            samples[sample] = array
-        else:
-            samples[sample] = self._write(array)
+        self._held.setdefault(name, {})[sample] = self._kept(array)
 
     def get(self, name: str, sample: int) -> Array:
         held = self._held[name][sample]
-        return np.load(held) if isinstance(held, Path) else held
+        return self._device.put(np.load(held) if isinstance(held, Path) else held)
 
     def drop(self, name: str) -> None:
         """Forget a value for all samples; its memory is free again."""
         for held in self._held.pop(name, {}).values():
             if isinstance(held, Path):
                 held.unlink()
-            else:
+            elif isinstance(held, np.ndarray):
                 self._left += held.nbytes
+            else:
+                self._left_on_device += held.nbytes
+
+    def _kept(self, array: Array) -> Array | Path:
+        """The array where there is room for it."""
+        array = self._device.put(array)
+        if not isinstance(array, np.ndarray):
+            if array.nbytes <= self._left_on_device:
+                self._left_on_device -= array.nbytes
+                return array.clone()  # of its own: a session's output would keep all the memory of that session
+            array = fetch(array)
+        if array.nbytes <= self._left:
+            self._left -= array.nbytes
+            return array
+        return self._write(array)
 
     def _write(self, array: Array) -> Path:
         if self._folder is None:

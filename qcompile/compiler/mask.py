@@ -62,10 +62,12 @@ class Mask:
         ways = list(product(*([i for i, size in enumerate(sizes) if size == name] for name in named)))
         return ways or None
 
-    def rows(self, x: Array, way: tuple[int, ...], mask: Array) -> Array:
+    def rows(self, x: Any, way: tuple[int, ...], mask: Array) -> Any:
         """The rows [positions, K] of `x` that count, `mask` being its values and `way` one of the `places`."""
+        from array_api_compat import array_namespace, device
+
         counts = mask.reshape([n for n, d in zip(mask.shape, self.dimensions, strict=True) if d is not None]) != 0
         counts = counts.transpose(np.argsort(way))
         counts = counts.reshape([n if i in way else 1 for i, n in enumerate(x.shape[:-1])])
-        found: Array = x[np.broadcast_to(counts, x.shape[:-1])]
-        return found
+        counts = np.array(np.broadcast_to(counts, x.shape[:-1]))
+        return x[array_namespace(x).asarray(counts, device=device(x))]

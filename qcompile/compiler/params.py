@@ -136,8 +136,11 @@ class Grid:
 
     def values(self, codes: Array, xp: Any) -> Array:
         """What codes of that kind stand for: (q - z) * s, float32."""
+        from array_api_compat import device, to_device
+
         if self.format.levels:
-            return xp.asarray(np.asarray(self.format.levels, np.float32))[codes] * self.scale
+            levels = xp.asarray(np.asarray(self.format.levels, np.float32))
+            return to_device(levels, device(codes))[codes] * self.scale
         return (codes if self.zero is None else codes - self.zero) * self.scale
 
 

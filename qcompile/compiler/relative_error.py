@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+Array = Any  # numpy.ndarray or torch.Tensor
 
 _FLOOR = 1e-3
 
@@ -38,27 +38,30 @@ def relative_error(
 
 
 def _error(exact: Array, given: Array) -> float | None:
-    y, z = _rows(exact), _rows(given)
-    usable = np.isfinite(y).all(axis=1)  # a masked score of -inf is not a signal
+    from array_api_compat import array_namespace
+
+    xp = array_namespace(exact)
+    y, z = _rows(exact, xp), _rows(given, xp)
+    usable = xp.all(xp.isfinite(y), axis=1)  # a masked score of -inf is not a signal
     y, z = y[usable], z[usable]
-    if y.size == 0:
+    if 0 in y.shape:
         return None
-    if y.shape != z.shape or not np.isfinite(z).all():
+    if y.shape != z.shape or not xp.all(xp.isfinite(z)):
         return float("inf")
-    energy = np.square(y).sum(axis=1)
+    energy = xp.square(y).sum(axis=1)
     floor = _FLOOR * float(energy.mean())
     if floor == 0:
-        return 0.0 if not np.any(z) else float("inf")
-    return float(np.mean(np.square(y - z).sum(axis=1) / np.maximum(energy, floor)))
+        return 0.0 if not xp.any(z != 0) else float("inf")
+    return float((xp.square(y - z).sum(axis=1) / xp.clip(energy, floor, None)).mean())
 
 
-def _rows(array: Array) -> Array:
+def _rows(array: Array, xp: Any) -> Array:
     """[rows, elements]: by the last axis, by the first from rank 4 on."""
-    values = np.asarray(array, np.float64)
-    if values.size == 0:
-        return values.reshape(0, 0)
+    values = xp.astype(array, xp.float64)
+    if 0 in values.shape:
+        return values.reshape((0, 0))
     return (
-        values.reshape(values.shape[0], -1)
+        values.reshape((values.shape[0], -1))
         if values.ndim >= 4
-        else values.reshape(-1, values.shape[-1] if values.ndim else 1)
+        else values.reshape((-1, values.shape[-1] if values.ndim else 1))
     )

@@ -1,4 +1,4 @@
-"""Where the linear algebra of a compilation runs: in numpy, or in torch on a GPU.
+"""Where the arithmetic of a compilation runs: in numpy, or in torch on a GPU.
 
 The algorithms are written against the array API, so that the same lines run on both.
 """
@@ -14,7 +14,7 @@ Array = Any  # numpy.ndarray or torch.Tensor
 
 
 class Device(StrEnum):
-    """A device for linear algebra."""
+    """A device for linear algebra, and for what it reads and writes."""
 
     CPU = "cpu"
     CUDA = "cuda"
@@ -42,18 +42,33 @@ class Device(StrEnum):
                 raise TargetError("the installed torch does not use the GPU", hint="install a build with CUDA")
         return cls(name)
 
-    def put(self, array: Any) -> Array:
-        """A numpy array on the device."""
-        if self is Device.CPU:
-            return array
+    @property
+    def in_torch(self) -> str:
+        """What torch calls it."""
+        return self.value
+
+    def put(self, array: Array) -> Array:
+        """A numpy array on the device; what lies there already is not copied, and text stays numpy."""
         import numpy as np
+
+        if self is Device.CPU or not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+            return array
         import torch
 
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.value)
+        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.in_torch)
+
+    def free_bytes(self) -> int:
+        """Memory that nobody has taken."""
+        if self is Device.CPU:
+            from qcompile.runtime.memory import free_bytes
+
+            return free_bytes()
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        return int(free)
 
 
 def fetch(array: Array) -> Any:
     """An array of any device for numpy."""
-    import numpy as np
-
-    return array if isinstance(array, np.ndarray) else array.cpu().numpy()
+    return array.cpu().numpy() if hasattr(array, "cpu") else array

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from array_api_compat import array_namespace
 from pydantic import Field
 
 from qcompile.compiler.block_walker import BlockWalker, Visit, product_of
@@ -36,6 +37,7 @@ from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.quantize.layer_rows import LayerRows, as_read, in_layout, is_product, matrix
 from qcompile.passes.quantize.learned_rounding import RoundingProblem, learn, polish
 from qcompile.passes.quantize.unit_bias import bias_of
+from qcompile.runtime.device import fetch
 from qcompile.runtime.torch_graph import require_torch
 
 Array = np.ndarray[Any, Any]
@@ -103,7 +105,7 @@ class _Block:
                 seed = zlib.crc32(unit.node.encode()) ^ self.context.seed
                 codes = best(self.problem(unit, rows), teaching, self.options.iterations, seed)
                 planned = self.context.plan.weights[str(unit.weight), unit.node].codes
-                found[unit.node] = in_layout(self.node[unit.node], codes, planned).astype(np.int16)
+                found[unit.node] = in_layout(self.node[unit.node], fetch(codes), planned).astype(np.int16)
             self.write({unit.node: found[unit.node] for unit in wave})
         return found
 
@@ -127,7 +129,7 @@ class _Block:
                 rows = judging[j] if i % _APART == _APART - 1 else teaching[j]
                 read = as_read(given[names[j]], self.context.plan.tensors.get(unit.inputs[0] or ""))
                 rows.add(read, exact[products[j]], self.most(unit))
-        counts = [sum(x.shape[1] for x in rows.inputs) for rows in teaching]
+        counts = [sum(int(x.shape[1]) for x in rows.inputs) for rows in teaching]
         return [
             (replace(t, inputs=t.inputs + s.inputs, outputs=t.outputs + s.outputs), count)
             for t, s, count in zip(teaching, judging, counts, strict=True)
@@ -152,14 +154,15 @@ class _Block:
         scale = dequantize(np.ones_like(planned.codes, np.int32), planned.params) - offset
         inputs, outputs = rows.stacked()
         bias = bias_of(node, unit, Names(self.model), self.context, self.options.name)
+        put, start = self.context.device.put, np.zeros(tuple(outputs.shape[::2]), np.float32)
         return RoundingProblem(
-            grid=matrix(node, (weight - offset) / scale),
-            scale=matrix(node, scale),
-            zero_point=matrix(node, np.rint(-offset / scale)),
-            planned=matrix(node, planned.codes.astype(np.int32)),
+            grid=put(matrix(node, (weight - offset) / scale)),
+            scale=put(matrix(node, scale)),
+            zero_point=put(matrix(node, np.rint(-offset / scale))),
+            planned=put(matrix(node, planned.codes.astype(np.int32))),
             lowest=-int(fmt.high) if planned.params.spec.symmetric and fmt.is_signed else int(fmt.low),
             highest=int(fmt.high),
-            bias=bias.read().reshape(outputs.shape[0], -1) if bias else np.zeros(outputs.shape[::2], np.float32),
+            bias=put(bias.read().reshape(start.shape) if bias else start),
             clip=self.bounds(unit),
             inputs=inputs,
             outputs=outputs,
@@ -176,15 +179,16 @@ class _Block:
         return float(low) if low is not None else -np.inf, float(high) if high is not None else np.inf
 
 
-def best(problem: RoundingProblem, teaching: int, iterations: int, seed: int) -> npt.NDArray[np.int32]:
+def best(problem: RoundingProblem, teaching: int, iterations: int, seed: int) -> Any:
     """Learned codes where they are better than the planned ones: on the first `teaching` rows for each
     channel, on the other rows for the layer."""
     first = replace(problem, inputs=problem.inputs[:, :teaching], outputs=problem.outputs[:, :teaching])
-    planned = codes = problem.planned
+    xp, planned = array_namespace(problem.grid), problem.planned
+    codes = planned
     learned = learn(first, iterations, seed)
     for found in (learned, polish(first, learned)):
         better = first.errors(found) < first.errors(codes)
-        codes = np.where(better[:, :, None], found, codes)
+        codes = xp.where(better[:, :, None], found, codes)
     others = slice(teaching, None)
     if (
         problem.inputs.shape[1] > teaching

@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from array_api_compat import array_namespace, is_numpy_array
 from pydantic import Field
 
 from qcompile.compiler.block_walker import BlockWalker, Visit
@@ -117,7 +118,7 @@ class Gptq(Pass):
         self, wave: Sequence[_Layer], visit: Visit, padding: _Padding, context: CompileContext
     ) -> dict[str, Array]:
         """The codes of the layers of one wave, by node."""
-        params, device = context.plan.tensors, context.device
+        params = context.plan.tensors
         sources = {layer.source: layer for layer in wave}
         grams: dict[str, Gram] = {}
         cross: dict[str, Array] = {}
@@ -125,20 +126,20 @@ class Gptq(Pass):
             for source, layer in sources.items():
                 name = name_of(layer.input)
                 read = as_read(given[name], params.get(layer.unit.inputs[0] or ""))
-                x = device.put(every_row(layer.node, padding.without(read, i, layer)))
+                x = every_row(layer.node, padding.without(read, i, layer))
                 gram = Gram.of(x)
                 if source in grams:
                     grams[source].merge(gram)
                 else:
                     grams[source] = gram
                 if self.alpha:
-                    missed = device.put(every_row(layer.node, padding.without(exact[name], i, layer))) - x
+                    missed = every_row(layer.node, padding.without(exact[name], i, layer)) - x
                     cross[source] = cross.get(source, 0) + missed.swapaxes(1, 2) @ x
         found: dict[str, Array] = {}
         for source, layer in sources.items():
             back = self.back(grams[source], cross.get(source), layer, context)
             for together in _alike([other for other in wave if other.source == source]):
-                found |= _solve(together, back, device)
+                found |= _solve(together, back, context.device)
         return found
 
     def exact(self, visit: Visit) -> Iterator[Mapping[str, Array]]:
@@ -146,7 +147,8 @@ class Gptq(Pass):
         yield from visit.float_inputs if self.alpha else ({} for _ in range(visit.count))
 
     def back(self, gram: Gram, cross: Array | None, layer: _Layer, context: CompileContext) -> Feedback:
-        if not np.isfinite(fetch(gram.matrix)).all():
+        xp = array_namespace(gram.matrix)
+        if not xp.all(xp.isfinite(gram.matrix)):
             raise DataError(
                 f"the input of '{layer.node.name}' is not finite on the calibration samples",
                 where=name_of(layer.input),
@@ -260,8 +262,6 @@ def _parts(layer: _Layer, order: Array, outputs: slice) -> list[Floats]:
 
 def _rounded(like: _Layer, parts: Sequence[Any], back: Feedback) -> Any:
     """Codes of weights, scales and zero points, [groups, K, N], of the kind of the layer's."""
-    from array_api_compat import array_namespace, is_numpy_array
-
     weight, scale, zero = (*parts, None)[:3]
     xp = np if is_numpy_array(weight) else array_namespace(weight)  # the plain functions take less time
     fractional = like.planned.params.zero_point.dtype == np.float32
@@ -294,7 +294,7 @@ class _Padding:
         mask = Mask.named(options.mask, model) if options.mask else None
         return cls(mask, [s[str(options.mask)] for s in context.calibration] if mask else [], context)
 
-    def without(self, x: Array, sample: int, layer: _Layer) -> Array:
+    def without(self, x: Any, sample: int, layer: _Layer) -> Any:
         """The rows of `x`, which `layer` reads, that count; all of them where its axes are not those of the mask."""
         if self.mask is None:
             return x

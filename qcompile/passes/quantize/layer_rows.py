@@ -3,7 +3,8 @@
     Y[g, p] = X[g, p] W[g]^T      X: [groups, rows, K], W: [groups, N, K], Y: [groups, rows, N]
 
 A row is one position of the result: what the kernel sees there (im2col, for the chosen positions alone), and
-what the layer computes of it. A linear layer has one group, and a token or an image is a row.
+what the layer computes of it. A linear layer has one group, and a token or an image is a row. Written against the
+array API: activations stay on the device where they lie.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from array_api_compat import array_namespace, device, is_numpy_array
 
 from qcompile.compiler.params import QuantParams, dequantize, quantize
 
-Array = np.ndarray[Any, Any]
-Floats = npt.NDArray[np.float32]
+Array = Any  # numpy.ndarray or torch.Tensor
 
 
 @dataclass
@@ -28,8 +29,8 @@ class LayerRows:
 
     node: ir.Node
     random: np.random.Generator
-    inputs: list[Floats] = field(default_factory=list)
-    outputs: list[Floats] = field(default_factory=list)
+    inputs: list[Array] = field(default_factory=list)
+    outputs: list[Array] = field(default_factory=list)
 
     def add(self, x: Array, y: Array, most: int) -> None:
         """Take at most `most` positions of one sample, drawn without repetition.
@@ -40,23 +41,24 @@ class LayerRows:
         rows = self._windows(x, y, most) if self.node.op_type == "Conv" else self._vectors(x, y, most)
         groups = self.node.attributes.get_int("group", 1)
         for kept, array in zip((self.inputs, self.outputs), rows, strict=True):
-            grouped = array.reshape(len(array), groups, -1).swapaxes(0, 1)
-            kept.append(np.ascontiguousarray(grouped, np.float32))
+            kept.append(_grouped(array.reshape((len(array), -1)), groups))
 
-    def stacked(self) -> tuple[Floats, Floats]:
+    def stacked(self) -> tuple[Array, Array]:
         """X [groups, rows, K] and Y [groups, rows, N]."""
-        return np.concatenate(self.inputs, axis=1), np.concatenate(self.outputs, axis=1)
+        xp = array_namespace(*self.inputs)
+        return xp.concat(self.inputs, axis=1), xp.concat(self.outputs, axis=1)
 
     def _vectors(self, x: Array, y: Array, most: int) -> tuple[Array, Array]:
-        x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-        chosen = self._chosen(len(y), most)
+        x, y = x.reshape((-1, x.shape[-1])), y.reshape((-1, y.shape[-1]))
+        chosen = _index(self._chosen(len(y), most), x)
         return x[chosen], y[chosen]
 
     def _windows(self, x: Array, y: Array, most: int) -> tuple[Array, Array]:
         """The input windows [rows, C, k...] of the chosen positions, and their outputs [rows, channels]."""
         result = y.shape[2:]
-        image, *at = np.unravel_index(self._chosen(y.shape[0] * int(np.prod(result)), most), (y.shape[0], *result))
-        return windows(self.node, x, result)[(image, *at)], np.moveaxis(y, 1, -1)[(image, *at)]
+        places = np.unravel_index(self._chosen(y.shape[0] * int(np.prod(result)), most), (y.shape[0], *result))
+        at = tuple(_index(place, x) for place in places)
+        return windows(self.node, x, result)[at], array_namespace(y).moveaxis(y, 1, -1)[at]
 
     def _chosen(self, count: int, most: int) -> npt.NDArray[np.intp]:
         if count <= most:
@@ -71,13 +73,23 @@ def is_product(node: ir.Node) -> bool:
     return node.op_type == "Conv" or (node.op_type in ("Gemm", "MatMul") and rank == 2)
 
 
-def every_row(node: ir.Node, x: Array) -> Floats:
+def every_row(node: ir.Node, x: Array) -> Array:
     """X [groups, rows, K] of all positions of one sample, where `x` is what the layer reads."""
     if node.op_type == "Conv":
         seen = windows(node, x, _positions(node, x.shape[2:]))
-        x = seen.reshape(*seen.shape[: x.ndim - 1], -1)
-    groups = node.attributes.get_int("group", 1)
-    return np.ascontiguousarray(x.reshape(-1, groups, x.shape[-1] // groups).swapaxes(0, 1), np.float32)
+        x = seen.reshape((*seen.shape[: x.ndim - 1], -1))
+    return _grouped(x.reshape((-1, x.shape[-1])), node.attributes.get_int("group", 1))
+
+
+def _grouped(rows: Array, groups: int) -> Array:
+    """[rows, groups * K] as float32 [groups, rows, K]."""
+    xp = array_namespace(rows)
+    parted = rows.reshape((rows.shape[0], groups, rows.shape[1] // groups))
+    return xp.astype(parted.swapaxes(0, 1), xp.float32, copy=False)
+
+
+def _index(places: npt.NDArray[np.intp], like: Array) -> Array:
+    return array_namespace(like).asarray(places, device=device(like))
 
 
 def windows(node: ir.Node, x: Array, result: Sequence[int]) -> Array:
@@ -91,14 +103,21 @@ def windows(node: ir.Node, x: Array, result: Sequence[int]) -> Array:
     before = _padding(node, spatial, result, strides, reach)
     needed = [(o - 1) * s + r for o, s, r in zip(result, strides, reach, strict=True)]
     after = [max(n - b - i, 0) for n, b, i in zip(needed, before, spatial, strict=True)]
-    padded = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)])
-    axes = tuple(range(2, x.ndim))
-    seen = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
-    for axis, (stride, dilation, size) in enumerate(zip(strides, dilations, result, strict=True)):
-        for at, step in ((2 + axis, stride), (x.ndim + axis, dilation)):
-            seen = seen[(*(slice(None),) * at, slice(None, None, step))]
-        seen = seen[(*(slice(None),) * (2 + axis), slice(size))]
-    return np.moveaxis(seen, 1, x.ndim - 1)
+    sizes = [b + i + a for b, i, a in zip(before, spatial, after, strict=True)]
+    xp = array_namespace(x)
+    seen = xp.zeros((*x.shape[:2], *sizes), dtype=x.dtype, device=device(x))
+    seen[(..., *(slice(b, b + i) for b, i in zip(before, spatial, strict=True)))] = x
+    for axis, (stride, dilation, span, size) in enumerate(zip(strides, dilations, reach, result, strict=True), 2):
+        seen = _sliding(seen, axis, span)[(*(slice(None),) * axis, slice(None, None, stride))]
+        seen = seen[(*(slice(None),) * axis, slice(size))][..., ::dilation]
+    return xp.moveaxis(seen, 1, x.ndim - 1)
+
+
+def _sliding(x: Array, axis: int, size: int) -> Array:
+    """A view in which all windows of `size` along `axis` lie on a last axis: each library has its own word for it."""
+    if is_numpy_array(x):
+        return np.lib.stride_tricks.sliding_window_view(x, size, axis=axis)
+    return x.unfold(axis, size, 1)
 
 
 def _geometry(node: ir.Node, rank: int) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
@@ -135,7 +154,7 @@ def _padding(
 
 def as_read(x: Array, params: QuantParams | None) -> Array:
     """The values that the codes of a layer's input stand for; the input itself where it is read as float."""
-    return x if params is None else np.asarray(dequantize(quantize(x, params), params))
+    return x if params is None else dequantize(quantize(x, params), params)
 
 
 def matrix(node: ir.Node, weight: Array) -> Array:

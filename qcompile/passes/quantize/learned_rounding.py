@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from array_api_compat import array_namespace, device
 
-Array = np.ndarray[Any, Any]
+Array = Any  # numpy.ndarray or torch.Tensor, all of one problem on one device
 
 _MOST_AT_ONCE = 256
 _LEAST_AT_ONCE = 32
@@ -61,36 +61,37 @@ class RoundingProblem:
     inputs: Array
     outputs: Array
 
-    def nearest(self) -> npt.NDArray[np.int32]:
-        return np.clip(np.rint(self.grid), self.lowest, self.highest).astype(np.int32)
+    def nearest(self) -> Array:
+        xp = array_namespace(self.grid)
+        return xp.astype(xp.clip(xp.round(self.grid), self.lowest, self.highest), xp.int32)
 
-    def errors(self, codes: Array, rows: Array | slice = slice(None)) -> npt.NDArray[np.float64]:
-        """E||f(X w~) - f(y)||^2 of each channel over `rows`: [groups, N]."""
-        weight = (codes - self.zero_point) * self.scale
-        given = self.inputs[:, rows] @ weight.swapaxes(1, 2).astype(np.float32) + self.bias[:, None]
-        difference = np.clip(given, *self.clip) - np.clip(self.outputs[:, rows], *self.clip)
-        return np.asarray(np.square(difference, dtype=np.float64).mean(axis=1))
+    def errors(self, codes: Array, rows: slice = slice(None)) -> Array:
+        """E||f(X w~) - f(y)||^2 of each channel over `rows`: float64 [groups, N]."""
+        xp = array_namespace(self.grid)
+        weight = (xp.astype(codes, xp.float32) - self.zero_point) * self.scale
+        given = self.inputs[:, rows] @ weight.swapaxes(1, 2) + self.bias[:, None]
+        difference = xp.clip(given, *self.clip) - xp.clip(self.outputs[:, rows], *self.clip)
+        return xp.square(xp.astype(difference, xp.float64)).mean(axis=1)
 
 
-def learn(problem: RoundingProblem, iterations: int, seed: int) -> npt.NDArray[np.int32]:
-    """Codes [groups, N, K], each the one below or above the weight. Needs torch."""
+def learn(problem: RoundingProblem, iterations: int, seed: int) -> Array:
+    """Codes [groups, N, K], each the one below or above the weight. Needs torch, and computes where the rows lie."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     random = torch.Generator().manual_seed(seed)
 
     def tensor(array: Array) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
+        return torch.as_tensor(array, dtype=torch.float32).contiguous()
 
     x, scale, zero, bias = (tensor(a) for a in (problem.inputs, problem.scale, problem.zero_point, problem.bias))
-    wanted = tensor(np.clip(problem.outputs, *problem.clip))
+    wanted = torch.clamp(tensor(problem.outputs), *problem.clip)
     weigh = tensor(_weigh(problem))
     below = torch.floor(tensor(problem.grid))
     v = torch.special.logit((tensor(problem.grid) - below + 0.1) / 1.2).requires_grad_()
     optimizer = torch.optim.Adam([v], lr=_RATE)
     rows, at_once = x.shape[1], min(max(2 * x.shape[2], _LEAST_AT_ONCE), _MOST_AT_ONCE)
     for i in range(iterations):
-        some = torch.randperm(rows, generator=random)[:at_once].to(device)
+        some = torch.randperm(rows, generator=random)[:at_once].to(x.device)
         up = _gate(v, torch)
         weight = (torch.clamp(below + up, problem.lowest, problem.highest) - zero) * scale
         given = torch.baddbmm(bias[:, None], x[:, some], weight.transpose(1, 2))
@@ -104,36 +105,35 @@ def learn(problem: RoundingProblem, iterations: int, seed: int) -> npt.NDArray[n
         optimizer.step()
     with torch.no_grad():
         codes = torch.clamp(below + (_gate(v, torch) >= 0.5), problem.lowest, problem.highest)
-    return np.asarray(codes.cpu(), np.int32)
+    found = codes.to(torch.int32)
+    return found.numpy() if isinstance(problem.grid, np.ndarray) else found
 
 
-def polish(problem: RoundingProblem, codes: Array) -> npt.NDArray[np.int32]:
+def polish(problem: RoundingProblem, codes: Array) -> Array:
     """Codes that no single change between below and above improves, in the quadratic error without activation.
 
     The gradient search ends near such a point; flipping one weight of each channel at a time, the one that
     gains most, costs one row of X^T X each.
     """
-    x = problem.inputs
+    x, xp = problem.inputs, array_namespace(problem.inputs)
     gram = x.swapaxes(1, 2) @ x / x.shape[1]
-    below, scale = np.floor(problem.grid), problem.scale
-    here = codes.astype(np.float32)
+    below, scale = xp.floor(problem.grid), problem.scale
+    here = xp.astype(codes, xp.float32)
     target = (x.swapaxes(1, 2) @ (problem.outputs - problem.bias[:, None]) / x.shape[1]).swapaxes(1, 2)
     slope = ((here - problem.zero_point) * scale) @ gram - target
-    diagonal = np.diagonal(gram, axis1=1, axis2=2)[:, None]
+    diagonal = xp.linalg.diagonal(gram)[:, None]
+    groups, channels = (xp.arange(n, device=device(gram)) for n in here.shape[:2])
     for _ in range(problem.grid.shape[2]):
-        other = np.clip(2 * below + 1 - here, problem.lowest, problem.highest)
+        other = xp.clip(2 * below + 1 - here, problem.lowest, problem.highest)
         step = (other - here) * scale
         change = (2 * slope + step * diagonal) * step
-        at = change.argmin(axis=2, keepdims=True)
-        gains = np.take_along_axis(change, at, 2) < 0
-        if not gains.any():
+        best = groups[:, None], channels[None, :], xp.argmin(change, axis=2)
+        gains = change[best] < 0
+        if not xp.any(gains):
             break
-        moved = np.where(gains, np.take_along_axis(step, at, 2), 0)
-        np.put_along_axis(
-            here, at, np.where(gains, np.take_along_axis(other, at, 2), np.take_along_axis(here, at, 2)), 2
-        )
-        slope += moved * np.take_along_axis(gram, at, 1)
-    return here.astype(np.int32)
+        here[best] = xp.where(gains, other[best], here[best])
+        slope += (gains * step[best])[:, :, None] * gram[best[0], best[2]]
+    return xp.astype(here, xp.int32)
 
 
 def _gate(v: Any, torch: Any) -> Any:
@@ -142,7 +142,8 @@ def _gate(v: Any, torch: Any) -> Any:
 
 def _weigh(problem: RoundingProblem) -> Array:
     """K / e_c for each channel."""
-    rounded = (problem.nearest() - problem.grid) * problem.scale
-    noise = np.square(problem.inputs @ rounded.swapaxes(1, 2).astype(np.float32), dtype=np.float64).mean(axis=1)
+    xp = array_namespace(problem.grid)
+    rounded = (xp.astype(problem.nearest(), xp.float32) - problem.grid) * problem.scale
+    noise = xp.square(xp.astype(problem.inputs @ rounded.swapaxes(1, 2), xp.float64)).mean(axis=1)
     least = 1e-30  # a channel whose weights lie on the grid
-    return np.asarray(problem.grid.shape[2] / np.maximum(noise, least))
+    return problem.grid.shape[2] / xp.clip(noise, least, None)

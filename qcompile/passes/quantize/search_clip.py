@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from array_api_compat import array_namespace
 from pydantic import Field
 
 from qcompile.compiler.block_walker import BlockWalker, Visit
@@ -41,6 +42,7 @@ from qcompile.compiler.weight_params import combined, squared_errors
 from qcompile.errors import DataError
 from qcompile.passes.quantize.layer_rows import every_row, is_product
 from qcompile.passes.quantize.weight_grids import Layer, layers_that_read_float, readers, requantize
+from qcompile.runtime.device import fetch
 
 Array = npt.NDArray[Any]
 
@@ -82,19 +84,22 @@ class SearchClip(Pass):
 
 def energies(layers: Sequence[Layer], visit: Visit) -> dict[str, Array]:
     """Sum of x_k^2 over all rows of all samples for each layer, [groups, K], by its name."""
-    total: dict[str, Array] = {}
+    total: dict[str, Any] = {}
     for given in visit.inputs:
         for node in (layer.node for layer in layers):
             assert node.inputs[0] is not None
             x = every_row(node, given[name_of(node.inputs[0])])
-            total[str(node.name)] = total.get(str(node.name), 0) + np.einsum("grk,grk->gk", x, x, dtype=np.float64)
-    for name, energy in total.items():
+            xp = array_namespace(x)
+            seen = xp.square(xp.astype(x, xp.float64)).sum(axis=1)
+            total[str(node.name)] = total.get(str(node.name), 0) + seen
+    found = {name: fetch(energy) for name, energy in total.items()}
+    for name, energy in found.items():
         if not np.isfinite(energy).all():
             raise DataError(
                 f"the input of '{name}' is not finite on the calibration samples",
                 hint="run the float model on them; a layer that reads infinity or NaN cannot be calibrated",
             )
-    return total
+    return found
 
 
 def _searched(energies: Mapping[str, Array], layer: Layer, weight: Array, planned: QuantParams) -> QuantParams:
