@@ -6,14 +6,15 @@
 Each block is run on what the blocks before it gave, twice: in float, and as the plan and the weights now stand.
 So the whole walk costs as much as running the model twice, however many layers a method looks at, and holds
 one block in memory: weights are read from the model's files when a block is run. Activations that a later
-block reads are kept, in memory or on disk (activation_store.py), the others dropped.
+block reads are kept, on the device, in memory or on disk (activation_store.py), the others dropped. All arrays
+that a visit hands out lie on the device of the context: there the method computes, and there a session reads them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,22 +25,24 @@ from qcompile.compiler.blocks import Block, cut, cut_in_waves, depths, extract
 from qcompile.compiler.context import CompileContext, Sample
 from qcompile.compiler.graph import name_of, nodes
 from qcompile.compiler.passes import Pass
-from qcompile.compiler.plan import Form, Unit
+from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.serialization import runnable
 from qcompile.compiler.simulation import lowered_copy
 from qcompile.compiler.walk_checkpoint import WalkCheckpoint
+from qcompile.runtime.arrays import dtype_name
 from qcompile.runtime.calibration import run_samples
+from qcompile.runtime.device import Device
 from qcompile.runtime.memory import free_bytes
 from qcompile.runtime.providers import session_entries
 
-Array = np.ndarray[Any, Any]
+Array = Any  # numpy.ndarray or torch.Tensor
 Arrays = Mapping[str, Array]
 
 MEMORY = 1 << 30
 """Bytes of activations that are held in memory, at most."""
 
 _SHARE = 4
-"""Of the memory that is free, activations take one part in so many."""
+"""Of the memory that is free, on the device too, activations take one part in so many."""
 
 
 class BlockWalker:
@@ -77,7 +80,9 @@ class BlockWalker:
         checkpoint = WalkCheckpoint(self.model, self.context, self.method)
         progress.start(f"{self.method.name if self.method else 'walking'}, block by block", len(self.blocks))
         try:
-            with ActivationStore(min(self.memory, free_bytes() // _SHARE)) as store:
+            device = self.context.device
+            on_device = 0 if device is Device.CPU else device.free_bytes() // _SHARE
+            with ActivationStore(min(self.memory, free_bytes() // _SHARE), device, on_device) as store:
                 walk = _Walk(self.model, self.context, store, checkpoint, self.with_float)
                 walk.enter(self.samples, self._read_from(0))
                 for i, block in enumerate(self.blocks):
@@ -112,13 +117,13 @@ class _Walk:
 
     def keep(self, arrays: Arrays, sample: int, prefix: str = "") -> None:
         for name, array in arrays.items():
-            self.types.setdefault(name, ir.DataType.from_numpy(array.dtype))
+            self.types.setdefault(name, ir.DataType.from_numpy(np.dtype(dtype_name(array))))
             self.store.put(prefix + name, sample, array)
 
     def visit(self, index: int, block: Block) -> Visit:
         visit = Visit(index, block, self)
         if self.with_float:
-            for i, outputs in enumerate(visit.run(visit.model, visit.float_inputs)):
+            for i, outputs in enumerate(visit.run_float(visit.model, visit.float_inputs)):
                 self.keep(outputs, i)
         return visit
 
@@ -175,6 +180,11 @@ class Visit:
         return self._walk.count
 
     @property
+    def device(self) -> Device:
+        """Where the arrays of this visit lie."""
+        return self._walk.context.device
+
+    @property
     def results(self) -> list[str]:
         """The floating-point outputs by which the block is judged: those that later blocks read, or all where no
         block does. A cache of keys and values is returned, but what it does is done inside the block."""
@@ -201,11 +211,17 @@ class Visit:
         return Activations(self._walk.store, self.block.outputs, self._walk.count)
 
     def run(self, model: ir.Model, feeds: Iterable[Arrays]) -> Iterator[dict[str, Array]]:
-        """The outputs of any model on `feeds`, lazily, sample after sample."""
+        """The outputs of any model on `feeds`, lazily, sample after sample, as the target computes them."""
+        return self._run(model, feeds, self._walk.context.target.providers)
+
+    def run_float(self, model: ir.Model, feeds: Iterable[Arrays]) -> Iterator[dict[str, Array]]:
+        """Those of a model in float, which may run on the device whatever the target."""
+        return self._run(model, feeds, self._walk.context.float_providers)
+
+    def _run(self, model: ir.Model, feeds: Iterable[Arrays], providers: tuple[str, ...]) -> Iterator[dict[str, Array]]:
         names = [name_of(v) for v in model.graph.outputs]
-        target = self._walk.context.target
         with runnable(model) as data:
-            for outputs in run_samples(data, feeds, target.providers, session_entries(target.providers[0])):
+            for outputs in run_samples(data, feeds, providers, session_entries(providers[0]), self.device):
                 yield dict(zip(names, outputs, strict=True))
 
     def lowered(self) -> ir.Model:
@@ -226,11 +242,11 @@ class Visit:
 
     def float_values(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
         """Values inside the float block, or at its entrance, for each sample."""
-        return self._inner(names, self.model, self.float_inputs, lambda part: part)
+        return self._inner(names, self.model, self.float_inputs, self.run_float)
 
     def values(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
         """Values inside the block as the plan and the weights now stand, for each sample."""
-        return self._inner(names, self._walk.model, self.inputs, lambda part: lowered_copy(part, self._walk.context))
+        return self._inner(names, self._walk.model, self.inputs, self._run_lowered)
 
     def products(self, units: Sequence[Unit]) -> Iterator[dict[str, Array]]:
         """What units of the block compute before their activation and the rounding of their own output, by the name
@@ -240,17 +256,26 @@ class Visit:
         raw = {u.node: replace(u, form=_open(u), activation=None, output=product_of(u, model)) for u in units}
         opened = replace(plan, units=plan.units | raw)
         names = [unit.output for unit in raw.values()]
-        return self._inner(names, model, self.inputs, lambda part: lowered_copy(part, self._walk.context, opened))
+        return self._inner(names, model, self.inputs, partial(self._run_lowered, plan=opened))
+
+    def _run_lowered(
+        self, part: ir.Model, feeds: Iterable[Arrays], plan: QuantPlan | None = None
+    ) -> Iterator[dict[str, Array]]:
+        return self.run(lowered_copy(part, self._walk.context, plan), feeds)
 
     def _inner(
-        self, names: Sequence[str], model: ir.Model, feeds: Activations, prepare: Callable[[ir.Model], ir.Model]
+        self,
+        names: Sequence[str],
+        model: ir.Model,
+        feeds: Activations,
+        run: Callable[[ir.Model, Iterable[Arrays]], Iterator[dict[str, Array]]],
     ) -> Iterator[dict[str, Array]]:
         inner = [n for n in dict.fromkeys(names) if n not in self.block.inputs]
         if not inner:
             yield from ({n: feed[n] for n in names} for feed in feeds)
             return
         part = self._walk.extract(self.block.inputs, inner, model)
-        for feed, found in zip(feeds, self.run(prepare(part), feeds), strict=True):
+        for feed, found in zip(feeds, run(part, feeds), strict=True):
             yield {n: found[n] if n in found else feed[n] for n in names}
 
     def once(self, work: Callable[[], Arrays]) -> Arrays:
@@ -273,10 +298,12 @@ class Activations:
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[dict[str, Array]]:
+    def __getitem__(self, sample: int) -> dict[str, Array]:
         keys = {name: self.prefix + name if self.prefix + name in self.store else name for name in self.names}
-        for i in range(self.count):
-            yield {name: self.store.get(key, i) for name, key in keys.items()}
+        return {name: self.store.get(key, sample) for name, key in keys.items()}
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        return map(self.__getitem__, range(self.count))
 
 
 def product_of(unit: Unit, model: ir.Model) -> str:

@@ -13,6 +13,7 @@ from qcompile.compiler.moments import Moments
 from qcompile.compiler.plan import QuantPlan
 from qcompile.compiler.statistics import StatisticsTable
 from qcompile.runtime.device import Device
+from qcompile.runtime.providers import CUDA
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -84,7 +85,7 @@ class CompileContext:
 
     Attributes:
         float_model: path of the model as the user gave it: the reference of every numeric proof.
-        device: where methods that solve for weights compute.
+        device: where methods that solve for weights compute, and what they read and write lies.
         without_samples: a pass found that there are no samples and that none can be made up; what is known of
             activations all the same lies in `statistics`.
         held_out: samples kept away from calibration for the numeric proofs.
@@ -123,6 +124,11 @@ class CompileContext:
     metric_float: float | None = None
     unquantized: ir.Model | None = None
     report: Report | None = None
+
+    @property
+    def float_providers(self) -> tuple[str, ...]:
+        """Execution providers for the float model: it gives the same on a GPU, whatever the target."""
+        return self.target.providers if self.device is Device.CPU else (CUDA, *self.target.providers)
 
     def notice(self, text: str) -> None:
         """Tell the user something in the report and on the terminal, once."""

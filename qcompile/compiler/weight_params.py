@@ -21,11 +21,15 @@ from qcompile.compiler.formats import Scales
 from qcompile.compiler.params import QuantParams, dequantize, params_from_range, quantize, weight_range
 from qcompile.compiler.scales import store
 from qcompile.compiler.specs import PerBlock, PerChannel, PerTensor, QuantSpec
+from qcompile.runtime.device import fetch
 
-Array = npt.NDArray[Any]
+Array = Any  # numpy.ndarray or torch.Tensor
 
 _PIECE = 1 << 17
 """Elements that are treated at a time: few enough for the caches of one core."""
+
+_PIECE_ON_DEVICE = 1 << 24
+"""The same for a GPU, whose kernels want many."""
 
 _FOUR_OVER_SIX = 1.5
 
@@ -34,7 +38,7 @@ _SCALE_BITS = {Scales.FLOAT32: 32, Scales.FLOAT16: 16, Scales.POWER_OF_TWO: 8, S
 
 def weight_params(weight: Array, spec: QuantSpec) -> QuantParams:
     """Scales and zero points of `weight` from the range of its values."""
-    low, high = weight_range(weight, spec)
+    low, high = (fetch(bound) for bound in weight_range(weight, spec))
     params = params_from_range(spec, low, high)
     if spec.stored_scales is not Scales.E4M3:
         return params
@@ -57,48 +61,70 @@ def combined(where: npt.NDArray[np.bool_], new: QuantParams, old: QuantParams) -
 
 
 def weight_codes(weight: Array, params: QuantParams) -> Array:
-    """The codes of `weight`, rounded to nearest, in the type of the format."""
+    """The codes of `weight`, rounded to nearest, in numpy and in the type of the format."""
     dtype = params.spec.format.dtype.numpy()
     codes = np.empty(weight.shape, dtype)
-    for rows, _, part in pieces(weight.shape, params):
-        codes[rows] = quantize(weight[rows], part).astype(dtype)
+    for rows, _, part in pieces_of(weight, params):
+        codes[rows] = fetch(quantize(weight[rows], part)).astype(dtype)
     return codes
 
 
 def squared_errors(weight: Array, params: QuantParams, importance: Array | None = None) -> npt.NDArray[np.float32]:
-    """Sum of (w - w~)^2 over the values of each scale, in the shape of the scales.
+    """Sum of (w - w~)^2 over the values of each scale, in numpy and in the shape of the scales.
 
     Args:
         importance: what each squared error counts; of a shape that broadcasts to that of the weight.
     """
+    from array_api_compat import array_namespace, device
+
+    xp = array_namespace(weight)
     errors = np.zeros(params.scale.shape, np.float32)
-    shared = None if importance is None else np.broadcast_to(importance, weight.shape)
-    for rows, scales, part in pieces(weight.shape, params):
-        error = np.square(dequantize(quantize(weight[rows], part), part) - weight[rows])
+    shared = None
+    if importance is not None:
+        shared = xp.broadcast_to(xp.asarray(importance, device=device(weight)), weight.shape)
+    for rows, scales, part in pieces_of(weight, params):
+        error = xp.square(dequantize(quantize(weight[rows], part), part) - weight[rows])
         if shared is not None:
             error *= shared[rows]
-        errors[scales] += sums(error, params.spec)
+        errors[scales] += fetch(sums(error, params.spec))
     return errors
 
 
 def sums(values: Array, spec: QuantSpec) -> Array:
     """The sum of the values of each scale."""
+    from array_api_compat import array_namespace
+
     match spec.granularity:
         case PerTensor():
-            return np.asarray(values.sum())
+            return values.sum()
         case PerChannel(axis):
-            return np.asarray(values.sum(axis=tuple(i for i in range(values.ndim) if i != axis % values.ndim)))
+            return values.sum(axis=tuple(i for i in range(values.ndim) if i != axis % values.ndim))
         case PerBlock(axis, size):
-            return np.add.reduceat(values, np.arange(0, values.shape[axis], size), axis=axis)
+            axis %= values.ndim
+            shape, whole = values.shape, values.shape[axis] // size * size
+            before = (slice(None),) * axis
+            blocks = values[(*before, slice(whole))].reshape((*shape[:axis], whole // size, size, *shape[axis + 1 :]))
+            parts = [blocks.sum(axis=axis + 1)]
+            if whole < shape[axis]:
+                parts.append(values[(*before, slice(whole, None))].sum(axis=axis)[(*before, None)])
+            return array_namespace(values).concat(parts, axis=axis)
 
 
-def pieces(shape: tuple[int, ...], params: QuantParams) -> Iterator[tuple[Any, Any, QuantParams]]:
+def pieces_of(weight: Array, params: QuantParams) -> Iterator[tuple[Any, Any, QuantParams]]:
+    """The pieces of a weight, as large as suits the device where it lies."""
+    return pieces(weight.shape, params, _PIECE if isinstance(weight, np.ndarray) else _PIECE_ON_DEVICE)
+
+
+def pieces(shape: tuple[int, ...], params: QuantParams, most: int = _PIECE) -> Iterator[tuple[Any, Any, QuantParams]]:
     """A tensor of `shape` a few rows at a time: which rows, where their scales lie, and their parameters.
 
     No block is parted in two; the scale of a tensor, or of a column, belongs to all pieces.
+
+    Args:
+        most: elements of a piece, unless one row has more.
     """
     grain = params.spec.granularity
-    step = max(1, _PIECE // max(1, prod(shape[1:])))
+    step = max(1, most // max(1, prod(shape[1:])))
     if isinstance(grain, PerBlock) and grain.axis % len(shape) == 0:
         step = -(-step // grain.size) * grain.size
     if not shape or step >= shape[0]:

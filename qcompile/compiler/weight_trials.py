@@ -10,8 +10,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.compiler.block_walker import Visit
@@ -19,21 +17,22 @@ from qcompile.compiler.blocks import extract, reads
 from qcompile.compiler.graph import is_constant, name_of
 from qcompile.compiler.relative_error import relative_error
 
-Array = npt.NDArray[Any]
+Array = Any  # numpy.ndarray or torch.Tensor
 Weights = Mapping[str, Array]
 
 
 def errors_with(visit: Visit, layers: Collection[str], candidates: Iterable[Weights]) -> list[float]:
-    """The error of the float block's results for each candidate, which holds a weight for each of `layers`, by node."""
+    """The error of the float block's results for each candidate, which holds a weight for each of `layers`, by node,
+    in float32."""
     behind, given, entering = _behind(visit, layers)
     known, exact = list(visit.float_values(entering)), list(visit.float_outputs)
 
     def feeds() -> Iterator[dict[str, Array]]:
         for weights in candidates:
-            inputs = {name: np.asarray(weights[node], np.float32) for node, name in given.items()}
+            inputs = {name: weights[node] for node, name in given.items()}
             yield from ({**values, **inputs} for values in known)
 
-    outputs, names = visit.run(behind, feeds()), [name_of(v) for v in behind.graph.outputs]
+    outputs, names = visit.run_float(behind, feeds()), [name_of(v) for v in behind.graph.outputs]
     errors = []
     while tried := list(islice(outputs, len(known))):
         errors.append(relative_error(exact, tried, names))

@@ -1,6 +1,6 @@
 """One ONNX Runtime session that walks the calibration samples, some at a time, and hands back outputs in order.
 
-On a device that arrays are wanted on, inputs and outputs are bound: what a GPU computes stays there.
+Where they are wanted on the GPU that runs the model, inputs and outputs are bound, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qcompile.errors import DataError
-from qcompile.runtime import arrays
 from qcompile.runtime.ahead import ahead, cores
+from qcompile.runtime.binding import DeviceExecution
 from qcompile.runtime.device import Device, fetch
+from qcompile.runtime.execution import AnyExecution, Execution, HostExecution
 from qcompile.runtime.providers import CPU, CUDA, TENSORRT, open_session, provider_options, reason, why_not_loaded
+from qcompile.runtime.settings import Settings
 
 Result = TypeVar("Result")
 Array = Any  # numpy.ndarray or torch.Tensor
@@ -76,15 +78,15 @@ def read_samples(
     session = _open(model, provider, max(cores() // at_once, 1), entries or {})
     names = {i.name for i in session.get_inputs()}
     feeds = ({k: v for k, v in sample.items() if k in names} for sample in samples)
-    run = _bound if device is not Device.CPU and provider == CUDA else _fetched
-    yield from ahead(partial(_run, session, read, partial(run, session, device)), feeds, at_once)
+    execution, prepare = _execution(session, provider), fetch if provider == CPU else device.put
+    yield from ahead(partial(_run, execution, prepare, device, read), feeds, at_once)
 
 
 def open_runner(model: bytes | Path, providers: tuple[str, ...]) -> Callable[[Mapping[str, Any]], Outputs]:
     """`model` as a function of one sample, for samples that depend on the outputs of those before."""
     session = _open(model, calibration_provider(providers), cores(), {})
-    run = partial(_fetched, session, Device.CPU)
-    return lambda sample: _run(session, lambda outputs: outputs, run, dict(sample))
+    execution = HostExecution(session, [output.name for output in session.get_outputs()])
+    return lambda sample: _run(execution, fetch, Device.CPU, list, dict(sample))
 
 
 def _open(model: bytes | Path, provider: str, threads: int, entries: Mapping[str, str]) -> Any:
@@ -100,26 +102,22 @@ def _open(model: bytes | Path, provider: str, threads: int, entries: Mapping[str
     return open_session(model, options, provider, given)
 
 
-def _fetched(session: Any, device: Device, feed: Feed) -> Outputs:
-    """Outputs by way of the CPU's memory."""
-    return [device.put(output) for output in session.run(None, {name: fetch(array) for name, array in feed.items()})]
+def _execution(session: Any, provider: str) -> Execution:
+    """Arrays in the CPU's memory are handed over, those on the GPU are bound, and so are the outputs then."""
+    outputs = [output.name for output in session.get_outputs()]
+    host = HostExecution(session, outputs)
+    return host if provider == CPU else AnyExecution(host, DeviceExecution(session, outputs, Settings()))
 
 
-def _bound(session: Any, device: Device, feed: Feed) -> Outputs:
-    """Outputs that stay where they were computed, on the GPU. They keep the memory of the session while they live."""
-    binding = session.io_binding()
-    for name, array in feed.items():
-        given = device.put(array)
-        binding.bind_ortvalue_input(name, arrays.to_ort(given))
-    for output in session.get_outputs():
-        binding.bind_output(output.name, "cuda")
-    session.run_with_iobinding(binding)
-    return [arrays.from_ort(value) for value in binding.get_outputs()]
-
-
-def _run(session: Any, read: Callable[[Outputs], Result], run: Callable[[Feed], Outputs], feed: Feed) -> Result:
+def _run(
+    execution: Execution,
+    prepare: Callable[[Array], Array],
+    device: Device,
+    read: Callable[[Outputs], Result],
+    feed: Feed,
+) -> Result:
     try:
-        outputs = run(feed)
+        outputs = execution.run({name: prepare(array) for name, array in feed.items()})
     except Exception as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
         raise DataError(
@@ -127,4 +125,4 @@ def _run(session: Any, read: Callable[[Outputs], Result], run: Callable[[Feed], 
             where=shapes,
             hint="are the shapes and values of this sample those that the model is made for?",
         ) from None
-    return read(outputs)
+    return read([device.put(output) for output in outputs.values()])

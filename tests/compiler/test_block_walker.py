@@ -25,9 +25,11 @@ from qcompile.compiler.passes import Pass, Phase
 from qcompile.compiler.simulation import lowered_copy
 from qcompile.compiler.walk_checkpoint import remove_walk_checkpoints, walk_checkpoints
 from qcompile.errors import DataError
+from qcompile.runtime.device import Device, fetch
 from tests.compiler.walks import QUANTIZED, ready, whole
 from tests.passes.harness import model_of
 from tests.passes.int8 import head, normal
+from tests.pretend_gpu import OnDevice, pretend_gpu
 from tests.sweep.harness import PREPARE
 from tests.sweep.random_graphs import graphs, samples
 
@@ -140,6 +142,21 @@ def test_spilled_activations_are_the_same(monkeypatch: pytest.MonkeyPatch, tmp_p
         for a, b in zip(held, walked(model, context, feeds, memory), strict=True):
             assert_same(a, b)
     assert list(tmp_path.iterdir()) == [], "the files are gone"
+
+
+@pytest.mark.parametrize(("on_device", "memory"), [(1 << 20, MEMORY), (2000, MEMORY), (800, 400)])
+def test_activations_on_a_device_are_the_same(on_device: int, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some on the device, some in memory, the others in files; whatever is read lies on the device."""
+    feeds = rows()
+    model, context = ready(deep(), feeds, QUANTIZED)
+    held = walked(model, context, feeds)
+    context.device = Device.CUDA
+    with pretend_gpu(monkeypatch, free=on_device):
+        found = walked(model, context, feeds, memory)
+        assert all(isinstance(a, OnDevice) for outputs in found for arrays in outputs for a in arrays.values())
+        fetched = [[{n: fetch(a) for n, a in arrays.items()} for arrays in outputs] for outputs in found]
+    for a, b in zip(held, fetched, strict=True):
+        assert_same(a, b)
 
 
 def test_files_go_away_when_a_walk_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -274,6 +274,22 @@ def statistics() -> dict[str, list[str]]:
     return found
 
 
+def calibration() -> dict[str, Any]:
+    """Where the outputs of a run of samples lie that lay on the device, and what their shapes are."""
+    import onnxruntime as ort
+
+    from qcompile.runtime.calibration import calibration_provider, read_samples
+    from qcompile.runtime.device import Device
+
+    providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    model = _one_node("Mul", [("x", T.FLOAT, ["rows", 4]), ("=s", T.FLOAT, [4])], [T.FLOAT]).SerializeToString()
+    samples = [{"x": ort.OrtValue.ortvalue_from_numpy(np.ones((n, 4), np.float32), "cuda", 0)} for n in (2, 3)]
+    seen = read_samples(
+        model, samples, providers, lambda outputs: [(o.device_name(), o.shape()) for o in outputs], device=Device.CUDA
+    )
+    return {"provider": calibration_provider(providers), "outputs": list(seen)}
+
+
 def bodies() -> dict[str, list[str]]:
     """For each operator of the domain `qcompile`: what of its inlined body does not run on the device."""
     import onnxruntime as ort
@@ -313,4 +329,5 @@ if __name__ == "__main__":
     found["convolutions"] = executed(convolutions(signed=True))
     found["statistics"] = statistics()
     found["bodies"] = bodies()
+    found["calibration"] = calibration()
     json.dump(found, sys.stdout)

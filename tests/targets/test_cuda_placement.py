@@ -52,6 +52,14 @@ def test_statistics_are_computed_and_counted_on_the_device(placed: dict[str, Any
     assert on_device.count("ScatterElements") == 2
 
 
+def test_samples_on_the_device_give_outputs_on_the_device(placed: dict[str, Any]) -> None:
+    """What block walks carry from block to block is never copied."""
+    assert placed["calibration"] == {
+        "provider": "CUDAExecutionProvider",
+        "outputs": [[["cuda", [2, 4]]], [["cuda", [3, 4]]]],
+    }
+
+
 def test_bodies_of_operators_lie_wholly_on_the_device(placed: dict[str, Any]) -> None:
     """Where the library of kernels is missing, an artifact still runs without a copy to the host."""
     assert placed["bodies"] == {name: [] for name in catalogue()}

@@ -120,7 +120,8 @@ class Calibrate(Pass):
     def observed(self, model: ir.Model, wanted: Wanted, identity: str, context: CompileContext) -> StatisticsTable:
         """The statistics of `wanted` over all samples, from a checkpoint on where there is one."""
         assert context.calibration is not None
-        on_device = calibration_provider(context.target.providers) != CPU
+        providers = context.float_providers
+        on_device = calibration_provider(providers) != CPU
         observation = observe(
             model, _observable(wanted), mask=Mask.named(self.mask, model) if self.mask else None, on_device=on_device
         )
@@ -136,7 +137,7 @@ class Calibrate(Pass):
         if observation.blocks and tally.samples < total:
             samples = _counted(itertools.islice(iter(context.calibration), tally.samples, total), context)
             with runnable(observation.model) as path_or_bytes:
-                for seen in read_samples(path_or_bytes, samples, context.target.providers, observation.read):
+                for seen in read_samples(path_or_bytes, samples, providers, observation.read):
                     tally.add(seen)
                     checkpoint.save()
         context.progress.finish()

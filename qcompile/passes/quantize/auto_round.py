@@ -101,9 +101,7 @@ class _Block:
 
     def learn(self) -> dict[str, Array]:
         """The new codes, scales and zero points by node; empty where the block keeps its own."""
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = self.context.device.in_torch
         try:
             graph = TorchGraph(self.visit.model, device)
         except ModelError as error:
@@ -115,7 +113,7 @@ class _Block:
             weight = constant(named[key[1]].inputs[1])
             assert weight is not None
             grids[key] = LearnedGrid(weight, self.weights[key], device)
-        self.descend(graph, grids, device)
+        self.descend(graph, grids)
         learned = {key: grid.result() for key, grid in grids.items()}
         if self.error(learned) >= self.error({}):
             return {}
@@ -134,24 +132,21 @@ class _Block:
             params = replace(old.params, scale=scale, zero_point=zero_point)
             self.context.plan.weights[key] = QuantizedWeight(params, codes)
 
-    def descend(self, graph: TorchGraph, grids: Mapping[Key, LearnedGrid], device: str) -> None:
+    def descend(self, graph: TorchGraph, grids: Mapping[Key, LearnedGrid]) -> None:
         """Signed gradient descent over batches of the samples that teach."""
         import torch
 
         outputs = self.visit.results
         teaching = [i for i in range(self.visit.count) if self.teaches(i)]
-        x, y = (
-            [{n: torch.from_numpy(np.array(a)).to(device) for n, a in sample.items()} for sample in samples]
-            for samples in (self.visit.inputs, self.visit.float_outputs)
-        )
+        x, y = self.visit.inputs, self.visit.float_outputs
         random = np.random.default_rng([self.context.seed, self.visit.index])
         learned = [p for grid in grids.values() for p in grid.parameters]
         for step in range(self.options.iterations):
             rate = (1 - step / self.options.iterations) / self.options.iterations
             for i in random.permutation(teaching)[: self.options.batch]:
                 graph.tensors.update({key[0]: grid.weight() for key, grid in grids.items()})
-                given = graph(x[i], outputs)
-                loss = sum(_loss(given[n], y[i][n]) for n in outputs)
+                given, wanted = graph(_tensors(x[i]), outputs), _tensors(y[i])
+                loss = sum(_loss(given[n], wanted[n]) for n in outputs)
                 loss.backward()  # type: ignore[union-attr]
             with torch.no_grad():
                 for parameter in learned:
@@ -171,7 +166,7 @@ class _Block:
                     made = weights.get(key, plan.weights[key])
                     value = dequantize(made.codes.astype(np.int32), made.params)
                     node.inputs[1].const_value = ir.tensor(np.asarray(value, np.float32))  # type: ignore[union-attr]
-        outputs = self.visit.run(copy, self.judging(self.visit.inputs))
+        outputs = self.visit.run_float(copy, self.judging(self.visit.inputs))
         return relative_error(self.judging(self.visit.float_outputs), outputs, self.visit.results)
 
     def teaches(self, sample: int) -> bool:
@@ -185,6 +180,13 @@ class _Block:
 
 def _learnable(params: QuantParams) -> bool:
     return params.spec.format.is_integer and params.spec.format.bits < 8
+
+
+def _tensors(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The arrays for torch, on the device where they lie."""
+    import torch
+
+    return {name: torch.from_numpy(np.array(a)) if isinstance(a, np.ndarray) else a for name, a in arrays.items()}
 
 
 def _loss(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from array_api_compat import array_namespace
 from pydantic import Field
 
 from qcompile.compiler.block_walker import BlockWalker, Visit, product_of
@@ -31,6 +32,7 @@ from qcompile.compiler.relative_error import relative_error
 from qcompile.errors import DataError
 from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.quantize.unit_bias import UnitBias, bias_of
+from qcompile.runtime.device import fetch
 
 _APART = 4
 """One sample in so many is set apart."""
@@ -119,9 +121,11 @@ class _Block:
         pairs = zip(self.visit.products([b.unit for b in biases]), self.visit.float_values(products), strict=True)
         for given, exact in islice(pairs, self.few):
             for i, (name, bias) in enumerate(zip(products, biases, strict=True)):
-                error = np.moveaxis(given[name].astype(np.float64) - exact[name], bias.axis, -1)
-                total[i] += error.reshape(-1, bias.channels).sum(axis=0)
-                count[i] += error.size / bias.channels
+                xp = array_namespace(given[name])
+                error = xp.moveaxis(xp.astype(given[name], xp.float64) - exact[name], bias.axis, -1)
+                rows = error.reshape((-1, bias.channels))
+                total[i] += fetch(rows.sum(axis=0))
+                count[i] += len(rows)
         return [t / max(c, 1) for t, c in zip(total, count, strict=True)]
 
     def error(self) -> float:

@@ -126,7 +126,9 @@ def _upper_factor(h: Array, added: Array, xp: Any) -> Array | None:
     """Upper triangular R with R R^T = H + diag(added), or None where H is not positive definite.
 
     It is the Cholesky factor of the matrix read backwards, read backwards."""
-    damped, index = xp.asarray(xp.flip(h, axis=(1, 2)), copy=True), list(range(h.shape[1]))
+    from array_api_compat import device
+
+    damped, index = xp.asarray(xp.flip(h, axis=(1, 2)), copy=True), xp.arange(h.shape[1], device=device(h))
     damped[:, index, index] += xp.flip(added, axis=1)
     try:
         return xp.flip(xp.linalg.cholesky(damped), axis=(1, 2))

@@ -203,7 +203,8 @@ class _Layer:
         integers of their bits."""
         joined = np.concatenate([c.astype(self.planned.codes.dtype) for c in codes], axis=2)
         inputs = np.stack([c[np.argsort(o)] for c, o in zip(joined, order, strict=True)])
-        return in_layout(self.node, inputs.swapaxes(1, 2), self.planned.codes).view(f"u{joined.itemsize}")
+        codes_in_layout: Array = in_layout(self.node, inputs.swapaxes(1, 2), self.planned.codes)
+        return codes_in_layout.view(f"u{joined.itemsize}")
 
     def write(self, codes: Array, context: CompileContext) -> None:
         found = QuantizedWeight(self.planned.params, codes.view(self.planned.codes.dtype))

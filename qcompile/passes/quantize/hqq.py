@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from array_api_compat import array_namespace
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import Scales
@@ -32,10 +33,11 @@ from qcompile.compiler.params import QuantParams, grid_of
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.specs import PerBlock
 from qcompile.compiler.targets.table import Lowering
-from qcompile.compiler.weight_params import pieces, sums
+from qcompile.compiler.weight_params import pieces_of, sums
 from qcompile.passes.quantize.weight_grids import layers_that_read_float, requantize
+from qcompile.runtime.device import fetch
 
-Array = npt.NDArray[Any]
+Array = Any  # numpy.ndarray or torch.Tensor
 Floats = npt.NDArray[np.floating[Any]]
 
 _POWER = 0.7
@@ -77,7 +79,7 @@ def _is_asymmetric(params: QuantParams) -> bool:
 def solved(weight: Array, planned: QuantParams) -> QuantParams:
     """`planned` with the zero points of least loss."""
     zero = np.empty(planned.scale.shape, np.float32)
-    parts = pieces(weight.shape, planned)
+    parts = pieces_of(weight, planned)
     if not isinstance(planned.spec.granularity, PerBlock):
         parts = iter([(..., ..., planned)])
     for rows, scales, part in parts:
@@ -86,17 +88,18 @@ def solved(weight: Array, planned: QuantParams) -> QuantParams:
 
 
 def _zero_points(weight: Array, planned: QuantParams) -> Floats:
-    spec = planned.spec
+    spec, xp = planned.spec, array_namespace(weight)
     stored = np.float16 if spec.stored_scales is Scales.FLOAT16 else np.float32
-    count = sums(np.ones_like(weight), spec)
+    count = fetch(sums(xp.ones_like(weight), spec))
     zero = best = planned.zero_point.astype(np.float32)
     least: Array = np.full(zero.shape, np.inf, np.float32)
     for beta in _BETA * _RISE ** np.arange(_ROUNDS):
         grid = grid_of(replace(planned, zero_point=zero), weight)
-        missed = (weight - grid.values(grid.codes(weight, np), np)) / grid.scale
-        power = np.maximum(np.abs(missed), _SMALLEST) ** np.float32(_POWER - 1)
-        loss = sums(np.abs(missed) * power, spec)
+        missed = (weight - grid.values(grid.codes(weight, xp), xp)) / grid.scale
+        far = abs(missed)
+        power = xp.clip(far, _SMALLEST, None) ** (_POWER - 1)
+        loss = fetch(sums(far * power, spec))
         best, least = np.where(loss < least, zero, best), np.minimum(loss, least)
-        left = np.sign(missed) * np.maximum(np.abs(missed) - power / np.float32(beta), 0)
-        zero = (zero - sums(missed - left, spec) / count).astype(stored).astype(np.float32)
+        left = xp.sign(missed) * xp.clip(far - power / float(beta), 0, None)
+        zero = (zero - fetch(sums(missed - left, spec)) / count).astype(stored).astype(np.float32)
     return best

@@ -27,7 +27,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from array_api_compat import array_namespace
 from pydantic import Field
@@ -44,7 +43,7 @@ from qcompile.passes.quantize.layer_rows import every_row, is_product
 from qcompile.passes.quantize.weight_grids import Layer, layers_that_read_float, readers, requantize
 from qcompile.runtime.device import fetch
 
-Array = npt.NDArray[Any]
+Array = Any  # numpy.ndarray or torch.Tensor
 
 _USUAL = tuple(np.linspace(1.1, 0.5, 25))
 _POWERS_OF_TWO = (2.0, 0.5)
@@ -107,7 +106,7 @@ def _searched(energies: Mapping[str, Array], layer: Layer, weight: Array, planne
     if energy is not None:
         importance = _of_weights(layer.node, energy, weight)
     elif layer.node.op_type != "Gather":
-        importance = np.abs(weight)
+        importance = abs(weight)
     return searched(weight, planned, importance)
 
 
@@ -120,7 +119,7 @@ def _of_weights(node: ir.Node, energy: Array, weight: Array) -> Array:
 
 def searched(weight: Array, planned: QuantParams, importance: Array | None = None) -> QuantParams:
     """Parameters of the part of each range that gives the least sum of importance * (w - w~)^2; `planned` wins ties."""
-    low, high = weight_range(weight, planned.spec)
+    low, high = (fetch(bound) for bound in weight_range(weight, planned.spec))
     whole = planned.nested.scale if planned.nested and planned.spec.stored_scales is Scales.E4M3 else None
 
     def part(ratio: Array | float) -> QuantParams:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
@@ -21,8 +20,9 @@ from qcompile.compiler.targets.table import Lowering, Row
 from qcompile.compiler.units import lowering_of, planned
 from qcompile.compiler.weight_params import weight_codes
 from qcompile.runtime.ahead import ahead, cores
+from qcompile.runtime.device import Device
 
-Array = npt.NDArray[Any]
+Array = Any  # numpy.ndarray or torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +63,17 @@ def readers(context: CompileContext) -> Counter[str]:
 def requantize(
     layers: Sequence[Layer], grid: Callable[[Layer, Array, QuantParams], QuantParams], context: CompileContext
 ) -> None:
-    """Give the weights of `layers` the grid that `grid` makes of the weight and the planned one, and nearest codes."""
+    """Give the weights of `layers` the grid that `grid` makes of the weight and the planned one, and nearest codes.
+
+    Weights go through the device one after the other; on the CPU all cores have one each.
+    """
     weights = context.plan.weights
 
     def made(layer: Layer) -> QuantizedWeight:
-        weight = layer.weight()
+        weight = context.device.put(layer.weight())
         params = grid(layer, weight, weights[layer.key].params)
         return QuantizedWeight(params, weight_codes(weight, params))
 
-    for layer, found in zip(layers, ahead(made, layers, cores()), strict=True):
+    at_once = cores() if context.device is Device.CPU else 1
+    for layer, found in zip(layers, ahead(made, layers, at_once), strict=True):
         weights[layer.key] = found

@@ -42,8 +42,9 @@ from qcompile.passes.transform.folding.apply import apply
 from qcompile.passes.transform.folding.ranges import mean_magnitudes, requests
 from qcompile.passes.transform.folding.search import find_sites, insertable
 from qcompile.passes.transform.folding.site import Factor, Refusal, Site, Vector, factors
+from qcompile.runtime.device import Device
 
-Array = np.ndarray[Any, Any]
+Array = Any  # numpy.ndarray or torch.Tensor
 
 EXPONENTS = tuple(i / 20 for i in range(20))
 _SMALLEST = 1e-4
@@ -134,20 +135,21 @@ def scales(mean: Vector, exponent: float) -> Vector:
 def search(visit: Visit, site: Site, candidates: Sequence[Vector], specs: Mapping[str, QuantSpec]) -> list[float]:
     """The error of the block's results with the site's layers quantized, for each candidate."""
     readers = {f.node: f for f in site.multiplied if f.weight and f.node in specs}
-    weights = {n: constant(node.inputs[1]) for node in visit.model.graph if (n := str(node.name)) in readers}
+    found = {n: constant(node.inputs[1]) for node in visit.model.graph if (n := str(node.name)) in readers}
+    weights = {n: visit.device.put(w) for n, w in found.items() if w is not None}
     rounded = (
-        {n: _quantized(w, readers[n], vector, specs[n]) for n, w in weights.items() if w is not None}
+        {n: _quantized(w, readers[n], vector, specs[n], visit.device) for n, w in weights.items()}
         for vector in candidates
     )
     return errors_with(visit, weights, rounded)
 
 
-def _quantized(weight: Array, factor: Factor, vector: Vector, spec: QuantSpec) -> Array:
+def _quantized(weight: Array, factor: Factor, vector: Vector, spec: QuantSpec, device: Device) -> Array:
     """Q(W * s) / s: what the layer computes with, its inputs unscaled."""
-    by = factors(factor.groups, vector).astype(np.float32)
+    by = device.put(factors(factor.groups, vector).astype(np.float32))
     scaled = weight * by
     params = weight_params(scaled, spec)
-    return np.asarray(dequantize(quantize(scaled, params), params) / by, np.float32)
+    return dequantize(quantize(scaled, params), params) / by
 
 
 def _summary(sites: Sequence[Site], refused: Sequence[Refusal], chosen: Mapping[Site, Choice]) -> str:

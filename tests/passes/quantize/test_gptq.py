@@ -23,7 +23,6 @@ from qcompile.passes.quantize import gptq
 from qcompile.passes.quantize.gptq import Gptq
 from qcompile.passes.quantize.place_dynamic import PlaceDynamic
 from qcompile.passes.quantize.round_to_nearest import RoundToNearest
-from qcompile.runtime.device import Device
 from tests.compiler.walks import QUANTIZED, ready, whole
 from tests.golden import assert_golden
 from tests.passes.harness import NAMED, model_of
@@ -233,21 +232,6 @@ def test_refusals(feeds: list[Sample], options: dict[str, Any], message: str) ->
     context.calibration = Samples(feeds)
     with pytest.raises(DataError, match=message):
         Gptq(**options).run(model, context)
-
-
-def test_a_device_that_computes_in_torch_gives_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: every array that is solved with is a tensor."""
-    import torch
-
-    found = []
-    for put in (None, lambda _, array: torch.from_numpy(np.ascontiguousarray(array))):
-        if put is not None:
-            monkeypatch.setattr(Device, "put", put)
-        model, context = blocks(llama(1), sentences(3), SPECS["uint4"])
-        Gptq(alpha=0.5).run(model, context)
-        found.append({key: q.codes.astype(int) for key, q in context.plan.weights.items()})
-    for key, codes in found[0].items():
-        assert (codes != found[1][key]).mean() < 0.01, "a tie may fall the other way"
 
 
 def test_pieces_of_outputs_have_the_codes_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,129 @@
+"""Methods that solve for weights, on a pretended GPU: nothing lies in the wrong place, the results are the CPU's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.formats import FORMATS
+from qcompile.compiler.passes import Pass
+from qcompile.compiler.pipeline import run_pipeline
+from qcompile.compiler.specs import QuantSpec
+from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.passes.quantize.ada_round import AdaRound
+from qcompile.passes.quantize.auto_round import AutoRound
+from qcompile.passes.quantize.gptq import Gptq
+from qcompile.passes.quantize.hqq import Hqq
+from qcompile.passes.quantize.place_weights import PlaceWeights
+from qcompile.passes.quantize.round_to_nearest import RoundToNearest
+from qcompile.passes.quantize.search_clip import SearchClip
+from qcompile.runtime.device import Device
+from tests.compiler.walks import QUANTIZED, ready
+from tests.passes.harness import NAMED, model_of
+from tests.passes.llama import llama
+from tests.passes.quantize.test_ada_round import narrow
+from tests.passes.quantize.test_compensate_bias import IMAGE_WEIGHTS, IMAGES, LINEAR, LINEAR_WEIGHTS, images, rows
+from tests.passes.quantize.test_gptq import blocks, sentences
+from tests.pretend_gpu import OnDevice, pretend_gpu
+from tests.sweep.harness import Samples, eager_target
+
+State = tuple[ir.Model, CompileContext]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Layers this small lose time to threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def convolutions() -> State:
+    return ready(model_of(IMAGES, dict(IMAGE_WEIGHTS)), images(8), QUANTIZED, narrow(4))
+
+
+def decoder(kind: str = "uint4") -> State:
+    return blocks(llama(1), sentences(4, length=12), QuantSpec(FORMATS[kind], symmetric=kind == "int4"))
+
+
+def weights_alone(**options: Any) -> State:
+    return ready(llama(1), sentences(4, length=12), [*NAMED, PlaceWeights(block_size=16, **options), RoundToNearest()])
+
+
+CASES: dict[str, tuple[Callable[[], State], Pass]] = {
+    "gptq of convolutions": (convolutions, Gptq()),
+    "gptaq": (decoder, Gptq(alpha=0.5)),
+    "gptq to NF4": (lambda: weights_alone(format="nf4"), Gptq()),
+    "ada-round": (convolutions, AdaRound(iterations=15, samples=4)),
+    "auto-round": (lambda: decoder("int4"), AutoRound(iterations=4)),
+    "search-clip": (lambda: weights_alone(format="nvfp4"), SearchClip()),
+    "hqq": (lambda: weights_alone(symmetric=False), Hqq()),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_pass_finds_what_it_finds_on_the_cpu(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, tested = CASES[case]
+    model, context = make()
+    tested.run(model, context)
+    on_gpu, same = make()
+    same.device = Device.CUDA
+    with pretend_gpu(monkeypatch):
+        tested.run(on_gpu, same)
+    assert_alike(on_gpu, same, model, context)
+
+
+@pytest.mark.parametrize("recipe", ["int4-awq", "int8-accurate"])
+def test_a_recipe_decides_as_on_the_cpu(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searched scales of channels, forms of layers and biases."""
+    states = []
+    for device in (Device.CPU, Device.CUDA):
+        feeds = rows(8)
+        model = model_of(LINEAR, dict(LINEAR_WEIGHTS))
+        context = CompileContext(eager_target(), Path("unused"), Samples(feeds), held_out=[feeds[0]], device=device)
+        with pretend_gpu(monkeypatch):
+            run_pipeline(find_recipe(recipe).passes(), model, context)
+        states.append((model, context))
+    (model, context), (on_gpu, same) = states
+    assert same.notices == context.notices
+    assert_alike(on_gpu, same, model, context)
+
+
+def assert_alike(model: ir.Model, context: CompileContext, expected: ir.Model, other: CompileContext) -> None:
+    """The same codes, but for ties, and the same constants to rounding."""
+    assert context.plan.weights.keys() == other.plan.weights.keys()
+    for key, right in other.plan.weights.items():
+        found = context.plan.weights[key]
+        assert (found.codes.astype(float) != right.codes.astype(float)).mean() < 0.02, f"{key}: more than ties"
+        np.testing.assert_allclose(found.params.scale, right.params.scale, rtol=1e-4)
+        np.testing.assert_allclose(found.params.zero_point, right.params.zero_point, atol=1e-3)
+    for name, value in expected.graph.initializers.items():
+        constant = model.graph.initializers[name].const_value
+        assert constant is not None
+        assert value.const_value is not None
+        array, wanted = constant.numpy(), value.const_value.numpy()
+        assert array.dtype == wanted.dtype
+        if array.dtype == np.float32:
+            np.testing.assert_allclose(array, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_pretended_device_refuses_what_a_gpu_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    with pretend_gpu(monkeypatch):
+        x = Device.CUDA.put(np.ones((2, 2), np.float32))
+        assert isinstance(x, OnDevice)
+        with pytest.raises(AssertionError, match="add gets tensors of the device and of the CPU"):
+            x + torch.ones(2, 2)
+        with pytest.raises((TypeError, RuntimeError)):
+            np.asarray(x)
+        np.testing.assert_array_equal((x @ x).cpu().numpy(), np.full((2, 2), 2))
