@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from qcompile.errors import DataError
 from qcompile.runtime.ahead import ahead, cores
-from qcompile.runtime.binding import DeviceExecution
+from qcompile.runtime.binding import BoundExecution
 from qcompile.runtime.device import Device, fetch
 from qcompile.runtime.execution import AnyExecution, Execution, HostExecution
 from qcompile.runtime.providers import CPU, CUDA, TENSORRT, open_session, provider_options, reason, why_not_loaded
-from qcompile.runtime.settings import Settings
+from qcompile.runtime.streams import Stream
 
 Result = TypeVar("Result")
 Array = Any  # numpy.ndarray or torch.Tensor
@@ -85,8 +85,7 @@ def read_samples(
 def open_runner(model: bytes | Path, providers: tuple[str, ...]) -> Callable[[Mapping[str, Any]], Outputs]:
     """`model` as a function of one sample, for samples that depend on the outputs of those before."""
     session = _open(model, calibration_provider(providers), cores(), {})
-    execution = HostExecution(session, [output.name for output in session.get_outputs()])
-    return lambda sample: _run(execution, fetch, Device.CPU, list, dict(sample))
+    return lambda sample: _run(HostExecution(session), fetch, Device.CPU, list, dict(sample))
 
 
 def _open(model: bytes | Path, provider: str, threads: int, entries: Mapping[str, str]) -> Any:
@@ -104,9 +103,8 @@ def _open(model: bytes | Path, provider: str, threads: int, entries: Mapping[str
 
 def _execution(session: Any, provider: str) -> Execution:
     """Arrays in the CPU's memory are handed over, those on the GPU are bound, and so are the outputs then."""
-    outputs = [output.name for output in session.get_outputs()]
-    host = HostExecution(session, outputs)
-    return host if provider == CPU else AnyExecution(host, DeviceExecution(session, outputs, Settings()))
+    host = HostExecution(session)
+    return host if provider == CPU else AnyExecution(host, BoundExecution(session, ("cuda", 0), Stream()))
 
 
 def _run(
