@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(BIN)/python -m examples.demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
