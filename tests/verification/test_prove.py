@@ -77,6 +77,28 @@ def test_a_sample_that_does_not_fit_is_a_failed_proof_and_no_traceback(models: t
     assert {"numerics", "speed"} <= failed
 
 
+@pytest.mark.parametrize(
+    ("error", "passed", "said"),
+    [
+        (DataError("ONNX Runtime could not run the model: std::bad_alloc"), None, "too little memory"),
+        (MemoryError(), None, "too little memory"),
+        (DataError("input 'x' is missing"), False, "input 'x' is missing"),
+        (ValueError("seven"), False, "broke down: ValueError: seven"),
+    ],
+)
+def test_a_lack_of_memory_says_nothing_about_the_model(
+    models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, error: Exception, passed: bool | None, said: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(proving, "compare_outputs", fail)
+    report = verify(models[1], target_named("cpu"), against=models[0], samples=SAMPLES)
+    [numerics] = [p for p in report.proofs if p.name == "numerics"]
+    assert numerics.passed is passed
+    assert said in numerics.detail
+
+
 def test_no_samples_leave_the_numbers_open(models: tuple[Path, Path]) -> None:
     context = CompileContext(target=target_named("cpu"), float_model=models[0])
     report = Report(model="m", artifact="a", recipe="r", target="cpu", versions={}, data="none")

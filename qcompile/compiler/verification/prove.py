@@ -27,7 +27,7 @@ from qcompile.compiler.verification.metric import measure, prove_metric
 from qcompile.compiler.verification.noise import Runner, compare_outputs, runner
 from qcompile.compiler.verification.placed import placed_nodes
 from qcompile.compiler.verification.reference import Reference
-from qcompile.compiler.verification.room import entries_for, fit
+from qcompile.compiler.verification.room import entries_for, fit, ran_out
 from qcompile.compiler.verification.speed import prove_speed
 from qcompile.compiler.verification.weights import group_bytes, worst_histograms
 from qcompile.errors import QCompileError
@@ -140,17 +140,24 @@ class _Prover:
             self.step("speed", "timing", lambda: self.speed(float_model, samples[0]))
 
     def step(self, name: str, what: str, work: Callable[[], Proof]) -> None:
-        """Make one proof; one that breaks down is a failed proof, since an artifact is there to be reported on."""
+        """Make one proof; one that breaks down is a failed proof, since an artifact is there to be reported on.
+
+        Where memory runs out none was made: that says nothing about the artifact."""
         self.progress.start(what, None)
         try:
-            self.add(work())
-        except QCompileError as error:
-            self.add(Proof(name=name, passed=False, detail=str(error)))
+            proof = work()
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
-            self.add(Proof(name=name, passed=False, detail=f"broke down: {type(error).__name__}: {first}"))
+            if ran_out(error):
+                detail = f"not made: there is too little memory, {free_bytes() >> 20} MiB are free"
+                proof = Proof(name=name, passed=None, detail=detail)
+            elif isinstance(error, QCompileError):
+                proof = Proof(name=name, passed=False, detail=str(error))
+            else:
+                proof = Proof(name=name, passed=False, detail=f"broke down: {type(error).__name__}: {first}")
         finally:
             self.progress.finish()
+        self.add(proof)
 
     def add(self, proof: Proof) -> None:
         self.report.proofs.append(proof)

@@ -22,6 +22,12 @@ def fit(*models: Path) -> bool:
     return _COPIES * sum(map(model_bytes, models)) <= free_bytes()
 
 
+def ran_out(error: Exception) -> bool:
+    """Whether an error, of Python or of ONNX Runtime, says that memory ran out."""
+    said = str(error)
+    return isinstance(error, MemoryError) or any(words in said for words in ("bad_alloc", "Failed to allocate memory"))
+
+
 def entries_for(model: Path) -> dict[str, str]:
     """Session options with which `model` runs in the memory there is."""
     return {} if fit(model) else dict(UNPACKED)
