@@ -25,6 +25,7 @@ from tests.golden import assert_golden
 from tests.passes.harness import NAMED, context, model_of, run
 from tests.passes.int8 import Lowered, head, int8, normal
 from tests.sweep.harness import Samples
+from tests.targets import cuda_stub
 
 BENCH = Bench(device="a machine", provider="CPUExecutionProvider", versions="1")
 GPU = Bench(device="a card", provider="CUDAExecutionProvider", versions="1")
@@ -308,6 +309,23 @@ def test_a_recipe_that_places_nothing_by_time() -> None:
     model = model_of(head(21) + LINEAR, SQUARES)
     with pytest.raises(RecipeError, match="no pass behind autotune"):
         run(model, *NAMED, Autotune())
+
+
+@pytest.mark.cuda_stub
+@pytest.mark.skipif(bool(cuda_stub.why_not()), reason=cuda_stub.why_not())
+def test_on_the_cuda_provider_every_form_opens_and_runs(tmp_path: Path) -> None:
+    """Sessions, bindings and events are real; what the times say means nothing."""
+    path = tmp_path / "m.onnx"
+    ir.save(model_of(head(21) + LINEAR.replace("N", "4"), SQUARES), path)
+    found = cuda_stub.run(
+        "tests.targets.cuda_tuning", tmp_path, str(path), "int8-static", "fp8-static", QCOMPILE_OPS="off"
+    )
+    for recipe, codes in (("int8-static", "int8"), ("fp8-static", "fp8-e4m3")):
+        kinds = found[recipe]
+        assert {kind.split()[0] for kind in kinds} == {"MatMul", "QuantizeLinear", "DequantizeLinear"}
+        product = next(forms for kind, forms in kinds.items() if kind.startswith("MatMul"))
+        assert [form.split(" sym")[0] for form in product] == ["float16", f"inputs: {codes}"]
+        assert all(time is not None and time > 0 for forms in kinds.values() for time in forms.values())
 
 
 def test_golden(clock: Any) -> None:
