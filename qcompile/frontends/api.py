@@ -22,6 +22,8 @@ from qcompile.frontends.samples.function import import_function
 from qcompile.frontends.versions import versions
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from qcompile.runtime.session import Session
 
 
@@ -86,7 +88,7 @@ def compile(
     if context.metric and prove:
         context.metric_float = _try_metric(context.metric, job.source, job.provider)
     records = job.run(graph)
-    manifest = _manifest(job)
+    manifest = _manifest(job, graph)
     bytes_after = write_model(graph, destination, manifest, overwrite, context.progress)
     job.forget_checkpoints()
     data = context.calibration
@@ -240,18 +242,22 @@ def _check_destination(source: Path, destination: Path, overwrite: bool, source_
     check_output(destination, overwrite, source_bytes)
 
 
-def _manifest(job: Job) -> dict[str, Any]:
-    data = job.context.calibration
+def _manifest(job: Job, graph: ir.Model) -> dict[str, Any]:
+    data, target = job.context.calibration, job.context.target
+    for provider, why in target.closed_ways(graph).items():
+        others = " and ".join(target.provider_options(graph))
+        job.context.notice(f"{provider} cannot run the artifact: {why}; {others} can")
     return {
         "recipe": {
             "name": job.recipe.name,
             "steps": [{p.name: p.model_dump(mode="json")} for p in job.passes],
         },
         "versions": versions(),
-        "target": job.context.target.name,
+        "target": target.name,
         "seed": job.context.seed,
         **({"times": measured.device} if (measured := job.context.measured) else {}),
         "data": {"digest": data.digest(), "samples": len(data), "synthetic": data.synthetic} if data else None,
+        **({"provider_options": target.provider_options(graph)} if target.ways else {}),
     }
 
 

@@ -53,3 +53,12 @@ CUDA_HALF = Half(
     kernels={ir.DataType.FLOAT16: _BOTH | _FLOAT16_ONLY, ir.DataType.BFLOAT16: _BOTH},
     evidence="placement by the CUDA provider of ONNX Runtime 1.31.1",
 )
+
+_PARSED = frozenset(op for op in _BOTH if "::" not in op)
+_NOT_PARSED = frozenset({"Compress"})
+TENSORRT_HALF = Half(
+    dtype=ir.DataType.FLOAT16,
+    kernels={ir.DataType.FLOAT16: (_PARSED | _FLOAT16_ONLY) - _NOT_PARSED, ir.DataType.BFLOAT16: _PARSED},
+    evidence="operators that the parser of TensorRT 10.15 takes in FP16 and BF16 (onnx-tensorrt, docs/operators.md) "
+    "and that the CUDA provider, which gets what an engine cannot take, computes in it too",
+)

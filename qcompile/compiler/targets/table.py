@@ -17,7 +17,9 @@ from qcompile.compiler.formats import NumericFormat
 from qcompile.compiler.plan import Form
 from qcompile.compiler.specs import PerChannel, QuantSpec
 from qcompile.compiler.targets.half import Half
+from qcompile.compiler.targets.rule import Rule
 from qcompile.compiler.targets.storage import Storage
+from qcompile.compiler.targets.ways import Way
 from qcompile.errors import TargetError
 
 
@@ -103,6 +105,7 @@ class Row:
         conditions: what must hold besides.
         lowering: the pattern of each form.
         refused: forms that exist and are not offered, each with the reason a user reads.
+        only: formats of activations that it computes in; empty means those of the target.
         kernels: operators of the runtime's optimized graph that prove the form really runs.
         evidence: how we know.
     """
@@ -124,6 +127,7 @@ class Row:
     conditions: tuple[Condition, ...] = ()
     lowering: Mapping[Form, Lowering] | None = None
     refused: Mapping[Form, str] | None = None
+    only: tuple[NumericFormat, ...] = ()
 
     def how(self, form: Form) -> Lowering:
         return (self.lowering or {}).get(form, Lowering.QDQ)
@@ -230,6 +234,10 @@ class Target:
         unfused: why Q/DQ around a float operator gains nothing here; empty where the runtime fuses them.
         half: what it computes in float16 and bfloat16.
         opset: the lowest in which its operators are the ones of this table.
+        highest_opset: the newest that it reads; None where there is no limit.
+        rules: what it asks of single nodes besides.
+        ways: the providers by which artifacts run and the options they need; empty where the first of `providers`
+            needs none.
         evidence: where the table as a whole comes from.
     """
 
@@ -254,6 +262,9 @@ class Target:
     storages: tuple[Storage, ...] = ()
     half: Half = field(default_factory=Half)
     opset: int = 13
+    highest_opset: int | None = None
+    rules: tuple[Rule, ...] = ()
+    ways: tuple[Way, ...] = ()
 
     @property
     def activation(self) -> QuantSpec:
@@ -294,3 +305,11 @@ class Target:
         if node.domain not in ("", "ai.onnx"):
             return None
         return next((r for r in self.rows if r.op_type == node.op_type and r.selects(node)), None)
+
+    def provider_options(self, model: ir.Model) -> dict[str, dict[str, str]]:
+        """The providers that can run `model`, with the options it needs there, as they go into its manifest."""
+        return {way.provider: way.needs(model) for way in self.ways if not way.obstacle(model)}
+
+    def closed_ways(self, model: ir.Model) -> dict[str, str]:
+        """The providers that cannot run `model`, each with the reason."""
+        return {way.provider: why for way in self.ways if (why := way.obstacle(model))}

@@ -20,9 +20,11 @@ from qcompile.compiler.targets.conditions import (
     last_axis,
     weight_is_second,
 )
-from qcompile.compiler.targets.half import Half
+from qcompile.compiler.targets.half import TENSORRT_HALF
 from qcompile.compiler.targets.storage import Storage
 from qcompile.compiler.targets.table import Condition, Cost, Formats, Lowering, PlacementRule, Row, Target
+from qcompile.compiler.targets.tensorrt_rules import RULES
+from qcompile.compiler.targets.tensorrt_ways import TENSORRT_PROVIDER, WAYS
 
 _RULES = "documentation: TensorRT 10.14, 'Working with Quantized Types', explicit quantization"
 _UNWEIGHED = Cost()
@@ -60,13 +62,18 @@ def _residual(shortcut: int) -> Row:
         kernels=("Add",),
         evidence=_RULES + ": quantize the residual input, so that convolution and Add become one kernel",
         activations=(shortcut,),
+        only=(INT8,),
     )
 
 
 TENSORRT = Target(
     name="tensorrt",
-    providers=("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
-    half=Half(refusal="TensorRT chooses float16 by itself (provider option trt_fp16_enable)"),
+    providers=(TENSORRT_PROVIDER, "CUDAExecutionProvider", "CPUExecutionProvider"),
+    ways=WAYS,
+    rules=RULES,
+    half=TENSORRT_HALF,
+    opset=19,  # QuantizeLinear reads float16
+    highest_opset=24,  # onnx-tensorrt, docs/operators.md (TensorRT 10.15)
     formats=(
         Formats(INT8, INT8, symmetric=(True,), evidence=_RULES),
         Formats(
@@ -107,6 +114,7 @@ TENSORRT = Target(
             weight=1,
             weight_axis=lambda _: 0,
             bias=2,
+            only=(INT8,),
             conditions=(CONSTANT_WEIGHT, _SPATIAL),
         ),
         Row(
@@ -119,6 +127,7 @@ TENSORRT = Target(
             weight=1,
             weight_axis=lambda _: 1,
             bias=2,
+            only=(INT8,),
             conditions=(CONSTANT_WEIGHT, _SPATIAL, _ONE_GROUP),
         ),
         Row(

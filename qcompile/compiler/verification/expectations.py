@@ -50,8 +50,12 @@ def dequantizer(value: ir.Value | None) -> ir.Node | None:
 
 
 def is_weight(conversion: ir.Node) -> bool:
-    """Whether a DequantizeLinear reads constant codes."""
-    return is_constant(conversion.inputs[0])
+    """Whether a DequantizeLinear reads constant codes, or those of a constant behind a QuantizeLinear."""
+    codes = conversion.inputs[0]
+    made = codes.producer() if codes is not None else None
+    if made is not None and made.op_type == "QuantizeLinear":
+        codes = made.inputs[0]
+    return is_constant(codes)
 
 
 def quantizer_after(node: ir.Node) -> ir.Node | None:

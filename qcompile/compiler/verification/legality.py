@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.compiler.formats import INT32
-from qcompile.compiler.graph import constant, is_constant, nodes
+from qcompile.compiler.graph import constant, is_constant, nodes, opset
 from qcompile.compiler.provenance import sources
 from qcompile.compiler.report import Proof
 from qcompile.compiler.targets.storage import Storage
@@ -50,6 +50,9 @@ def prove_legality(model: ir.Model, target: Target) -> Proof:
 def find_faults(model: ir.Model, target: Target) -> list[Fault]:
     """Everything in `model` that `target` does not take; empty when it is legal."""
     found: list[Fault] = []
+    if target.highest_opset is not None and opset(model) > target.highest_opset:
+        rule, remedy = f"opset {opset(model)}", f"{target.name} reads opset {target.highest_opset} and older"
+        found.append(Fault("the model", rule, remedy))
     for node in nodes(_inlined(model) if model.functions else model):
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             found += _conversion_faults(node, target)
@@ -57,6 +60,7 @@ def find_faults(model: ir.Model, target: Target) -> list[Fault]:
             found += _operator_faults(node, target)
         elif any(dequantizer(v) is not None for v in node.inputs):
             found += _pattern_faults(node, target)
+        found += [_fault(node, rule.fault, rule.remedy) for rule in target.rules if rule.broken(node)]
     return found
 
 
@@ -94,7 +98,7 @@ def _conversion_faults(node: ir.Node, target: Target) -> Iterator[Fault]:
     dtype = _codes_type(node)
     if codes is not None and is_constant(codes) and dtype == INT32.dtype:
         return  # a bias; its rules belong to the unit
-    weight = codes is not None and is_constant(codes)
+    weight = is_constant(node.inputs[0]) if node.op_type == "QuantizeLinear" else is_weight(node)
     allowed = {f.activation: f.symmetric == (True,) for f in target.formats}  # whether the zero point must be 0
     if weight:
         allowed |= {f.weight: f.weight.is_signed for f in target.formats if f.weight not in allowed}
@@ -154,6 +158,9 @@ def _weighted_faults(node: ir.Node, row: Row, target: Target) -> Iterator[Fault]
     weight = dequantizer(node.inputs[row.weight])
     activations = [dequantizer(node.inputs[i]) for i in row.activations if i < len(node.inputs)]
     quantized = all(a is not None for a in activations)
+    if row.only and quantized and any(a and _codes_type(a) not in {f.dtype for f in row.only} for a in activations):
+        taken = " or ".join(f.name for f in row.only)
+        yield _fault(node, f"{target.name} computes {node.op_type} on {taken} codes alone", "keep it float")
     if weight is None and quantized:
         if _must_be_whole(node, target):
             yield _fault(node, "its activation is quantized, its weight is not", "quantize both or neither")

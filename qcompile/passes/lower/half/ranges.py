@@ -24,7 +24,7 @@ from qcompile.compiler.statistics import RANGE, StatisticsTable, TensorRange
 from qcompile.compiler.stored_weights import not_on_the_cpu
 from qcompile.compiler.tally import Tally
 from qcompile.runtime.calibration import read_samples
-from qcompile.runtime.providers import why_not_loaded
+from qcompile.runtime.providers import session_entries, why_not_loaded
 
 _MARGIN = 2.0
 
@@ -95,7 +95,8 @@ def observed_ranges(model: ir.Model, values: Collection[ir.Value], context: Comp
         names &= {str(v.name) for v in (*model.graph.inputs, *(v for n in nodes(model) for v in n.outputs))}
     observation = observe(model, {name: [RANGE] for name in sorted(names)})
     tally = Tally(observation, judged=False)
+    providers = context.target.providers
     with runnable(observation.model) as opened:
-        for seen in read_samples(opened, context.held_out, context.target.providers, observation.read):
+        for seen in read_samples(opened, context.held_out, providers, observation.read, session_entries(providers[0])):
             tally.add(seen)
     return tally.table()
