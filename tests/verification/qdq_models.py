@@ -96,3 +96,30 @@ def linear_with_float_bias(*, bias: bool = True) -> onnx.ModelProto:
     last = b.node("Add", ["product", b.constant("b", np.ones(8, np.float32))], "sum") if bias else "product"
     b.node("Erf", [last], "y")
     return b.model({"x": [4, 16]}, ["y"])
+
+
+def plain() -> onnx.ModelProto:
+    """One int8 convolution with a float bias."""
+    b = Builder(signed=True)
+    bias = b.constant("b", np.ones(4, np.float32))
+    b.weight("W", np.random.default_rng(0).standard_normal((4, 4, 3, 3)), 0)
+    b.node("Conv", [b.convert("x"), "W_dequantized", bias], "y")
+    return b.model({"x": [1, 4, 8, 8]}, ["y"])
+
+
+def asymmetric() -> onnx.ModelProto:
+    """The input of an int8 convolution has a zero point."""
+    b = Builder(signed=True)
+    x = b.convert("x", zero=3)
+    b.weight("W", np.random.default_rng(0).standard_normal((4, 4, 3, 3)), 0)
+    b.node("Conv", [x, "W_dequantized"], "y", pads=[1, 1, 1, 1])
+    return b.model({"x": [1, 4, 8, 8]}, ["y"])
+
+
+def residual() -> onnx.ModelProto:
+    """An int8 convolution, added to its input."""
+    b = Builder(signed=True)
+    x = b.convert("x")
+    b.weight("W", np.random.default_rng(0).standard_normal((4, 4, 3, 3)), 0)
+    b.node("Add", [b.node("Conv", [x, "W_dequantized"], "c", pads=[1, 1, 1, 1]), x], "y")
+    return b.model({"x": [1, 4, 8, 8]}, ["y"])

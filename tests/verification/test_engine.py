@@ -16,8 +16,7 @@ from qcompile.compiler.verification.dispatch import Dispatch, prove_dispatch
 from qcompile.runtime.engine_builder import Built, Refusal
 from qcompile.runtime.engine_layers import EngineLayer
 from qcompile.runtime.providers import TENSORRT, why_not_loaded
-from tests.targets.test_tensorrt_rules import asymmetric, plain, residual
-from tests.verification.qdq_models import Builder
+from tests.verification.qdq_models import Builder, asymmetric, plain, residual
 
 pytestmark = pytest.mark.skipif(not why_not_loaded(TENSORRT), reason="TensorRT itself is here")
 

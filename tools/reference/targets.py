@@ -65,6 +65,10 @@ def _target(target: Target) -> str:
         text += _storages(target)
     if target.half.dtype is not None:
         text += _half(target)
+    if target.rules:
+        text += _rules(target)
+    if target.ways:
+        text += _ways(target)
     return text + (_landings() if target is CUDA else "")
 
 
@@ -109,6 +113,28 @@ def _half(target: Target) -> str:
         + table(["In", "Operators"], rows)
         + "\n"
     )
+
+
+def _rules(target: Target) -> str:
+    """What it asks of single nodes."""
+    rows = [[rule.fault, rule.remedy, rule.evidence] for rule in target.rules]
+    newest = f", and opsets newer than {target.highest_opset}," if target.highest_opset else ""
+    return (
+        f"\n### Refused on {target.name}\n\nBeside what rows and formats leave out{newest} this is a fault:\n\n"
+        + table(["What is wrong with a node", "Way out", "Evidence"], rows)
+        + "\n"
+    )
+
+
+def _ways(target: Target) -> str:
+    """The providers that run an artifact, and what they need."""
+    text = (
+        f"\n### Providers and their options on {target.name}\n\nAn artifact's manifest names the providers that can "
+        "run it, with the options that its graph needs; sessions read them there.\n\n"
+    )
+    text += "".join(f"- `{way.provider}`: {way.evidence}.\n" for way in target.ways)
+    rows = [[f"`{o.name}`", o.value, f"`{way.provider}`", o.why] for way in target.ways for o in way.options]
+    return text + "\n" + table(["Option", "Value", "Provider", "Without it"], rows) + "\n"
 
 
 def _refused(row: Row) -> str:

@@ -73,7 +73,7 @@ class Lowering(StrEnum):
     BLOCKS = "com.microsoft::MatMulNBits"
     OPERATOR = "an operator of the domain qcompile, which carries its definition"
     BNB4 = "com.microsoft::MatMulBnb4"
-    BLOCKED_DQ = "DequantizeLinear with blocks before the float operator"
+    BLOCKED_DQ = "DequantizeLinear before the float operator"
     BLOCK_ROWS = "com.microsoft::GatherBlockQuantized"
     BLOCK_FP8 = "com.microsoft::MatMulBlockQuantizedFp8Weight"
     BLOCK_FP4 = "com.microsoft::MatMulBlockQuantizedFp4Weight"
@@ -105,7 +105,6 @@ class Row:
         conditions: what must hold besides.
         lowering: the pattern of each form.
         refused: forms that exist and are not offered, each with the reason a user reads.
-        only: formats of activations that it computes in; empty means those of the target.
         kernels: operators of the runtime's optimized graph that prove the form really runs.
         evidence: how we know.
     """
@@ -127,7 +126,6 @@ class Row:
     conditions: tuple[Condition, ...] = ()
     lowering: Mapping[Form, Lowering] | None = None
     refused: Mapping[Form, str] | None = None
-    only: tuple[NumericFormat, ...] = ()
 
     def how(self, form: Form) -> Lowering:
         return (self.lowering or {}).get(form, Lowering.QDQ)

@@ -27,7 +27,13 @@ from qcompile.compiler.targets.tensorrt_rules import RULES
 from qcompile.compiler.targets.tensorrt_ways import TENSORRT_PROVIDER, WAYS
 
 _RULES = "documentation: TensorRT 10.14, 'Working with Quantized Types', explicit quantization"
+_BUILT = "seen in engines of TensorRT-RTX 1.7.1 for compute capability 8.9"
+_FLOAT_TRANSPOSED = (
+    "TensorRT-RTX computes it in float between conversions, and int8 ones of TensorRT were slower than float16 "
+    "(github.com/NVIDIA/TensorRT/issues/1699)"
+)
 _UNWEIGHED = Cost()
+_LINEAR = ("MatMul", "Gemm")
 _INT8_INPUTS = {Form.INPUTS: _UNWEIGHED}
 
 
@@ -46,10 +52,6 @@ def _shortcut_is_first(node: ir.Node) -> bool:
 
 
 _MATRIX = Condition("its weight is a vector", lambda n: (rank(n.inputs[1]) or 0) >= 2)
-_ONE_GROUP = Condition(
-    "TensorRT quantizes transposed convolutions of one group only", lambda n: n.attributes.get_int("group", 1) == 1
-)
-_SPATIAL = Condition("TensorRT takes 2-D and 3-D convolutions in int8", lambda n: rank(n.inputs[1]) in (4, 5))
 
 
 def _residual(shortcut: int) -> Row:
@@ -62,7 +64,6 @@ def _residual(shortcut: int) -> Row:
         kernels=("Add",),
         evidence=_RULES + ": quantize the residual input, so that convolution and Add become one kernel",
         activations=(shortcut,),
-        only=(INT8,),
     )
 
 
@@ -91,16 +92,31 @@ TENSORRT = Target(
     evidence=_RULES,
     storages=(
         Storage(
-            op_types=("MatMul", "Gemm"),
+            op_types=_LINEAR,
             formats=(INT4,),
-            blocks=(128, 64),
+            blocks=(128, 64, 32, 16),
             lowering=Lowering.BLOCKED_DQ,
-            kernels=("MatMul", "Gemm"),
+            kernels=_LINEAR,
             symmetric=(True,),
             whole_blocks=True,
             opset=21,
             conditions=(MATRIX_WEIGHT,),
-            evidence=_RULES + ": weights alone are int4, symmetric, in blocks of 64 or 128 along what is summed over",
+            evidence=_BUILT
+            + ": one layer reads int4 in blocks of 16 to 128 along what is summed over; with a scale for "
+            "each channel, or for K = 64, a kernel of its own restores the weight",
+        ),
+        Storage(
+            op_types=_LINEAR,
+            formats=(INT8, FP8_E4M3),
+            blocks=(None,),
+            lowering=Lowering.BLOCKED_DQ,
+            kernels=_LINEAR,
+            symmetric=(True,),
+            opset=19,
+            conditions=(MATRIX_WEIGHT,),
+            evidence=_BUILT
+            + ": one layer reads the codes, with a scale for each output channel; in blocks a kernel of "
+            "its own restores the weight",
         ),
     ),
     rows=(
@@ -109,26 +125,22 @@ TENSORRT = Target(
             float_cost=_UNWEIGHED,
             forms=_INT8_INPUTS,
             kernels=("Conv",),
-            evidence=_RULES + ": weights per output channel (axis 0)",
+            evidence=_RULES + ": weights per output channel (axis 0); with int8 and FP8 codes " + _BUILT,
             activations=(0,),
             weight=1,
             weight_axis=lambda _: 0,
             bias=2,
-            only=(INT8,),
-            conditions=(CONSTANT_WEIGHT, _SPATIAL),
+            conditions=(CONSTANT_WEIGHT,),
         ),
         Row(
             op_type="ConvTranspose",
             float_cost=_UNWEIGHED,
-            forms=_INT8_INPUTS,
+            forms={},
             kernels=("ConvTranspose",),
-            evidence=_RULES + ": weights per output channel (axis 1)",
+            evidence=_BUILT,
             activations=(0,),
             weight=1,
-            weight_axis=lambda _: 1,
-            bias=2,
-            only=(INT8,),
-            conditions=(CONSTANT_WEIGHT, _SPATIAL, _ONE_GROUP),
+            refused={Form.INPUTS: _FLOAT_TRANSPOSED, Form.DYNAMIC: _FLOAT_TRANSPOSED},
         ),
         Row(
             op_type="Gemm",

@@ -17,7 +17,6 @@ _PARSER = "onnx-tensorrt, onnxOpImporters.cpp (TensorRT 10.13 and later), import
 _OPERATORS = "onnx-tensorrt, docs/operators.md (TensorRT 10.15)"
 _DEQUANTIZE = "documentation: TensorRT operators, Dequantize, and IDequantizeLayer"
 
-_SCALES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _FOUR_BITS = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.FLOAT4E2M1)
 
 
@@ -42,11 +41,6 @@ def _shapes(node: ir.Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
 def _reads_wide_codes(node: ir.Node) -> bool:
     source = node.inputs[0]
     return node.op_type == "DequantizeLinear" and source is not None and source.dtype is ir.DataType.INT32
-
-
-def _odd_scale(node: ir.Node) -> bool:
-    scale = node.inputs[1] if _is_conversion(node) else None
-    return scale is not None and scale.dtype is not None and scale.dtype not in _SCALES
 
 
 def _wrong_count(node: ir.Node) -> bool:
@@ -86,13 +80,6 @@ def _odd_elements(node: ir.Node) -> bool:
     return prod(codes.shape.numpy()) % 2 == 1
 
 
-def _grouped_transpose(node: ir.Node) -> bool:
-    if node.op_type != "ConvTranspose" or node.attributes.get_int("group", 1) == 1:
-        return False
-    makers = [value.producer() for value in node.inputs if value is not None]
-    return any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
-
-
 def _computes_doubles(node: ir.Node) -> bool:
     values = (*node.inputs, *node.outputs)
     return any(v is not None and v.dtype is ir.DataType.DOUBLE and not is_constant(v) for v in values)
@@ -106,12 +93,6 @@ RULES = (
         _PARSER + ": INT8, FP8, FP4 and INT4 alone are dequantized",
     ),
     Rule(
-        "its scale is no FP32, FP16 or BF16",
-        _odd_scale,
-        "store scales as float32 or float16",
-        _PARSER + ": only such scales are found positive",
-    ),
-    Rule(
         "it has not one scale for each channel of its axis",
         _wrong_count,
         "give each output channel one scale",
@@ -121,7 +102,8 @@ RULES = (
         "8-bit codes in blocks",
         _blocks_of_8_bits,
         "quantize 8-bit weights per channel",
-        _DEQUANTIZE + ": blocks are for 4-bit types",
+        _DEQUANTIZE
+        + ": blocks are for 4-bit types. TensorRT-RTX's builder restores such a weight in a kernel of its own",
     ),
     Rule(
         "its blocks do not divide one of the last two axes",
@@ -134,12 +116,6 @@ RULES = (
         _odd_elements,
         "keep this weight float",
         _PARSER + ": two codes share a byte",
-    ),
-    Rule(
-        "a quantized transposed convolution of several groups",
-        _grouped_transpose,
-        "keep it float",
-        "github.com/NVIDIA/TensorRT/issues/1934: int8 asks for four channels in each group, and is slower than float",
     ),
     Rule(
         "DynamicQuantizeLinear has no import",

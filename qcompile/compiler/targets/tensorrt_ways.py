@@ -65,7 +65,7 @@ WAYS = (
     ),
     Way(
         provider=TENSORRT_RTX_PROVIDER,
-        evidence="documentation: TensorRT-RTX, 'Working with Quantized Types': INT4, INT8 and FP8 (products alone, "
-        "compute capability 8.9 and newer) where the graph asks for them by Q/DQ. Not run by us",
+        evidence="its builder (1.7.1) makes engines for compute capability 8.9 of graphs with int8, FP8 and int4 "
+        "codes, whose layers read them. Not run by us",
     ),
 )

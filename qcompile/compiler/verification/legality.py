@@ -158,9 +158,6 @@ def _weighted_faults(node: ir.Node, row: Row, target: Target) -> Iterator[Fault]
     weight = dequantizer(node.inputs[row.weight])
     activations = [dequantizer(node.inputs[i]) for i in row.activations if i < len(node.inputs)]
     quantized = all(a is not None for a in activations)
-    if row.only and quantized and any(a and _codes_type(a) not in {f.dtype for f in row.only} for a in activations):
-        taken = " or ".join(f.name for f in row.only)
-        yield _fault(node, f"{target.name} computes {node.op_type} on {taken} codes alone", "keep it float")
     if weight is None and quantized:
         if _must_be_whole(node, target):
             yield _fault(node, "its activation is quantized, its weight is not", "quantize both or neither")

@@ -106,8 +106,6 @@ class PlaceInt8(Pass):
             )
         if not formats.computed and candidate.row.weight is None:
             return f"it has no weight, and no kernel computes on {formats.activation.name} codes"
-        if candidate.row.only and formats.activation not in candidate.row.only:
-            return f"no kernel of {candidate.node.op_type} computes on {formats.activation.name} codes"
         if candidate.row.on_request and not self.activation_products:
             return "a product of two activations (option activation-products)"
         return candidate.obstacle

@@ -27,9 +27,9 @@ X = {"x": normal(6, 16)}
 FP8, INT16 = find_recipe("fp8-static"), find_recipe("int16-activations")
 
 
-def for_tensorrt(text: str, weights: dict[str, Array], samples: list[dict[str, Array]]) -> Compiled:
+def for_tensorrt(text: str, weights: dict[str, Array], samples: list[dict[str, Array]], *options: str) -> Compiled:
     proto = ir.to_proto(model_of(text, weights))
-    return compile_in_memory(proto, samples, FP8.passes(), target_named("tensorrt"))
+    return compile_in_memory(proto, samples, FP8.with_overrides(options).passes(), target_named("tensorrt"))
 
 
 def run(data: bytes, feeds: dict[str, Array]) -> Array:
@@ -70,7 +70,7 @@ def test_fp8_for_tensorrt_loads_and_is_close_to_float() -> None:
 
 def test_fp8_computes_with_the_numbers_of_its_codes() -> None:
     weights = {"w": normal(16, 8), "b": normal(8)}
-    compiled = for_tensorrt(LINEAR, weights, [X])
+    compiled = for_tensorrt(LINEAR, weights, [X], "precision.dtype=float32")
     plan = compiled.context.plan
     weight = plan.weights["w", "MatMul_0"]
     assert weight.codes.dtype == np.dtype("float8_e4m3fn")
