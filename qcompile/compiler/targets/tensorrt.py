@@ -102,8 +102,8 @@ TENSORRT = Target(
             opset=21,
             conditions=(MATRIX_WEIGHT,),
             evidence=_BUILT
-            + ": one layer reads int4 in blocks of 16 to 128 along what is summed over; with a scale for "
-            "each channel, or for K = 64, a kernel of its own restores the weight",
+            + ": one layer reads int4 in blocks of 16 to 128 along what is summed over; where a channel is one "
+            "block a kernel of its own restores the weight",
         ),
         Storage(
             op_types=_LINEAR,

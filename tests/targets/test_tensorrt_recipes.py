@@ -1,0 +1,166 @@
+"""Packaged recipes for TensorRT: legal, true to the float model, read as codes by an engine, and with their options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+import qcompile
+from qcompile.compiler.targets import target_named
+from qcompile.compiler.verification import engine
+from qcompile.compiler.verification.legality import find_faults
+from qcompile.errors import TargetError
+from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.runtime.engine_builder import why_no_builder
+from qcompile.runtime.model_header import manifest
+from qcompile.runtime.providers import TENSORRT, session_entries
+from tests.passes.harness import model_of
+from tests.passes.int8 import head, normal
+from tests.sweep.harness import Compiled, compile_in_memory, sqnr
+from tests.targets.half_models import MODELS, half_model
+from tests.targets.test_weight_formats import MODEL
+
+RTX = "NvTensorRTRTXExecutionProvider"
+TARGET = target_named("tensorrt")
+HALF = {"trt_fp16_enable": "1", "trt_layer_norm_fp32_fallback": "1"}
+INT8 = HALF | {"trt_int8_enable": "1"}
+BOTH: dict[str, dict[str, str]] = {TENSORRT: INT8, RTX: {}}
+RTX_ALONE: dict[str, dict[str, str]] = {RTX: {}}
+OPTIONS: dict[str, dict[str, dict[str, str]]] = {
+    "fp16": {TENSORRT: HALF, RTX: {}},
+    "int8-static": BOTH,
+    "int8-smoothquant": BOTH,
+    "int8-accurate": BOTH,
+    "int8-weight-only": BOTH,
+    "fp8-static": RTX_ALONE,
+    "fp8-weight-only": RTX_ALONE,
+    "int4-rtn": RTX_ALONE,
+    "int4-gptq": RTX_ALONE,
+    "int4-awq": RTX_ALONE,
+    "int4-accurate": RTX_ALONE,
+}
+"""The providers that can run what each recipe makes, and the options it needs there."""
+
+_WIDTH, _INNER = 256, 512
+SAMPLES = [{"ids": np.random.default_rng(i).integers(0, _INNER, (1, 16))} for i in range(4)]
+
+
+def layers() -> onnx.ModelProto:
+    """An embedding, a norm, two linear layers, a residual Add and a head."""
+    weights = {
+        "table": normal(_INNER, _WIDTH), "w": normal(_WIDTH, _INNER) / 16, "v": normal(_INNER, _WIDTH) / 22,
+        "h": normal(_WIDTH, _INNER) / 16, "bias": normal(_WIDTH), "g": np.ones(_WIDTH, np.float32),
+        "c": np.zeros(_WIDTH, np.float32),
+    }  # fmt: skip
+    return ir.to_proto(model_of(MODEL.replace("96", str(_INNER)), weights))
+
+
+def run(data: bytes, sample: dict[str, Any]) -> Any:
+    """On the CPU, with the options under which TensorRT's artifacts are proved."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    for entry, value in session_entries(TENSORRT).items():
+        options.add_session_config_entry(entry, value)
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"]).run(None, sample)[0]
+
+
+@pytest.fixture(scope="module")
+def artifacts() -> dict[str, Compiled]:
+    proto = layers()
+    return {name: compile_in_memory(proto, SAMPLES, find_recipe(name).passes(), TARGET) for name in OPTIONS}
+
+
+@pytest.mark.parametrize("recipe", OPTIONS)
+def test_legal_true_and_with_its_options(recipe: str, artifacts: dict[str, Compiled]) -> None:
+    made = artifacts[recipe]
+    model = ir.from_proto(onnx.load_from_string(made.data))
+    assert find_faults(model, TARGET) == []
+    assert TARGET.provider_options(model) == OPTIONS[recipe]
+    assert set(TARGET.closed_ways(model)) == {TENSORRT, RTX} - set(OPTIONS[recipe])
+    assert {v.dtype for v in model.graph.outputs} == {ir.DataType.FLOAT}
+    assert any(v.dtype is ir.DataType.FLOAT16 for node in model.graph for v in node.outputs)
+    assert recipe == "fp16" or len(made.context.plan.units) == 3
+    least = 60 if recipe == "fp16" else 18 if recipe.startswith(("int4", "fp8")) else 30
+    assert sqnr(run(layers().SerializeToString(), SAMPLES[0]), run(made.data, SAMPLES[0])) > least
+
+
+@pytest.mark.skipif(bool(why_no_builder()), reason=why_no_builder())
+@pytest.mark.parametrize("recipe", ["int8-static", "fp8-static", "int4-rtn", "int8-weight-only", "fp8-weight-only"])
+def test_layers_of_an_engine_read_the_codes(recipe: str, artifacts: dict[str, Compiled], tmp_path: Path) -> None:
+    made = artifacts[recipe]
+    (tmp_path / "m.onnx").write_bytes(made.data)
+    model = ir.load(tmp_path / "m.onnx")
+    fault, records, _ = engine.read(tmp_path / "m.onnx", model, made.context.plan.units, {"ids": [1, 16]})
+    assert fault is None
+    codes = {node: kernel.split()[0] for node, kernel in ((r.node, r.kernel or "") for r in records) if kernel}
+    wanted = recipe.split("-")[0]
+    assert list(codes.values()) == ([wanted, wanted, "int8"] if recipe == "int4-rtn" else [wanted] * 3), "an 8-bit head"
+    assert all(record.proved for record in records)
+
+
+def test_convolutions_in_int8() -> None:
+    proto, (_, sample) = half_model("convolutions"), MODELS["convolutions"]
+    made = compile_in_memory(proto, [sample], find_recipe("int8-static").passes(), TARGET)
+    model = ir.from_proto(onnx.load_from_string(made.data))
+    assert find_faults(model, TARGET) == []
+    assert {unit.op_type for unit in made.context.plan.units.values()} == {"Conv", "Gemm", "Add"}
+    biases = [node.inputs[2] for node in model.graph if node.op_type == "Conv" and len(node.inputs) > 2]
+    assert {value.dtype for value in biases if value is not None} == {ir.DataType.FLOAT16}, "biases stay float"
+
+
+def test_transposed_convolutions_stay_float_with_the_reason() -> None:
+    text = "g (float[1,8,6,6] x) => (float[1,8,8,8] y) { y = ConvTranspose (x, w) }"
+    proto, sample = ir.to_proto(model_of(head(21) + text, {"w": normal(8, 8, 3, 3)})), {"x": normal(1, 8, 6, 6)}
+    made = compile_in_memory(proto, [sample], find_recipe("int8-static").passes(), TARGET)
+    assert not made.context.plan.units
+    assert "slower than float16" in next(iter(made.context.plan.kept_float.values()))
+
+
+def test_zero_points_are_left_out_and_told(artifacts: dict[str, Compiled]) -> None:
+    """AWQ's recipe asks for them; where they cannot be asked for at all, it stays an error."""
+    assert "tensorrt takes int4 weights without zero points alone: so they are" in artifacts["int4-awq"].context.notices
+    passes = find_recipe("int4-awq").with_overrides(["place-weights.format=uint4"]).passes()
+    with pytest.raises(TargetError, match="stores no asymmetric uint4"):
+        compile_in_memory(layers(), SAMPLES, passes, TARGET)
+
+
+def _pruned(*shape: int) -> Any:
+    weight = normal(*shape)
+    weight[:, ::2] = 0
+    return weight
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_the_manifest_carries_the_options(sparse: bool, tmp_path: Path) -> None:
+    text = "g (float[1,8,6,6] x) => (float[1,8,4,4] y) { y = Conv (x, w) }"
+    weight = _pruned(8, 8, 3, 3) if sparse else normal(8, 8, 3, 3)
+    ir.save(model_of(head() + text, {"w": weight}), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=normal(1, 8, 6, 6))
+    found = {}
+    for recipe in ("int8-static", "fp8-static"):
+        made = qcompile.compile(
+            tmp_path / "m.onnx",
+            recipe,
+            calibration=tmp_path / "x.npz",
+            target="tensorrt",
+            output=tmp_path / f"{recipe}.onnx",
+            prove=False,
+        )
+        found[recipe] = (manifest(made.path) or {})["provider_options"], made.report.notices
+    options = {"trt_sparsity_enable": "1"} if sparse else {}
+    assert found["int8-static"][0] == {TENSORRT: INT8 | options, RTX: {}}
+    assert found["fp8-static"][0] == {RTX: {}}
+    assert any(TENSORRT in notice and "FP8" in notice and RTX in notice for notice in found["fp8-static"][1])
+
+
+def test_other_targets_say_nothing_of_providers(tmp_path: Path) -> None:
+    ir.save(model_of(head() + "g (float[1,8] x) => (float[1,8] y) { y = MatMul (x, w) }", {"w": normal(8, 8)}),
+            tmp_path / "m.onnx")  # fmt: skip
+    made = qcompile.compile(tmp_path / "m.onnx", "int8-weight-only", output=tmp_path / "o.onnx", prove=False)
+    assert "provider_options" not in (manifest(made.path) or {})
