@@ -21,7 +21,7 @@ from qcompile.runtime.arrays import Array
 from qcompile.runtime.buckets import Buckets, FreeDimensions, Shape, Sizes, text
 from qcompile.runtime.cuda_graphs import Captured
 from qcompile.runtime.description import State
-from qcompile.runtime.padding import Verdict, close, judge, telling
+from qcompile.runtime.padding import Verdict, close, judge
 from qcompile.runtime.providers import reason
 from qcompile.runtime.settings import Settings
 
@@ -50,20 +50,21 @@ class NoGraphs:
         return replace(self._plain.state(), buckets=(f"no CUDA graphs: {self._why}",))
 
 
-@dataclass
-class Slot:
-    """A bucket with its memory.
+@dataclass(frozen=True)
+class Replayed:
+    """What there is to say of a captured bucket.
 
     Attributes:
         replays: how often its graph gave an answer.
+        bytes: of its inputs and outputs.
     """
 
     sizes: Sizes
-    captured: Captured
-    replays: int = 0
+    replays: int
+    bytes: int
 
     def __str__(self) -> str:
-        return f"CUDA graph of {text(self.sizes)}: {self.replays} replays, {self.captured.bytes / 1e6:.1f} MB"
+        return f"CUDA graph of {text(self.sizes)}: {self.replays} replays, {self.bytes / 1e6:.1f} MB"
 
 
 class GraphExecution:
@@ -80,7 +81,8 @@ class GraphExecution:
         self._of_thread = threading.local()
         self._seen: Counter[Key] = Counter()
         self._verdicts: dict[str, Verdict] = {}
-        self._slots: dict[Key, Slot] = {}
+        self._slots: dict[Key, Captured] = {}
+        self._replays: Counter[Key] = Counter()
         self._refused: dict[Key, str] = {}
         self._graphs = 0
         self._off = ""
@@ -98,7 +100,9 @@ class GraphExecution:
 
     def state(self) -> State:
         with self._lock:
-            lines: list[Any] = [f"no CUDA graphs any more: {self._off}"] if self._off else [*self._slots.values()]
+            lines: list[Any] = [Replayed(dict(k), self._replays[k], c.bytes) for k, c in self._slots.items()]
+            if self._off:
+                lines = [f"no CUDA graphs any more: {self._off}"]
             lines += [f"no CUDA graph of {text(dict(key))}: {why}" for key, why in self._refused.items()]
             for dimension, verdict in self._verdicts.items():
                 may = verdict.outputs is not None
@@ -122,17 +126,19 @@ class GraphExecution:
 
     def _bucket(self, feed: Mapping[str, Array], sizes: Sizes) -> dict[str, int] | None:
         """The bucket of a feed that was seen often enough; None otherwise."""
-        refused = {d for d, verdict in self._verdicts.items() if verdict.outputs is None}
-        bucket = self._buckets.of(sizes, set(self._dimensions.candidates) - refused)
+        for_sure = {d for d, verdict in self._verdicts.items() if verdict.outputs is not None}
+        open_yet = {d for d in self._dimensions.candidates if d not in self._verdicts and sizes[d] > 1}
+        bucket = self._buckets.of(sizes, for_sure | open_yet)
+        if bucket is not None and tuple(bucket.items()) in self._refused:
+            bucket = self._buckets.of(sizes, ())
         if bucket is None:
             return None
         key = tuple(bucket.items())
-        self._seen[key] += 1
-        if self._seen[key] < self._patience or key in self._refused:
-            return None
-        for dimension in [d for d in bucket if bucket[d] != sizes[d] and d not in self._verdicts]:
-            if not telling(sizes[dimension]):
+        if key not in self._slots:
+            self._seen[key] += 1
+            if self._seen[key] < self._patience or key in self._refused:
                 return None
+        for dimension in [d for d in open_yet if bucket[d] != sizes[d]]:
             on_the_host = {name: arrays.fetched(value) for name, value in feed.items()}
             verdict = judge(self._plain.run, on_the_host, self._dimensions, dimension)
             self._verdicts[dimension] = verdict
@@ -140,26 +146,30 @@ class GraphExecution:
                 return None
         return bucket
 
-    def _new_slot(self, key: Key, shapes: Mapping[str, Shape], feed: Mapping[str, Array]) -> Slot | None:
+    def _new_slot(self, key: Key, shapes: Mapping[str, Shape], feed: Mapping[str, Array]) -> Captured | None:
         captured = Captured(self._session, len(self._slots), shapes, self._memory, self._device)
         captured.write(feed)
-        captured.warm_up()
-        taken = sum(slot.captured.bytes for slot in self._slots.values())
+        try:
+            captured.warm_up()
+        except Exception as error:
+            self._refused[key] = reason(error)
+            return None
+        taken = sum(slot.bytes for slot in self._slots.values())
         if taken + captured.bytes > _MOST_BYTES:
             self._refused[key] = f"inputs and outputs of all would take more than {_MOST_BYTES >> 20} MiB"
             return None
-        self._slots[key] = Slot(dict(key), captured)
-        return self._slots[key]
+        self._slots[key] = captured
+        return captured
 
-    def _answer(self, slot: Slot, key: Key, feed: Mapping[str, Array], sizes: Sizes) -> dict[str, Array] | None:
+    def _answer(self, captured: Captured, key: Key, feed: Mapping[str, Array], sizes: Sizes) -> dict[str, Array] | None:
         trusted: dict[Key, bool] = self._of_thread.__dict__.setdefault("trusted", {})
         if key not in trusted and self._graphs == _MOST_GRAPHS:
             return None
-        captured, cuts = slot.captured, self._cuts(sizes)
+        cuts = self._cuts(sizes)
         captured.write(feed)
         if trusted.get(key):
             captured.replay()
-            slot.replays += 1
+            self._replays[key] += 1
             return captured.read(feed, cuts)
         captured.run_plainly()
         answer = captured.read(feed, cuts)

@@ -1,19 +1,19 @@
 """Which dimensions of a model may be padded: shown by running it, never guessed.
 
-A dimension n may be padded to N where the first n positions of every answer are what they were. Two things are looked
-at, on a feed of the user's own:
+A dimension may be padded where the first m positions of every answer stay what they were. Two things are looked at, on
+the first m = 3/4 n positions x of a feed of the user's own, padded to the n that it had: a size that is known to run.
 
-    y(x padded with zeros)[:n]  =  y(x padded with values)[:n]   bit for bit: what stands in the padding has no say, so
+    y(x padded with zeros)[:m]  =  y(x padded with values)[:m]   bit for bit: what stands in the padding has no say, so
                                                                  positions do not mix, or a mask rules it out
-    y(x padded with zeros)[:n]  ~  y(x)                          to 1/64 of its length: nor has the number of positions
-                                                                 (a mean would change by (N-n)/N)
+    y(x padded with zeros)[:m]  ~  y(x)                          to 1/64 of its length: nor has the number of positions
+                                                                 (a mean would change by a quarter)
 
 Values are those of x in reverse, so that whole numbers are legal ones, and real ones larger and of the other sign, so
 that they would set a range found over all rows.
 
 The same shape runs by the same kernels, hence bit for bit; another shape may choose others, hence the tolerance, which
 lets codes of a quantized model tip. A mask is padded with zeros both times, for it is what says which positions count.
-Outputs are cut along the axes that had n positions and then had N.
+Outputs are cut along the axes that had m positions and then had n.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.runtime.buckets import FreeDimensions, Shape, is_mask, rounded_up
+from qcompile.runtime.buckets import FreeDimensions, Shape, is_mask
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 _TOLERANCE = 1 / 64
-_TELLING = 1 / 8
-"""Part of the padded size that has to be padding for a comparison to tell anything."""
 
 
 @dataclass(frozen=True)
@@ -47,32 +45,32 @@ class Verdict:
     why: str = ""
 
 
-def telling(size: int) -> bool:
-    """Whether a feed with a dimension of this size can show that padding does no harm."""
-    return 0 < size <= (1 - _TELLING) * rounded_up(size)
-
-
 def judge(run: Run, feed: Mapping[str, Array], dimensions: FreeDimensions, dimension: str) -> Verdict:
     """Whether `dimension` may be padded, as far as `feed` tells.
 
     Args:
         run: the model, on arrays of numpy.
-        feed: inputs in which the dimension has a `telling` size.
+        feed: inputs in which the dimension has two positions or more.
     """
-    sizes = dimensions.sizes({name: array.shape for name, array in feed.items()})
+    shapes = {name: array.shape for name, array in feed.items()}
+    sizes = dimensions.sizes(shapes)
     assert sizes is not None, "the feed agrees with the names of the dimensions"
-    size, more = sizes[dimension], rounded_up(sizes[dimension])
-    shapes = dimensions.resized({name: array.shape for name, array in feed.items()}, sizes | {dimension: more})
-    zeros = {name: padded(array, shapes[name]) for name, array in feed.items()}
-    values = {name: _padded_with_values(array, shapes[name]) for name, array in feed.items()}
+    whole = sizes[dimension]
+    size = whole * 3 // 4
+    part = {
+        name: feed[name][tuple(slice(n) for n in shape)]
+        for name, shape in dimensions.resized(shapes, sizes | {dimension: size}).items()
+    }
+    zeros = {name: padded(array, shapes[name]) for name, array in part.items()}
+    values = {name: _padded_with_values(array, shapes[name]) for name, array in part.items()}
     if dimension in dimensions.masked:
         values |= {name: zeros[name] for name in feed if is_mask(name)}
     try:
-        plain, first, second = run(feed), run(zeros), run(values)
+        plain, first, second = run(part), run(zeros), run(values)
     except Exception as error:
-        return Verdict(None, f"does not run padded to {more}: {str(error).splitlines()[0]}")
+        return Verdict(None, f"{size} of {whole} do not run: {str(error).splitlines()[0]}")
     grown = [(name, axis) for name, y in plain.items() for axis in _grown(y.shape, first[name].shape)]
-    if any((plain[name].shape[axis], first[name].shape[axis]) != (size, more) for name, axis in grown):
+    if any((plain[name].shape[axis], first[name].shape[axis]) != (size, whole) for name, axis in grown):
         return Verdict(None, "an output has a size that follows from it in another way")
     for name, answer in plain.items():
         cut = tuple(slice(n) for n in answer.shape)

@@ -11,6 +11,7 @@ import pytest
 
 from qcompile.errors import UsageError
 from qcompile.runtime import graph_execution
+from qcompile.runtime.buckets import rounded_up
 from qcompile.runtime.cuda_graphs import Uncaptured
 from qcompile.runtime.execution import HostExecution
 from qcompile.runtime.graph_execution import GraphExecution
@@ -123,10 +124,34 @@ def test_a_capture_that_fails_leaves_the_model_running() -> None:
 
 
 def test_a_feed_that_does_not_run_is_no_fault_of_the_graphs() -> None:
-    _, execution = executed(models.FIXED_ROOM, ({"batch": 4, "length": 6},))
-    with pytest.raises(Exception, match="Reshape"):
-        execution.run(models.feed(models.FIXED_ROOM, 4, 6))
-    assert "any more" not in lines(execution)
+    _, execution = executed(models.FIXED_ROOM)
+    for _ in range(4):
+        with pytest.raises(Exception, match="Reshape"):
+            execution.run(models.feed(models.FIXED_ROOM, 4, 6))
+    for _ in range(5):
+        check(execution, models.FIXED_ROOM, 4, 5)
+    said = lines(execution)
+    assert "no CUDA graph of batch 4, length 6: " in said
+    assert "CUDA graph of batch 4, length 5: 1 replays" in said
+
+
+def test_a_bucket_that_is_too_long_for_the_model() -> None:
+    """What runs with 14 positions need not run with 16, and is captured as it is."""
+    _, execution = executed(models.ROOM_FOR_14)
+    for seed in range(10):
+        check(execution, models.ROOM_FOR_14, 4, 14, seed)
+    said = lines(execution)
+    assert "length is padded" in said
+    assert "no CUDA graph of batch 4, length 16: " in said
+    assert "CUDA graph of batch 4, length 14: " in said
+
+
+@pytest.mark.parametrize("length", [2, 31, 127])
+def test_one_length_forever_has_a_bucket(length: int) -> None:
+    _, execution = executed(models.MASKED_MEAN)
+    for seed in range(5):
+        check(execution, models.MASKED_MEAN, 1, length, seed)
+    assert f"CUDA graph of batch 1, length {rounded_up(length)}: 1 replays" in lines(execution)
 
 
 def test_given_buckets_are_the_only_ones() -> None:
