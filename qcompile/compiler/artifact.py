@@ -20,10 +20,10 @@ import onnx_ir as ir
 
 import qcompile
 from qcompile.compiler.context import Progress, SilentProgress
-from qcompile.compiler.external_tensors import external_files
 from qcompile.compiler.report import Report
 from qcompile.compiler.serialization import PAGE, initializer_bytes
 from qcompile.errors import OutputError, PassError
+from qcompile.runtime.external_tensors import external_files
 from qcompile.runtime.model_header import MANIFEST
 
 _LARGEST_FILE = 256 << 20

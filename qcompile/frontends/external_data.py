@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from qcompile.compiler.external_tensors import stored_bytes, tensors
 from qcompile.errors import ModelError
+from qcompile.runtime.external_tensors import stored_bytes, tensors
 
 if TYPE_CHECKING:
     import onnx

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qcompile.runtime.device_memory import DeviceMemory
+from qcompile.runtime.engines import EngineCache
 from qcompile.runtime.ops.kernels import Kernels
 from qcompile.runtime.ports import Port
 
@@ -16,11 +17,9 @@ class State:
 
     Attributes:
         buckets: shapes that are captured as CUDA graphs, and why others are not.
-        engines: the engines that a provider built or loaded.
     """
 
     buckets: tuple[Any, ...] = ()
-    engines: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Description:
         compiled: recipe and target, None for a model that qcompile did not make.
         state: how it is run.
         memory: of the GPU that it runs on, None on the CPU.
+        engines: where its engines are kept, None for a provider that builds none.
     """
 
     model: str
@@ -45,6 +45,7 @@ class Description:
     compiled: tuple[str, str] | None
     state: State
     memory: DeviceMemory | None
+    engines: EngineCache | None
 
     def __str__(self) -> str:
         lines = [f"{self.model} on {self.provider} ({self.why})"]
@@ -52,9 +53,8 @@ class Description:
         lines += [f"  out  {port}" for port in self.outputs]
         if self.kernels.operators:
             lines.append(f"  {self.kernels}")
-        lines += [f"  {entry}" for entry in (*self.state.buckets, *self.state.engines)]
-        if self.memory is not None:
-            lines.append(f"  {self.memory}")
+        lines += [f"  {entry}" for entry in self.state.buckets]
+        lines += [f"  {entry}" for entry in (self.engines, self.memory) if entry is not None]
         if self.compiled:
             lines.append("  compiled by recipe {} for {}".format(*self.compiled))
         return "\n".join(lines)

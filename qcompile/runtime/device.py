@@ -27,7 +27,7 @@ class Device(StrEnum):
             UsageError: an unknown name.
             QCompileError: there is no GPU, or no torch that uses it.
         """
-        from qcompile.runtime.providers import why_no_gpu
+        from qcompile.runtime.gpu import why_no_gpu
         from qcompile.runtime.torch_graph import require_torch
 
         if name not in list(cls):

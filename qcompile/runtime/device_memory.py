@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-from qcompile.runtime.providers import find_cuda_libraries
+from qcompile.runtime.gpu import cuda_of_runtime
+from qcompile.runtime.libraries import find_libraries
 
 _MIB = 1 << 20
 
@@ -49,11 +50,8 @@ def used_and_total(device: int) -> tuple[int, int] | None:
 
 
 def _runtime() -> ctypes.CDLL | None:
-    from onnxruntime.capi import build_and_package_info
-
-    find_cuda_libraries()
-    major = str(getattr(build_and_package_info, "cuda_version", "")).partition(".")[0]
+    find_libraries()
     try:
-        return ctypes.CDLL(f"libcudart.so.{major}")
+        return ctypes.CDLL(f"libcudart.so.{cuda_of_runtime()}")
     except OSError:
         return None

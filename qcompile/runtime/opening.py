@@ -11,6 +11,7 @@ from typing import Any
 from qcompile.errors import ModelError, TargetError
 from qcompile.runtime import cuda_graphs
 from qcompile.runtime.device_memory import used_and_total
+from qcompile.runtime.engines import EngineCache
 from qcompile.runtime.execution import Execution, choose
 from qcompile.runtime.providers import CPU, CUDA, Candidate, open_session
 from qcompile.runtime.settings import Settings
@@ -25,6 +26,7 @@ class Opened:
         why: why this provider, and why not a better one.
         execution: how it is run.
         taken: bytes of the GPU's memory that opening took.
+        engines: where the engines that it builds are kept.
     """
 
     session: Any
@@ -32,6 +34,7 @@ class Opened:
     why: str
     execution: Execution
     taken: int
+    engines: EngineCache | None
 
 
 def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Opened:
@@ -46,9 +49,10 @@ def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Op
     """
     lost: list[str] = []
     for candidate in tried:
+        engines = settings.engines(path, candidate.provider)
         before = _used(candidate.provider, settings.device)
         try:
-            session, no_graphs = _opened(path, candidate.provider, settings)
+            session, no_graphs = _opened(path, candidate.provider, settings, engines)
         except TargetError as error:
             lost.append(error.what)
             continue
@@ -61,7 +65,7 @@ def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Op
         why = "; ".join([*lost, candidate.why])
         taken = _used(candidate.provider, settings.device) - before
         execution = choose(session, candidate.provider, settings, no_graphs)
-        return Opened(session, candidate.provider, why, execution, taken)
+        return Opened(session, candidate.provider, why, execution, taken, engines)
     raise TargetError("no provider can run the model: " + "; ".join(lost), where=str(path))
 
 
@@ -71,9 +75,9 @@ def _used(provider: str, device: int) -> int:
     return found[0] if found else 0
 
 
-def _opened(path: Path, provider: str, settings: Settings) -> tuple[Any, str]:
+def _opened(path: Path, provider: str, settings: Settings, engines: EngineCache | None) -> tuple[Any, str]:
     """A session, and why it cannot capture CUDA graphs if it was to."""
-    options, why = settings.provider_options(provider), ""
+    options, why = settings.provider_options(provider, engines), ""
     if settings.cuda_graphs and provider == CUDA:
         try:
             session = open_session(path, settings.session_options(), provider, options | cuda_graphs.OPTION)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qcompile.errors import TargetError, UsageError
+from qcompile.runtime import libraries, model_header, tensorrt_rtx
+from qcompile.runtime.engines import EngineCache
+from qcompile.runtime.gpu import why_no_gpu
 
 TENSORRT, CUDA, CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
-_SHORT = {"tensorrt": TENSORRT, "cuda": CUDA, "cpu": CPU}
+BUILDERS = (TENSORRT, tensorrt_rtx.NAME)
+"""Providers that build engines, which takes seconds to minutes and is done again on every other GPU."""
+
+_SHORT = {"tensorrt": TENSORRT, "tensorrt-rtx": tensorrt_rtx.NAME, "cuda": CUDA, "cpu": CPU}
+_NO_ENGINE = re.compile(
+    r"TensorRT EP (failed|could not|Failed)|NvTensorRTRTX EP\] Failed|Optimization profile could not"
+)
 _ARENA = ("gpu_mem_limit", "arena_extend_strategy")
 _LIBRARY = {TENSORRT: "libonnxruntime_providers_tensorrt.so", CUDA: "libonnxruntime_providers_cuda.so"}
 
@@ -37,13 +46,14 @@ def candidates(asked: Sequence[str] | None, target: str | None) -> list[Candidat
     """
     import onnxruntime
 
-    available = onnxruntime.get_available_providers()
+    available = [*onnxruntime.get_available_providers(), *([tensorrt_rtx.NAME] if tensorrt_rtx.installed() else [])]
     if asked is not None:
         if not asked:
             raise UsageError("the list of providers is empty", hint="give at least 'cpu', or leave it out")
         wanted = [Candidate(provider_named(name, available), "asked for") for name in asked]
     elif target == "tensorrt":
-        wanted = [Candidate(TENSORRT, "the model was compiled for TensorRT"), Candidate(CUDA, "second to TensorRT")]
+        compiled = "the model was compiled for TensorRT"
+        wanted = [Candidate(provider, compiled) for provider in BUILDERS] + [Candidate(CUDA, "second to TensorRT")]
     elif target == "cpu":
         wanted = [Candidate(CPU, "the model was compiled for the CPU")]
     else:
@@ -65,21 +75,23 @@ def provider_named(name: str, available: Sequence[str]) -> str:
     return full
 
 
-def provider_options(provider: str, device: int, engine_cache: Path | None) -> dict[str, str]:
-    """Options of one provider.
+def provider_options(provider: str, device: int, engines: EngineCache | None) -> dict[str, str]:
+    """Options of one provider on GPU `device`.
 
     Args:
-        engine_cache: folder that keeps TensorRT's engines and timings between processes, made if missing.
+        engines: where TensorRT's engines are kept between processes; None builds them anew.
     """
     if provider == CPU:
         return {}
-    options = {"device_id": str(device)}
-    if provider == TENSORRT and engine_cache is not None:
-        engine_cache.mkdir(parents=True, exist_ok=True)
-        folder = str(engine_cache)
-        options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": folder}
-        options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": folder}
-    return options
+    kept = engines.options(provider) if engines is not None and provider in BUILDERS else {}
+    return {"device_id": str(device)} | kept
+
+
+def compiled_options(model: Path | bytes, provider: str) -> dict[str, str]:
+    """The options of `provider` that an artifact was compiled for, from its manifest."""
+    manifest = model_header.manifest(model) if isinstance(model, Path) else None
+    found = (manifest or {}).get("provider_options", {})
+    return {str(name): str(value) for name, value in found.get(provider, {}).items()}
 
 
 def session_entries(provider: str) -> dict[str, str]:
@@ -89,7 +101,7 @@ def session_entries(provider: str) -> dict[str, str]:
     convolution into int32 of scale s_x * s_w before TensorRT sees it, and saturate it in channels of
     tiny weights (EfficientNet-Lite0's first convolution: 18.6 dB instead of 38.0).
     """
-    return {"session.disable_quant_qdq": "1"} if provider == TENSORRT else {}
+    return {"session.disable_quant_qdq": "1"} if provider in BUILDERS else {}
 
 
 def builder_entries(provider: str) -> dict[str, str]:
@@ -98,7 +110,7 @@ def builder_entries(provider: str) -> dict[str, str]:
     With its rewriting of Q/DQ switched off ONNX Runtime takes the DequantizeLinear of a weight for a constant like any
     other, and folds it: the builder would find quantized activations and float weights, and run nothing in int8.
     """
-    return {"optimization.disable_specified_optimizers": "ConstantFolding"} if provider == TENSORRT else {}
+    return {"optimization.disable_specified_optimizers": "ConstantFolding"} if provider in BUILDERS else {}
 
 
 def open_session(model: Path | bytes, options: Any, provider: str, provider_options: dict[str, str]) -> Any:
@@ -121,10 +133,15 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
     from qcompile.runtime.ops import kernels
 
     if provider != CPU:
-        find_cuda_libraries()
+        libraries.find_libraries()
     for entry, value in (session_entries(provider) | builder_entries(provider)).items():
         options.add_session_config_entry(entry, value)
     kernels.choose(model, provider).register(options)
+    settings = compiled_options(model, provider) | provider_options
+    if provider == tensorrt_rtx.NAME:
+        if missing := why_not_loaded(provider):
+            raise TargetError(f"{provider} does not load: {missing}")
+        tensorrt_rtx.add(options, settings)
     try:
         source, weights = (
             (model, []) if isinstance(model, bytes) or provider != CPU else with_shared_weights(model, options)
@@ -133,7 +150,7 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
             session = onnxruntime.InferenceSession(
                 source if isinstance(source, bytes) else str(source),
                 options,
-                providers=chain(provider, provider_options),
+                providers=chain(provider, settings) or None,
                 enable_fallback=0,
             )
         session.shared_weights = weights
@@ -141,6 +158,10 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
         missing = why_not_loaded(provider)
         if provider != CPU and missing:
             raise TargetError(f"{provider} does not load: {missing}") from None
+        if fault := libraries.no_cudnn(str(error)):
+            raise TargetError(f"{provider} does not load: {fault}") from None
+        if provider in BUILDERS and _NO_ENGINE.search(str(error)):
+            raise TargetError(f"{provider} builds no engine: {reason(error)}") from None
         where = str(model) if isinstance(model, Path) else ""
         raise ModelError(f"ONNX Runtime refuses the model: {reason(error)}", where=where) from None
     if provider not in session.get_providers():
@@ -148,54 +169,29 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
     return session
 
 
-def why_no_gpu() -> str:
-    """What this machine lacks to use an NVIDIA GPU, empty when nothing is missing."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver is installed (libcuda.so.1)"
-    count = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "the NVIDIA driver finds no GPU"
-    return ""
-
-
 def why_not_loaded(provider: str) -> str:
     """What this machine lacks for `provider`, empty when nothing is missing."""
-    import onnxruntime
-
-    library = _LIBRARY.get(provider)
-    if library is None:
+    if provider == tensorrt_rtx.NAME:
+        return tensorrt_rtx.why_not_loaded()
+    if provider not in _LIBRARY:
         return ""
-    if missing := why_no_gpu():
-        return missing
-    try:
-        ctypes.CDLL(str(Path(onnxruntime.__file__).parent / "capi" / library))
-    except OSError as error:
-        return str(error).split(":")[0] + " is missing"
-    return ""
+    return why_no_gpu() or libraries.why_not_loaded(_LIBRARY[provider])
 
 
 def chain(provider: str, options: dict[str, str]) -> list[Any]:
     """The providers of a session.
 
     TensorRT leaves what it cannot build to CUDA; the CPU takes the rest and needs no entry. Both run on the same
-    stream; the arena is CUDA's, TensorRT knows no options for one.
+    stream; the arena is CUDA's, TensorRT knows no options for one. A plugin is no provider by name: the session's
+    options hold its devices.
     """
+    if provider == tensorrt_rtx.NAME:
+        return []
     if provider != TENSORRT:
         return [(provider, options)]
     own = {name: value for name, value in options.items() if name not in _ARENA}
     shared = {name: options[name] for name in ("device_id", "user_compute_stream", *_ARENA) if name in options}
     return [(TENSORRT, own), (CUDA, shared)]
-
-
-def find_cuda_libraries() -> None:
-    """Load CUDA's libraries from their pip packages where these are installed."""
-    import onnxruntime
-
-    if hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.suppress(Exception), contextlib.redirect_stdout(None):
-            onnxruntime.preload_dlls()
 
 
 @contextlib.contextmanager

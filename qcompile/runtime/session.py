@@ -18,6 +18,7 @@ from qcompile.errors import DataError, ModelError
 from qcompile.runtime import arrays, model_header
 from qcompile.runtime.description import Description
 from qcompile.runtime.device_memory import DeviceMemory, used_and_total
+from qcompile.runtime.libraries import no_cudnn
 from qcompile.runtime.opening import open_model
 from qcompile.runtime.ops import kernels
 from qcompile.runtime.ports import Port
@@ -31,11 +32,12 @@ class Session:
 
     Args:
         path: an ONNX model.
-        providers: providers to try, best first ("cpu", "cuda", "tensorrt" or ONNX Runtime's names);
+        providers: providers to try, best first ("cpu", "cuda", "tensorrt", "tensorrt-rtx" or ONNX Runtime's
+            names);
             left out, the best one for what the model was compiled for.
         device: number of the GPU.
         threads: threads of one operator on the CPU; left out, one per core.
-        engine_cache: folder for TensorRT's engines, which otherwise are built anew in each process.
+        engine_cache: folder for TensorRT's engines; left out, the one in the user's cache.
         spin: whether threads keep their cores busy while they wait, for the least latency; False where sessions take
             turns, since it disturbs the others.
         stream: CUDA stream to run on, of torch or as an integer handle; left out, ONNX Runtime has its own.
@@ -85,7 +87,7 @@ class Session:
         opened = open_model(self.path, candidates(providers, target), settings)
         self.provider, self.why, self._execution = opened.provider, opened.why, opened.execution
         self.device = ("cpu", 0) if opened.provider == CPU else ("cuda", device)
-        self._taken = opened.taken
+        self._taken, self._engines = opened.taken, opened.engines
         self.kernels = kernels.choose(self.path, opened.provider)
         self.inputs = [Port.of(i) for i in opened.session.get_inputs()]
         self.outputs = [Port.of(o) for o in opened.session.get_outputs()]
@@ -116,7 +118,8 @@ class Session:
                 raise DataError(
                     f"{missing} for this run", where=str(self.path), hint="run fewer rows at once"
                 ) from None
-            raise DataError(f"ONNX Runtime could not run the model: {reason(error)}", where=str(self.path)) from None
+            why = no_cudnn(str(error)) or reason(error)
+            raise DataError(f"ONNX Runtime could not run the model: {why}", where=str(self.path)) from None
 
     @property
     def description(self) -> Description:
@@ -135,6 +138,7 @@ class Session:
             compiled,
             self._execution.state(),
             self._memory(),
+            self._engines,
         )
 
     def describe(self) -> str:

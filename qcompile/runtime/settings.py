@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.errors import UsageError
-from qcompile.runtime.providers import CPU, provider_options
+from qcompile.runtime.engines import EngineCache, engine_cache
+from qcompile.runtime.providers import BUILDERS, CPU, provider_options
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Settings:
         device: number of the GPU.
         threads: threads of one operator on the CPU, None for one per core.
         spin: whether threads keep their cores busy while they wait.
-        engine_cache: folder of TensorRT's engines.
+        engine_cache: folder of TensorRT's engines, None for the one in the user's cache.
         stream: handle of the CUDA stream to run on, None for streams of ONNX Runtime.
         memory_limit: bytes that the arena of the CUDA provider may take; TensorRT's engines have memory of their own.
         cuda_graphs: whether to replay CUDA graphs, or the buckets to capture, each a size for every free dimension.
@@ -63,13 +64,17 @@ class Settings:
             return f"GPU {self.device} is out of memory"
         return ""
 
-    def provider_options(self, provider: str) -> dict[str, str]:
+    def engines(self, model: Path, provider: str) -> EngineCache | None:
+        """Where the engines of `model` are kept, None for a provider that builds none."""
+        return engine_cache(model, provider, self.device, self.engine_cache) if provider in BUILDERS else None
+
+    def provider_options(self, provider: str, engines: EngineCache | None) -> dict[str, str]:
         """Options of `provider`, by ONNX Runtime's names.
 
         With a limit the arena grows by what is asked for, instead of by powers of two, which would reach the
         limit while half of the memory is unused.
         """
-        options = provider_options(provider, self.device, self.engine_cache)
+        options = provider_options(provider, self.device, engines)
         if provider != CPU and self.stream is not None:
             options["user_compute_stream"] = str(self.stream)
         if provider != CPU and self.memory_limit is not None:

@@ -11,10 +11,10 @@ import pytest
 
 import qcompile
 from qcompile.compiler import artifact as writing
-from qcompile.compiler.external_tensors import external_files
 from qcompile.compiler.verification import room
 from qcompile.errors import OutputError
 from qcompile.frontends import model_file
+from qcompile.runtime.external_tensors import external_files
 from tests.large_decoder import Size, write_decoder
 
 SIZE = Size(width=256, hidden=1024, layers=15, vocabulary=1000)

@@ -21,8 +21,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.operators import Operator
+from qcompile.runtime.gpu import why_no_gpu
 from qcompile.runtime.ops.library import register
-from qcompile.runtime.providers import why_no_gpu
 from tests.gpu.memory import Memory, NumpyMemory, TorchMemory
 from tests.operators.operands import CONSTANTS, attributes_of, operands
 from tests.operators.reference import UNIT, Array, expected

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qcompile.errors import TargetError, UsageError
-from qcompile.runtime import providers
+from qcompile.runtime import gpu
 from qcompile.runtime.device import Device, fetch
 
 
@@ -16,7 +16,7 @@ def test_unknown() -> None:
 
 
 def test_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(providers, "why_no_gpu", lambda: "no NVIDIA driver is installed")
+    monkeypatch.setattr(gpu, "why_no_gpu", lambda: "no NVIDIA driver is installed")
     with pytest.raises(TargetError, match="no GPU to compute on: no NVIDIA driver"):
         Device.named("cuda")
 

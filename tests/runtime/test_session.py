@@ -14,6 +14,7 @@ from onnxruntime import OrtValue
 from qcompile.compiler.artifact import write_model
 from qcompile.errors import DataError, ModelError, UsageError
 from qcompile.runtime import arrays
+from qcompile.runtime.engines import EngineCache
 from qcompile.runtime.providers import CPU, CUDA, TENSORRT, candidates, provider_options, why_not_loaded
 from qcompile.runtime.session import Session
 from tests.frontends.models import WIDTH, linear, save, two_inputs
@@ -136,11 +137,15 @@ def test_the_order_of_candidates() -> None:
 
 
 def test_engine_cache_options(tmp_path: Path) -> None:
-    options = provider_options(TENSORRT, 1, tmp_path / "cache")
-    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(tmp_path / "cache")
-    assert (tmp_path / "cache").is_dir()
+    engines = EngineCache(tmp_path / "engines", tmp_path / "timing")
+    options = provider_options(TENSORRT, 1, engines)
+    assert options["trt_engine_cache_path"] == str(engines.engines)
+    assert options["trt_timing_cache_path"] == str(engines.timing)
+    assert engines.engines.is_dir()
+    assert engines.timing.is_dir()
     assert options["device_id"] == "1"
-    assert provider_options(CPU, 1, None) == {}
+    assert provider_options(CPU, 1, engines) == {}
+    assert "0 engines kept" in str(engines)
 
 
 def test_arrays_are_shared_not_copied() -> None:

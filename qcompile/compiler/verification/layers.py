@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 
 from qcompile.compiler.context import Progress, Sample
-from qcompile.compiler.external_tensors import stored_bytes
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.report import LayerNoise
 from qcompile.compiler.verification.isolation import Index, Piece, assemble, cut_out, result_name
 from qcompile.compiler.verification.noise import Noise
 from qcompile.compiler.verification.reference import Reference
+from qcompile.runtime.external_tensors import stored_bytes
 from qcompile.runtime.kv_cache import CacheCodes
 from qcompile.runtime.taps import Probe, body_values, branches, tappable_values
 
