@@ -68,7 +68,7 @@ class Settings:
         """Where the engines of `model` are kept, None for a provider that builds none."""
         return engine_cache(model, provider, self.device, self.engine_cache) if provider in BUILDERS else None
 
-    def provider_options(self, provider: str, engines: EngineCache | None) -> dict[str, str]:
+    def provider_options(self, provider: str, engines: EngineCache | None = None) -> dict[str, str]:
         """Options of `provider`, by ONNX Runtime's names.
 
         With a limit the arena grows by what is asked for, instead of by powers of two, which would reach the

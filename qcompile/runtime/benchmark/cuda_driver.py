@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cache
 
 from qcompile.errors import TargetError
-from qcompile.runtime.providers import why_no_gpu
+from qcompile.runtime.gpu import why_no_gpu
 
 _L2_CACHE_SIZE = 38  # CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream

@@ -25,7 +25,11 @@ int cuInit(unsigned flags) { return (void)flags, SUCCESS; }
 int cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
 int cuDeviceGet(int *device, int number) { return *device = number, number == 0 ? SUCCESS : 101; }
 int cuDeviceGetName(char *name, int size, int device) { return (void)device, strncpy(name, "no device", size), SUCCESS; }
-int cuDeviceGetAttribute(int *value, int attribute, int device) { return (void)device, *value = attribute == 38 ? 4096 : 0, SUCCESS; }
+int cuDriverGetVersion(int *version) { return *version = CUDART_VERSION, SUCCESS; }
+int cuDeviceGetAttribute(int *value, int attribute, int device)
+{
+    return (void)device, *value = attribute == 38 ? 4096 : attribute == 75 ? 9 : 0, SUCCESS; /* L2 cache, capability */
+}
 int cuDevicePrimaryCtxRetain(void **context, int device) { return (void)device, fresh_handle(context); }
 int cuCtxSetCurrent(void *context) { return (void)context, SUCCESS; }
 int cuCtxSynchronize(void) { return SUCCESS; }
