@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qcompile.frontends.api import load as load
     from qcompile.frontends.evaluation import Evaluation as Evaluation
     from qcompile.frontends.evaluation import evaluate as evaluate
+    from qcompile.frontends.export import export as export
     from qcompile.frontends.text import Text as Text
     from qcompile.runtime.session import Session as Session
 
@@ -22,6 +23,7 @@ _WHERE = {
     "calibrate": "qcompile.frontends.api",
     "compile": "qcompile.frontends.api",
     "evaluate": "qcompile.frontends.evaluation",
+    "export": "qcompile.frontends.export",
     "load": "qcompile.frontends.api",
     "Artifact": "qcompile.compiler.artifact",
     "Evaluation": "qcompile.frontends.evaluation",
@@ -39,6 +41,7 @@ __all__ = [
     "calibrate",
     "compile",
     "evaluate",
+    "export",
     "load",
 ]
 

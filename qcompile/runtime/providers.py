@@ -34,18 +34,21 @@ class Candidate:
     why: str
 
 
-def candidates(asked: Sequence[str] | None, target: str | None) -> list[Candidate]:
+def candidates(asked: Sequence[str] | None, target: str | None, engines: str | None = None) -> list[Candidate]:
     """Providers to try, best first; the CPU is always the last.
 
     Args:
         asked: providers the caller wants, by ONNX Runtime's name or as "tensorrt", "cuda", "cpu".
         target: what the artifact was compiled for, from its manifest.
+        engines: the provider whose engines the file holds, from its manifest; no other can run it.
 
     Raises:
         UsageError: a name is not a provider of the installed ONNX Runtime.
     """
     import onnxruntime
 
+    if engines is not None and asked is None:
+        return [Candidate(engines, "the model holds its engines")]
     available = [*onnxruntime.get_available_providers(), *([tensorrt_rtx.NAME] if tensorrt_rtx.installed() else [])]
     if asked is not None:
         if not asked:

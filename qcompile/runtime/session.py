@@ -16,6 +16,7 @@ from typing import Any
 
 from qcompile.errors import DataError, ModelError
 from qcompile.runtime import arrays, model_header
+from qcompile.runtime.context_model import ENGINES
 from qcompile.runtime.description import Description
 from qcompile.runtime.device_memory import DeviceMemory, used_and_total
 from qcompile.runtime.libraries import no_cudnn
@@ -84,7 +85,8 @@ class Session:
         self._stream = stream  # some libraries destroy a stream that nobody holds
         self.manifest = model_header.manifest(self.path)
         target = str(self.manifest["target"]) if self.manifest and "target" in self.manifest else None
-        opened = open_model(self.path, candidates(providers, target), settings)
+        engines = self.manifest.get(ENGINES) if self.manifest else None
+        opened = open_model(self.path, candidates(providers, target, engines), settings)
         self.provider, self.why, self._execution = opened.provider, opened.why, opened.execution
         self.device = ("cpu", 0) if opened.provider == CPU else ("cuda", device)
         self._taken, self._engines = opened.taken, opened.engines

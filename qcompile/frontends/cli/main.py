@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import qcompile
-from qcompile.frontends.cli import bench, calibrate, compile, diff, eval, inspect, ops, recipes, verify
+from qcompile.frontends.cli import bench, calibrate, compile, diff, eval, export, inspect, ops, recipes, verify
 from qcompile.frontends.cli.dispatch import MAIN_JOB, MainJobGroup
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("diff")(diff.diff_models)
 app.command("verify")(verify.verify_model)
 app.command("bench")(bench.bench_models)
 app.command("eval")(eval.evaluate_model)
+app.command("export")(export.export_engines)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(ops.app, name="ops")
 
