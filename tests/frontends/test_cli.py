@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 import qcompile
 from qcompile.frontends import api
 from qcompile.frontends.cli.main import app
+from qcompile.runtime.providers import why_no_gpu
 from tests.frontends.models import image_model, linear, npz_folder, save
 from tests.frontends.test_api import NOTHING
 
@@ -219,6 +220,9 @@ def test_bench(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for sizes in ("0", "1,x", ""):
         assert "are no sizes" in run("bench", model, "--batch", sizes).stderr
     assert "no free sequence" in run("bench", model, "--sequence", "8").stderr
+    if why_no_gpu():
+        lost = run("bench", model, "--target", "cuda")
+        assert (lost.exit_code, "does not load" in lost.stderr, "--target" in lost.stderr) == (1, True, True)
 
 
 def test_models_that_cannot_be_compared_are_a_clear_error(model: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from qcompile.compiler.reporting.wording import plain, shortened, significant, times
+from qcompile.compiler.reporting.wording import count, plain, shortened, significant, times
 from qcompile.runtime.benchmark.results import Benchmark, Row
 
 _WIDTH, _LEAST = 40, 24
@@ -21,7 +21,7 @@ def show_benchmark(found: Benchmark, inputs: str, console: Console) -> None:
     Args:
         inputs: where they come from.
     """
-    threads = f", {found.threads} threads" if found.threads else ""
+    threads = f", {count(found.threads, 'thread')}" if found.threads else ""
     console.print(Text(plain(f"{found.provider} on {found.device}{threads}"), "bold"))
     console.print(Padding(Text(f"{plain(found.why)}; inputs {plain(inputs)}", "dim"), (0, 0, 0, 2)))
     console.print(Padding(_table(found), (0, 0, 0, 2)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qcompile.errors import UsageError
+from qcompile.errors import TargetError, UsageError
 from qcompile.frontends.cli.options import Calib, Json, TargetName, Tokenizer, Window, Windows, calibration
 from qcompile.frontends.cli.outcome import reported
 
@@ -113,10 +113,17 @@ def inputs_of(models: list[Path], given: str | Text | None, batches: list[int], 
 
 
 def provider_of(model: Path, point: Point, target: TargetName | None) -> tuple[str, str]:
-    """Where a session would run the model, and why."""
+    """Where a session would run the model, and why.
+
+    Raises:
+        TargetError: on the CPU, though `target` is a GPU.
+    """
     from qcompile.runtime.kv_cache import CacheCodes
+    from qcompile.runtime.providers import CPU
     from qcompile.runtime.session import Session
 
     session = Session(model, None if target is None else [target.value])
+    if target not in (None, TargetName.CPU) and session.provider == CPU:
+        raise TargetError(session.why, where=str(model), hint="leave out --target to measure on the CPU")
     session(CacheCodes.of(model).encode(point.sample))
     return session.provider, session.why

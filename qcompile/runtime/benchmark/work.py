@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.runtime.benchmark.profile import NodeRun, Tensor, node_runs
-from qcompile.runtime.providers import CUDA, TENSORRT
+from qcompile.runtime.providers import CPU, CUDA
 
 _PRODUCTS = frozenset({
     "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "GemmFastGelu", "GemmFloat8", "QLinearMatMul", "QGemm",
@@ -62,7 +62,7 @@ def work_of(model: Path, samples: Sequence[Mapping[str, np.ndarray[Any, Any]]], 
 
     TensorRT shows nothing of its engines; the graph is counted as the CUDA provider runs it.
     """
-    return [count(nodes) for nodes in node_runs(model, samples, CUDA if provider == TENSORRT else provider)]
+    return [count(nodes) for nodes in node_runs(model, samples, CPU if provider == CPU else CUDA)]
 
 
 def count(nodes: Iterable[NodeRun]) -> Work:

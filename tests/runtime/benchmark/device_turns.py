@@ -63,7 +63,7 @@ def of_no_device() -> str:
 
 def of_bench(decoder: str) -> dict[str, Any]:
     """A decoder in both phases, the first of which has an empty cache."""
-    for name, small in (("_SIDE", 32), ("_VECTOR", 64)):
+    for name, small in (("_SIDES", (32,)), ("_VECTOR", 64)):
         getattr(ceilings, name)[CUDA] = small
     ceilings._SECONDS = 0.0
     path = Path(decoder)

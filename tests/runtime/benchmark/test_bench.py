@@ -22,7 +22,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     path = tmp_path_factory.mktemp("bench") / "m.onnx"
     onnx.save(convolutions(), path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ceilings._SIDE, CPU, 128)
+        patch.setitem(ceilings._SIDES, CPU, (64, 128))
         patch.setitem(ceilings._VECTOR, CPU, 1 << 16)
         patch.setattr(ceilings, "_SECONDS", 0.0)
         point = Point({"x": np.zeros((1, 4, 8, 8), np.float32)}, 1)
@@ -56,6 +56,7 @@ def test_shares_of_mixed_work() -> None:
     work = Work({"float32": 1e9, "int8": 8e9}, 5e7)
     assert best.of_products(work, 60.0) == pytest.approx((10 + 20) / 60)
     assert best.of_copy(work, 50.0) == pytest.approx(0.1)
+    assert Ceilings({"float16": 100.0}, 1.0).of_products(Work({"bfloat16": 1e9}, 0), 20.0) == pytest.approx(0.5)
     assert best.of_products(Work({"float8": 1.0}, 0), 1.0) is None
     assert best.of_products(Work({}, 0), 1.0) is None
 
