@@ -62,7 +62,7 @@ def compile(
         metric: your own measure of quality, "module:function" or a function that gets a function from
             sample to outputs and returns a number, higher is better.
         seed: for everything random.
-        device: "cpu" or "cuda": where methods that solve for weights compute; "cuda" needs torch and a GPU.
+        device: "cpu" or "cuda": where calibration and methods that solve for weights run; "cuda" needs torch and a GPU.
         autotune: measure operations in float and in int8 on this machine, and place by these times in place of the
             target's table. They are kept in the user's cache.
         tuning: the same, with the times in this file: what it lacks is measured and added, where it is of this machine.

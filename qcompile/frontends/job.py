@@ -83,7 +83,7 @@ class Job:
     @property
     def provider(self) -> str:
         """Where the float model runs."""
-        return calibration_provider(self.context.target.providers)
+        return calibration_provider(self.context.float_providers)
 
     def load(self) -> tuple[ir.Model, int]:
         """The model, and its size in bytes with its external data."""

@@ -1,4 +1,7 @@
-"""Methods that solve for weights, on a pretended GPU: nothing lies in the wrong place, the results are the CPU's."""
+"""Methods that solve for weights, on a pretended GPU and on a real one: the results are the CPU's.
+
+The pretended one refuses what lies in the wrong place. For the real one: `pytest tests/passes/test_on_a_gpu.py -m gpu`.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompile.compiler.block_walker import BlockWalker
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import FORMATS
-from qcompile.compiler.passes import Pass
+from qcompile.compiler.histogram import HISTOGRAM
+from qcompile.compiler.passes import Pass, StatisticRequest
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.specs import QuantSpec
+from qcompile.compiler.statistics import RANGE
 from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.passes.analyze.calibrate import Calibrate
 from qcompile.passes.quantize.ada_round import AdaRound
 from qcompile.passes.quantize.auto_round import AutoRound
 from qcompile.passes.quantize.gptq import Gptq
@@ -25,6 +32,7 @@ from qcompile.passes.quantize.round_to_nearest import RoundToNearest
 from qcompile.passes.quantize.search_clip import SearchClip
 from qcompile.runtime.device import Device
 from tests.compiler.walks import QUANTIZED, ready
+from tests.gpu.machine import why_not_on_gpu
 from tests.passes.harness import NAMED, model_of
 from tests.passes.llama import llama
 from tests.passes.quantize.test_ada_round import narrow
@@ -47,8 +55,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(params=["pretended", pytest.param("real", marks=pytest.mark.gpu)])
+def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if request.param == "pretended":
+        with pretend_gpu(monkeypatch):
+            yield
+        return
+    if reason := why_not_on_gpu():
+        pytest.skip(reason)
+    yield
+
+
 def convolutions() -> State:
-    return ready(model_of(IMAGES, dict(IMAGE_WEIGHTS)), images(8), QUANTIZED, narrow(4))
+    return ready(model_of(IMAGES, dict(IMAGE_WEIGHTS)), images(4), QUANTIZED, narrow(4))
 
 
 def decoder(kind: str = "uint4") -> State:
@@ -63,7 +82,7 @@ CASES: dict[str, tuple[Callable[[], State], Pass]] = {
     "gptq of convolutions": (convolutions, Gptq()),
     "gptaq": (decoder, Gptq(alpha=0.5)),
     "gptq to NF4": (lambda: weights_alone(format="nf4"), Gptq()),
-    "ada-round": (convolutions, AdaRound(iterations=15, samples=4)),
+    "ada-round": (convolutions, AdaRound(iterations=8, samples=4)),
     "auto-round": (lambda: decoder("int4"), AutoRound(iterations=4)),
     "search-clip": (lambda: weights_alone(format="nvfp4"), SearchClip()),
     "hqq": (lambda: weights_alone(symmetric=False), Hqq()),
@@ -71,35 +90,68 @@ CASES: dict[str, tuple[Callable[[], State], Pass]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_pass_finds_what_it_finds_on_the_cpu(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("on_gpu")
+def test_a_pass_finds_what_it_finds_on_the_cpu(case: str) -> None:
     make, tested = CASES[case]
-    model, context = make()
-    tested.run(model, context)
-    on_gpu, same = make()
-    same.device = Device.CUDA
-    with pretend_gpu(monkeypatch):
-        tested.run(on_gpu, same)
-    assert_alike(on_gpu, same, model, context)
+    states = []
+    for device in Device:
+        model, context = make()
+        context.device = device
+        tested.run(model, context)
+        states.append((model, context))
+    assert_alike(*states)
 
 
 @pytest.mark.parametrize("recipe", ["int4-awq", "int8-accurate"])
-def test_a_recipe_decides_as_on_the_cpu(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("on_gpu")
+def test_a_recipe_decides_as_on_the_cpu(recipe: str) -> None:
     """Searched scales of channels, forms of layers and biases."""
     states = []
-    for device in (Device.CPU, Device.CUDA):
-        feeds = rows(8)
+    for device in Device:
+        feeds = rows(4)
         model = model_of(LINEAR, dict(LINEAR_WEIGHTS))
         context = CompileContext(eager_target(), Path("unused"), Samples(feeds), held_out=[feeds[0]], device=device)
-        with pretend_gpu(monkeypatch):
-            run_pipeline(find_recipe(recipe).passes(), model, context)
+        run_pipeline(find_recipe(recipe).passes(), model, context)
         states.append((model, context))
-    (model, context), (on_gpu, same) = states
-    assert same.notices == context.notices
-    assert_alike(on_gpu, same, model, context)
+    assert_alike(*states)
 
 
-def assert_alike(model: ir.Model, context: CompileContext, expected: ir.Model, other: CompileContext) -> None:
+@pytest.mark.usefixtures("on_gpu")
+def test_statistics_are_those_of_the_cpu() -> None:
+    """On a real GPU they are computed and counted there."""
+    tables = []
+    for device in Device:
+        model = model_of(IMAGES, dict(IMAGE_WEIGHTS))
+        context = CompileContext(eager_target(), Path("unused"), Samples(images(4)), device=device)
+        run_pipeline(NAMED, model, context)
+        context.requests = [StatisticRequest(name, RANGE) for name in ("x", "r0", "s", "y")]
+        Calibrate(method="entropy").run(model, context)
+        tables.append(context.statistics)
+    expected, found = tables
+    assert found.samples == expected.samples
+    for name, right in expected.vectors[RANGE.kind].items():
+        np.testing.assert_allclose(found.vectors[RANGE.kind][name], right, rtol=1e-4, atol=1e-5)
+        counts, wanted = (t.vectors[HISTOGRAM.kind][name][1:] for t in tables)
+        assert np.abs(counts - wanted).sum() <= 0.01 * wanted.sum(), "a value at the border of two bins"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("on_gpu", ["real"], indirect=True)
+@pytest.mark.usefixtures("on_gpu")
+def test_what_a_block_gives_stays_on_the_device() -> None:
+    import torch
+
+    model, context = convolutions()
+    context.device = Device.CUDA
+    for visit in BlockWalker(model, context, images(3)):
+        for arrays in (*visit.inputs, *visit.float_outputs, *visit.run(visit.lowered(), visit.inputs)):
+            assert all(isinstance(a, torch.Tensor) and a.is_cuda for a in arrays.values())
+
+
+def assert_alike(on_cpu: State, on_gpu: State) -> None:
     """The same codes, but for ties, and the same constants to rounding."""
+    (expected, other), (model, context) = on_cpu, on_gpu
+    assert set(other.notices) <= set(context.notices)
     assert context.plan.weights.keys() == other.plan.weights.keys()
     for key, right in other.plan.weights.items():
         found = context.plan.weights[key]

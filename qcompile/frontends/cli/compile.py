@@ -51,7 +51,8 @@ def compile_model(
     ] = None,
     seed: Seed = 0,
     device: Annotated[
-        Device, typer.Option(help="Where methods that solve for weights compute; cuda needs torch and a GPU.")
+        Device,
+        typer.Option(help="Where calibration and methods that solve for weights run; cuda needs torch and a GPU."),
     ] = Device.CPU,
     autotune: Annotated[
         bool, typer.Option("--autotune", help="Measure operations on this machine, and use int8 where it pays here.")

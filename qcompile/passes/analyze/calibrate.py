@@ -34,7 +34,8 @@ from qcompile.compiler.tally import Checkpoint, Tally
 from qcompile.errors import DataError
 from qcompile.passes.analyze.calibrators import calibrator
 from qcompile.runtime.calibration import calibration_provider, read_samples
-from qcompile.runtime.providers import CPU
+from qcompile.runtime.device import Device
+from qcompile.runtime.providers import CPU, CUDA, why_not_loaded
 
 Wanted = dict[str, list[Statistic]]
 
@@ -122,6 +123,8 @@ class Calibrate(Pass):
         assert context.calibration is not None
         providers = context.float_providers
         on_device = calibration_provider(providers) != CPU
+        if context.device is not Device.CPU and not on_device:
+            context.notice(f"the model itself ran on the CPU while it was observed: {why_not_loaded(CUDA)}")
         observation = observe(
             model, _observable(wanted), mask=Mask.named(self.mask, model) if self.mask else None, on_device=on_device
         )

@@ -95,7 +95,7 @@ def _compared(before: ir.Model, after: ir.Model, context: CompileContext) -> str
         return ", which no sample was there to confirm"
     noise = power = 0.0
     with runnable(before) as first, runnable(after) as second:
-        runs = (run_samples(file, samples, context.target.providers) for file in (first, second))
+        runs = (run_samples(file, samples, context.float_providers) for file in (first, second))
         for expected, got in zip(*runs, strict=True):
             for a, b in zip(expected, got, strict=True):
                 if np.issubdtype(a.dtype, np.floating):

@@ -98,7 +98,7 @@ def _written(
     position, memory, usable = outputs.index(str(known.logits)), _memory(model, inputs, known), np.sort(known.usable)
     samples: list[Sample] = []
     with runnable(model) as file:
-        run = open_runner(file, context.target.providers)
+        run = open_runner(file, context.float_providers)
         for length in map(len, drawn):
             tokens = drawn[len(samples)][:1]
             past: Arrays = {}
