@@ -10,7 +10,8 @@ answer against ONNX Runtime in float32 at that point, the task's own metric wher
 the process took on the device. A form that does not load leaves its error.
 
 A run ends after --seconds; run it again and it goes on where it stopped, as long as device and commit are the same.
-Files are made first and kept in the zoo's cache. `--provider cpu` runs what can run there, to try the benchmark.
+Files are made first and kept in the zoo's cache. `--provider cpu` runs what can run there, to try the benchmark; with
+`--seconds 0` nothing is timed, and the answers alone are judged.
 Results go to benchmarks/results/gpu-models/, a folder for each device.
 """
 
@@ -66,7 +67,8 @@ def contestants(workload: Workload, provider: str | None) -> list[Form]:
     found = forms(workload.kind)
     if provider is None:
         return found
-    return [replace(form, provider=provider) for form in found if form.provider == "cuda" and form.runner != "graph"]
+    there = [form for form in found if form.ours or (form.provider == "cuda" and form.runner != "graph")]
+    return [replace(form, provider=provider) for form in there]
 
 
 def measure(workload: Workload, chosen: Sequence[Form], device: str, at: str, end: float) -> None:
@@ -77,11 +79,16 @@ def measure(workload: Workload, chosen: Sequence[Form], device: str, at: str, en
         found = {"rows": [], "metrics": {}}
     done = {row["point"] for row in found["rows"]}
     points = [point for point in workload.points if str(point) not in done]
-    if not points and (found["metrics"] or not workload.zoo):
+    judged = [form for form in chosen if _judged(form, workload) and form.name not in found["metrics"]]
+    if not points and not judged:
         return
-    workers, errors = _started(workload, chosen, end)
+    workers, errors = _started(workload, chosen)
     notes = {"model": workload.name, "device": device, "commit": at, "metrics": found["metrics"]}
     try:
+        for form in judged:
+            found["metrics"][form.name] = workers[form].ask(judge=True) if form in workers else {}
+            save("gpu_models", found["rows"], notes, file=file)
+            print(workload.name, form.name, found["metrics"][form.name], flush=True)
         for point in points:
             if time.monotonic() > end:
                 print(f"time is up; {workload.name} goes on at {point}")
@@ -90,17 +97,12 @@ def measure(workload: Workload, chosen: Sequence[Form], device: str, at: str, en
             found["rows"].append(row)
             print(workload.name, json.dumps(row), flush=True)
             save("gpu_models", found["rows"], notes, file=file)
-        if workload.zoo and not found["metrics"]:
-            for form, worker in workers.items():
-                if _judged(form, workload):
-                    found["metrics"][form.name] = worker.ask(judge=True)
-            save("gpu_models", found["rows"], notes, file=file)
     finally:
         for worker in workers.values():
             worker.close()
 
 
-def _started(workload: Workload, chosen: Sequence[Form], end: float) -> tuple[dict[Form, Worker], dict[str, str]]:
+def _started(workload: Workload, chosen: Sequence[Form]) -> tuple[dict[Form, Worker], dict[str, str]]:
     """A process for each form, loaded one after the other, and why others have none."""
     workers: dict[Form, Worker] = {}
     errors: dict[str, str] = {}
@@ -159,20 +161,21 @@ def sqnr(right: Array, answer: Array) -> float | None:
 
 def _judged(form: Form, workload: Workload) -> bool:
     """A file is judged once; and TensorRT would build engines anew for sentences of every length."""
-    once = form.runner in ("bound", "session", "torch")
+    once = workload.zoo is not None and form.runner in ("bound", "session", "torch")
     return once and (workload.kind == "images" or not form.provider.startswith("tensorrt"))
 
 
 def rendered(found: Mapping[str, Any], workload: Workload) -> str:
     """A line for each form: ms at each point (times faster than ORT fp16), accuracy, memory; then what it means."""
     rows = found["rows"]
-    names = [form.name for form in forms(workload.kind) if any(form.name in row["milliseconds"] for row in rows)]
+    seen = {name for row in rows for name in row["milliseconds"]} | found["metrics"].keys()
+    names = [form.name for form in forms(workload.kind) if form.name in seen]
     lines = []
     for name in names:
         cells = [_cell(row["milliseconds"], name) for row in rows]
         ratios = [row["sqnr_db"][name] for row in rows if row["sqnr_db"].get(name) is not None]
         metric = found["metrics"].get(name, {}).get("metric")
-        held = max(row["device_mib"][name] for row in rows if name in row["device_mib"])
+        held = max((row["device_mib"][name] for row in rows if name in row["device_mib"]), default=0)
         noise = f"{min(ratios):.1f}" if ratios else ""
         lines.append([name, *cells, noise, f"{metric:.4g}" if metric is not None else "", f"{held:.0f}"])
     metric_name = workload.zoo.metric_name if workload.zoo else "metric"

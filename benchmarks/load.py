@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import held_mib, save
+from qcompile.runtime.device_memory import used_and_total
 from qcompile.runtime.session import Session
 from tests.zoo import ALL_MODELS
 from tests.zoo.model import Array, Sample
@@ -226,10 +227,8 @@ def _quarters(readings: Sequence[float]) -> tuple[float, float]:
 
 
 def _device_mib() -> float:
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    return float((total - free) / 2**20)
+    used, _ = used_and_total(0) or (0, 0)
+    return used / 2**20
 
 
 def main() -> None:

@@ -136,13 +136,16 @@ class _Graph(_Bound):
 
 
 class _Ours:
-    """qcompile.Session on tensors that lie on the device."""
+    """qcompile.Session on tensors that lie on the device, and on torch's stream."""
 
     def __init__(self, file: Path, provider: str, output: str) -> None:
         from qcompile.runtime.session import Session
 
-        self.output, self.place = output, "cpu" if provider == "cpu" else "cuda"
-        self.session = Session(file, [provider])
+        self.output, self.place, stream = output, "cpu" if provider == "cpu" else "cuda", None
+        if self.place == "cuda":
+            stream = _torch().cuda.Stream()
+            _torch().cuda.set_stream(stream)
+        self.session = Session(file, [provider], stream=stream)
         if not self.session.provider.lower().startswith(provider.replace("-", "")):
             raise RuntimeError(self.session.why)
 

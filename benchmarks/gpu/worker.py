@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.gpu.contestants import Call, contestant, wait_for
 from benchmarks.gpu.forms import Form
 from benchmarks.gpu.workloads import WORKLOADS, Workload
+from qcompile.runtime.device_memory import used_and_total
 
 _TURN = 0.15  # seconds
 _CALLS = 3, 2000
@@ -124,12 +125,8 @@ class _Server:
         return found | {"device_mib": round(self._mib)}
 
     def _used(self) -> float:
-        if self._form.provider == "cpu":
-            return 0.0
-        import torch
-
-        free, total = torch.cuda.mem_get_info()
-        return float((total - free) / 2**20)
+        used, _ = (used_and_total(0) if self._form.provider != "cpu" else None) or (0, 0)
+        return used / 2**20
 
 
 def _serve(form: Form, workload: Workload, file: str) -> None:
