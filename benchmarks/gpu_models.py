@@ -84,6 +84,7 @@ def measure(workload: Workload, chosen: Sequence[Form], device: str, at: str, en
         return
     workers, errors = _started(workload, chosen)
     notes = {"model": workload.name, "device": device, "commit": at, "metrics": found["metrics"]}
+    notes |= {"metric": workload.zoo.metric_name, "data": workload.zoo.data} if workload.zoo else {}
     try:
         for form in judged:
             found["metrics"][form.name] = workers[form].ask(judge=True) if form in workers else {}
@@ -178,8 +179,7 @@ def rendered(found: Mapping[str, Any], workload: Workload) -> str:
         held = max((row["device_mib"][name] for row in rows if name in row["device_mib"]), default=0)
         noise = f"{min(ratios):.1f}" if ratios else ""
         lines.append([name, *cells, noise, f"{metric:.4g}" if metric is not None else "", f"{held:.0f}"])
-    metric_name = workload.zoo.metric_name if workload.zoo else "metric"
-    text = table(["ms", *(row["point"] for row in rows), "least SQNR, dB", metric_name, "MiB"], lines)
+    text = table(["ms", *(row["point"] for row in rows), "least SQNR, dB", found.get("metric", "metric"), "MiB"], lines)
     errors = {name: error for row in rows for name, error in row.get("errors", {}).items()}
     return "\n".join([text, "", *verdicts(found, workload), *(f"- {n}: {e}" for n, e in errors.items())])
 
