@@ -67,7 +67,7 @@ def contestants(workload: Workload, provider: str | None) -> list[Form]:
     found = forms(workload.kind)
     if provider is None:
         return found
-    there = [form for form in found if form.ours or (form.provider == "cuda" and form.runner != "graph")]
+    there = [form for form in found if (form.ours or form.provider == "cuda") and not form.captures]
     return [replace(form, provider=provider) for form in there]
 
 
@@ -205,9 +205,9 @@ def verdicts(found: Mapping[str, Any], workload: Workload) -> list[str]:
         line = f"- {row['point']}: {best} takes {own[best]:.3f} ms, {others[rival] / own[best]:.2f}x {rival}"
         if HALF in others and rival != HALF:
             line += f", {others[HALF] / own[best]:.2f}x {HALF}"
-        bound = plain.removesuffix(", plain run")
-        if plain in times and bound in times:
-            line += f"; {bound} bound and captured is {times[plain] / times[bound]:.2f}x its plain session.run"
+        captured = plain.replace("plain run", "CUDA graph")
+        if plain in times and captured in times:
+            line += f"; {captured}, is {times[plain] / times[captured]:.2f}x its plain session.run"
         lines.append(line)
     return lines
 

@@ -5,9 +5,10 @@
 MODEL is an ONNX file or the name of a model of the zoo. Sixty-four requests of random shapes are answered once by a
 plain ONNX Runtime session on the same provider, one at a time; then threads ask one `qcompile.Session` for them in
 random order, as fast as it answers, half of them with numpy arrays and half with torch tensors, which on a GPU lie
-there. An answer counts as wrong from a relative distance of 1e-2 on: other shapes take other kernels, which round
-otherwise, but another request's answer is at a distance of 1. Memory (of the process, and used on the device) is
-looked at four times a second; what the last quarter of the time holds more than the second quarter is growth.
+there (with --cuda-graphs arrays alone: while a shape is captured, no other thread may wait on the GPU). An answer
+counts as wrong from a relative distance of 1e-2 on: other shapes take other kernels, which round otherwise, but
+another request's answer is at a distance of 1. Memory (of the process, and used on the device) is looked at four
+times a second; what the last quarter of the time holds more than the second quarter is growth.
 
 The exit status is 1 where an answer was wrong or memory grew. Results go to benchmarks/results/load/.
 """
@@ -119,16 +120,21 @@ def requests(model: Path, provider: str, count: int = _REQUESTS, seed: int = 0) 
     return found
 
 
-def loaded(session: Session, asked: Sequence[Request], threads: int, seconds: float, seed: int = 0) -> Report:
-    """Ask `session` from many threads at once."""
-    kinds, device = _kinds(session), _device_mib if session.provider != "CPUExecutionProvider" else None
+def loaded(session: Session, asked: Sequence[Request], threads: int, seconds: float, tensors: bool = True) -> Report:
+    """Ask `session` from many threads at once.
+
+    Args:
+        tensors: half of the requests are torch tensors. Not with CUDA graphs: while one is captured, no other thread
+            may allocate or wait on the GPU.
+    """
+    kinds, device = _kinds(session, tensors), _device_mib if session.provider != "CPUExecutionProvider" else None
     seen = [Answers() for _ in range(threads)]
     for request in asked:  # shapes that are new cost what they cost
         for kind in kinds:
             session(kind(request.feed))
     start = time.perf_counter()
     workers = [
-        threading.Thread(target=_ask, args=(session, asked, kinds, answers, start + seconds, seed + i))
+        threading.Thread(target=_ask, args=(session, asked, kinds, answers, start + seconds, i))
         for i, answers in enumerate(seen)
     ]
     for worker in workers:
@@ -192,12 +198,12 @@ def distance_of(answer: Mapping[str, Array], expected: Mapping[str, Array]) -> f
     return largest
 
 
-def _kinds(session: Session) -> list[Callable[[Sample], dict[str, Any]]]:
+def _kinds(session: Session, tensors: bool) -> list[Callable[[Sample], dict[str, Any]]]:
     """The kinds of arrays that requests come as."""
-    try:
-        import torch
-    except ImportError:
+    if not tensors:
         return [dict]
+    import torch
+
     place = "cpu" if session.provider == "CPUExecutionProvider" else "cuda"
     return [dict, lambda feed: {name: torch.from_numpy(array).to(place) for name, array in feed.items()}]
 
@@ -210,9 +216,9 @@ def _plain(model: Path, provider: str) -> Callable[[Sample], Sample]:
     """One request after the other, on a session with nothing but the provider."""
     import onnxruntime
 
-    from qcompile.runtime.providers import open_session, provider_named, provider_options
+    from qcompile.runtime.providers import candidates, open_session, provider_options
 
-    name = provider_named(provider, onnxruntime.get_available_providers())
+    name = candidates([provider], None)[0].provider
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = open_session(model, options, name, provider_options(name, 0, None))
@@ -237,15 +243,23 @@ def main() -> None:
     parser.add_argument("--provider", default="cpu", help="cpu, cuda or tensorrt (cpu)")
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--cuda-graphs", action="store_true", help="capture shapes; requests are numpy arrays alone")
     given = parser.parse_args()
     path = ALL_MODELS[given.model]().path() if given.model in ALL_MODELS else Path(given.model)
-    session = Session(path, [given.provider])
+    session = Session(path, [given.provider], cuda_graphs=given.cuda_graphs)
     print(session.describe(), flush=True)
-    report = loaded(session, requests(path, given.provider), given.threads, given.seconds)
+    report = loaded(
+        session, requests(path, given.provider), given.threads, given.seconds, tensors=not given.cuda_graphs
+    )
     print(session.describe())
     print(report, *report.faults, sep="\n")
     row = asdict(report) | {"model": path.stem, "provider": session.provider, "threads": given.threads}
-    save("load", [row], {"described": session.describe()}, file=f"load/{given.provider}-{path.stem}")
+    save(
+        "load",
+        [row],
+        {"described": session.describe()},
+        file=f"load/{given.provider}{'-graphs' * given.cuda_graphs}-{path.stem}",
+    )
     sys.exit(1 if report.wrong or report.grew else 0)
 
 

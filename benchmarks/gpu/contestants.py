@@ -43,7 +43,13 @@ def contestant(form: Form, workload: Workload, file: Path | None) -> Contestant:
     if form.runner == "torch":
         return _Compiled(workload, form.provider)
     assert file is not None
-    kinds: dict[str, Any] = {"session": _Ours, "bound": _Bound, "graph": _Graph, "plain": _Plain}
+    kinds: dict[str, Any] = {
+        "session": _Ours,
+        "captured session": _OursCaptured,
+        "bound": _Bound,
+        "graph": _Graph,
+        "plain": _Plain,
+    }
     made: Contestant = kinds[form.runner](file, form.provider, workload.output)
     return made
 
@@ -73,9 +79,9 @@ class _Plain:
     def opened(self) -> Any:
         import onnxruntime
 
-        from qcompile.runtime.providers import open_session, provider_named, provider_options
+        from qcompile.runtime.providers import candidates, open_session, provider_options
 
-        name = provider_named(self.provider, onnxruntime.get_available_providers())
+        name = candidates([self.provider], None)[0].provider
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         chosen = provider_options(name, 0, None) | _OPTIONS.get(self.provider, {}) | _OPTIONS.get(self.runner, {})
@@ -138,6 +144,8 @@ class _Graph(_Bound):
 class _Ours:
     """qcompile.Session on tensors that lie on the device, and on torch's stream."""
 
+    graphs = False
+
     def __init__(self, file: Path, provider: str, output: str) -> None:
         from qcompile.runtime.session import Session
 
@@ -145,7 +153,7 @@ class _Ours:
         if self.place == "cuda":
             stream = _torch().cuda.Stream()
             _torch().cuda.set_stream(stream)
-        self.session = Session(file, [provider], stream=stream)
+        self.session = Session(file, [provider], stream=stream, cuda_graphs=self.graphs)
         if not self.session.provider.lower().startswith(provider.replace("-", "")):
             raise RuntimeError(self.session.why)
 
@@ -162,6 +170,12 @@ class _Ours:
             return feed
         torch = _torch()
         return {name: torch.from_numpy(array).to(self.place) for name, array in feed.items()}
+
+
+class _OursCaptured(_Ours):
+    """The same, with shapes captured as CUDA graphs."""
+
+    graphs = True
 
 
 class _Compiled:

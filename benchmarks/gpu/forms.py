@@ -6,7 +6,8 @@
 - `TensorRT ...`: the same float16 file, and ONNX Runtime's static int8 with symmetric codes as TensorRT wants them;
   with the plugin of TensorRT-RTX where that is installed. An engine for each point, since ranges of shapes cost speed.
 - `torch.compile fp16`: the same network, `mode="reduce-overhead"`, which replays CUDA graphs.
-- qcompile's recipes under their own names through `qcompile.Session`, on tensors that lie on the device.
+- qcompile's recipes under their own names through `qcompile.Session`, on tensors that lie on the device; on CUDA also
+  with `cuda_graphs=True`.
 - `plain run`: session.run of the fp16 file of qcompile with numpy arrays, nothing bound or captured: batch 1 only.
 """
 
@@ -27,7 +28,7 @@ from benchmarks.variants import preprocess, runtime_version, sources
 from tests.zoo.cache import cache
 from tests.zoo.model import Sample
 
-Runner = Literal["session", "bound", "graph", "plain", "torch"]
+Runner = Literal["session", "captured session", "bound", "graph", "plain", "torch"]
 FLOAT, HALF = "ORT fp32", "ORT fp16"
 _SAMPLES = 16
 _RECIPES: dict[Kind, tuple[str, ...]] = {
@@ -56,7 +57,12 @@ class Form:
 
     @property
     def ours(self) -> bool:
-        return self.runner == "session"
+        return self.runner in ("session", "captured session")
+
+    @property
+    def captures(self) -> bool:
+        """Whether it needs CUDA graphs of ONNX Runtime."""
+        return self.runner in ("captured session", "graph")
 
     def takes(self, point: Point) -> bool:
         return point.batch == 1 or not self.only_batch_1
@@ -76,7 +82,9 @@ def forms(kind: Kind) -> list[Form]:
         if kind != "decoder":
             found.append(Form(f"{title} int8", "bound", provider, "int8"))
     found.append(Form("torch.compile fp16", "torch", "cuda"))
-    found += [Form(f"qcompile {recipe}", "session", "cuda", f"{recipe}:cuda") for recipe in _RECIPES[kind]]
+    for recipe in _RECIPES[kind]:
+        found.append(Form(f"qcompile {recipe}", "session", "cuda", f"{recipe}:cuda"))
+        found.append(Form(f"qcompile {recipe}, CUDA graph", "captured session", "cuda", f"{recipe}:cuda"))
     if kind != "decoder":
         found.append(Form("qcompile int8-static, TensorRT", "session", "tensorrt", "int8-static:tensorrt"))
     found.append(Form("qcompile fp16, plain run", "plain", "cuda", "fp16:cuda", only_batch_1=True))

@@ -26,6 +26,7 @@ def test_every_kind_has_all_contestants() -> None:
     assert "ORT int4" in [form.name for form in forms("decoder")]
     here = contestants(_DECODER, "cpu")
     assert {form.provider for form in here} == {"cpu"}
+    assert not any(form.captures for form in here)
     assert {"ORT int4", "qcompile int4-rtn", "qcompile fp16, plain run"} <= {form.name for form in here}
 
 
@@ -109,7 +110,8 @@ def test_signal_to_noise() -> None:
 
 
 def test_the_table_and_what_it_means() -> None:
-    times = {FLOAT: 4.0, HALF: 2.0, "TensorRT fp16": 1.5, "qcompile fp16": 1.6, "qcompile int8-dynamic": 1.0}
+    times = {FLOAT: 4.0, HALF: 2.0, "TensorRT fp16": 1.5, "qcompile fp16": 2.0, "qcompile int8-dynamic": 1.0}
+    times["qcompile fp16, CUDA graph"] = 1.6
     row = {
         "point": "prompt 1 x 8",
         "batch": 1,
@@ -127,5 +129,5 @@ def test_the_table_and_what_it_means() -> None:
     assert "- TensorRT-RTX fp16: no plugin" in lines
     assert verdicts(found, _DECODER) == [
         "- prompt 1 x 8: qcompile int8-dynamic takes 1.000 ms, 1.50x TensorRT fp16, 2.00x ORT fp16; "
-        "qcompile fp16 bound and captured is 2.00x its plain session.run"
+        "qcompile fp16, CUDA graph, is 2.00x its plain session.run"
     ]

@@ -45,7 +45,7 @@ def test_answers_of_another_request_are_found(model: Path) -> None:
             before, self.last = self.last, super().__call__(inputs)
             return before or self.last
 
-    report = loaded(Late(model, ["cpu"], threads=1), requests(model, "cpu", 12), threads=2, seconds=0.4)
+    report = loaded(Late(model, ["cpu"], threads=1), requests(model, "cpu", 12), threads=2, seconds=0.4, tensors=False)
     assert report.wrong > report.answers / 2
     assert "distance" in report.faults[0]
 

@@ -28,7 +28,8 @@ CUDA_STORAGES = (
         whole_blocks=True,
         opset=21,
         conditions=(MATRIX_WEIGHT,),
-        evidence=_PLACED + "; our kernel never writes a weight as a float, whatever the number of rows (docs/gpu.md), "
+        evidence=_PLACED
+        + "; our kernel never writes a weight as a float, whatever the number of rows (docs/gpu-kernels.md), "
         "where MatMulNBits does for more than 16. Not timed. "
         "Zero points for accuracy, see cpu. Without the library of kernels its body runs",
     ),
