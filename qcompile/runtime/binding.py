@@ -1,9 +1,9 @@
 """Arrays bound where they lie; results stay on the device of the inputs.
 
 A binding remembers addresses: an input that lies on the provider's device is bound again only when its address or
-shape has changed. What lies elsewhere is copied by ONNX Runtime at the moment it is bound, so it is bound for every
-run. Outputs are bound for every run too, which gives each run memory of its own: a binding that keeps its outputs
-writes the next results over those that the caller still holds.
+shape has changed. What lies elsewhere is copied by ONNX Runtime from the moment it is bound (onnxruntime issue 15438),
+so it is bound for every run, and waited for. Outputs are bound for every run too, which gives each run memory of its
+own: a binding that keeps its outputs writes the next results over those that the caller still holds.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ class Binding:
             if memory.device != self._device or self._bound.get(name) != place:
                 self._binding.bind_input(name, *memory.device, self._types[name], memory.shape, memory.address)
                 self._bound[name] = place
+        if any(memory.device != self._device for memory in feed.values()):
+            self._binding.synchronize_inputs()
 
     def run(self, options: Any = None) -> list[Any]:
         """Run, and the outputs as OrtValues in memory of their own."""

@@ -75,13 +75,14 @@ def of_both(session: Session) -> list[bool]:
 
 
 def bound_inputs(path: Path) -> list[str]:
-    """The inputs that are bound in three runs, of which the last has another x."""
+    """What is bound in three runs and a fourth: the third has another x, the last has ids of the host."""
     seen: list[str] = []
     session, given = Session(path, ["cuda"]), feed(3)
     with mock.patch.object(onnxruntime.InferenceSession, "io_binding", lambda opened: Counting(opened, seen)):
         session(given)
         session(given)
         session(given | {"x": feed(3, 1)["x"]})
+        session(given | {"ids": np.arange(3)})
     return seen
 
 

@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Counting:
-    """An `onnxruntime.IOBinding` that notes which inputs are bound."""
+    """An `onnxruntime.IOBinding` that notes which inputs are bound, and when their copies are waited for."""
 
     def __init__(self, session: Any, bound: list[str]) -> None:
         self._binding, self._bound = onnxruntime.IOBinding(session), bound
@@ -32,6 +32,10 @@ class Counting:
     def bind_input(self, name: str, *place: Any) -> None:
         self._bound.append(name)
         self._binding.bind_input(name, *place)
+
+    def synchronize_inputs(self) -> None:
+        self._bound.append("wait")
+        self._binding.synchronize_inputs()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._binding, name)

@@ -30,7 +30,7 @@ def test_what_lies_on_the_host_is_read_at_each_run(seen: dict[str, Any]) -> None
 
 
 def test_what_lies_on_the_device_is_bound_once(seen: dict[str, Any]) -> None:
-    assert seen["bound"] == ["x", "ids", "x"]
+    assert seen["bound"] == ["x", "ids", "x", "x", "ids", "wait"]
 
 
 def test_eight_threads(seen: dict[str, Any]) -> None:
