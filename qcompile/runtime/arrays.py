@@ -23,6 +23,9 @@ _HOST = (1, 3)
 
 _CPU = ("cpu", 0)
 
+_MODULES = {"jaxlib": "jax.numpy"}
+"""Where `from_dlpack` is, of libraries whose arrays are defined elsewhere."""
+
 _BYTES = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 """Types that ONNX Runtime does not export by DLPack."""
 
@@ -202,7 +205,8 @@ class _Unsigned:
 
 
 def _library(kind: type) -> Any:
-    return np if issubclass(kind, np.ndarray | np.generic) else import_module(_library_name(kind))
+    name = _library_name(kind)
+    return np if issubclass(kind, np.ndarray | np.generic) else import_module(_MODULES.get(name, name))
 
 
 def _library_name(kind: type) -> str:
