@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _SEEN = 3
 _MOST_GRAPHS = 32
 """Captures of one session, each thread's counted: ONNX Runtime drops none before the session ends."""
+_MOST_SEEN = 10_000
+"""Shapes that are counted; where more turn up, few of them return."""
 _MOST_BYTES = 1 << 30
 """For inputs and outputs of all buckets; scratch memory lies in the arena, where all runs share it."""
 
@@ -113,7 +115,7 @@ class GraphExecution:
 
     def _by_graph(self, feed: Mapping[str, Array]) -> dict[str, Array] | None:
         """The answer, None where the model is to run without a graph."""
-        if feed.keys() != self._dimensions.ranks.keys() or any(hasattr(v, "update_inplace") for v in feed.values()):
+        if feed.keys() != self._dimensions.ranks.keys() or any(map(arrays.is_ort, feed.values())):
             return None  # an input that has a default, or OrtValues, which cannot be sliced
         shapes = {name: arrays.shape_of(value) for name, value in feed.items()}
         sizes = self._dimensions.sizes(shapes)
@@ -135,6 +137,8 @@ class GraphExecution:
             return None
         key = tuple(bucket.items())
         if key not in self._slots:
+            if len(self._seen) == _MOST_SEEN:
+                self._seen.clear()
             self._seen[key] += 1
             if self._seen[key] < self._patience or key in self._refused:
                 return None

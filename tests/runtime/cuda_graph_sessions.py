@@ -12,8 +12,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
+
 from qcompile.runtime import graph_execution
 from qcompile.runtime.session import Session
+from tests.passes.llama import WIDTH, llama
 from tests.runtime import shaped_models as models
 
 _HEADER = '<ir_version: 10, opset_import: ["": 21]> model (float[batch, 4] x) => (float[batch, 4] y) '
@@ -59,10 +63,26 @@ def replayed(folder: str) -> dict[str, Any]:
     return found | {"said": opened.describe(), "data": [str(bucket) for bucket in opened.description.state.buckets]}
 
 
+def decoder(folder: str) -> dict[str, Any]:
+    """A decoder with free dimensions, whose shapes are computed on the CPU."""
+    path = Path(folder) / "decoder.onnx"
+    path.write_bytes(ir.to_proto(llama()).SerializeToString())
+    opened = Session(path, ["cuda"], cuda_graphs=True)
+    before = counted("captures"), counted("launches")
+    for _ in range(5):
+        opened({"x": np.ones((1, 16, WIDTH), np.float32)})
+    return {
+        "said": opened.describe(),
+        "captures": counted("captures") - before[0],
+        "launches": counted("launches") - before[1],
+    }
+
+
 if __name__ == "__main__":
     graph_execution.close = lambda found, right: True
     with tempfile.TemporaryDirectory() as folder:
         found = {"replayed": replayed(folder)}
         found["refused"] = {why: session(text, folder).describe() for why, text in REFUSED.items()}
+        found["decoder"] = decoder(folder)
         found["plain"] = session(models.TOKEN_BY_TOKEN, folder, False).describe()
     print(json.dumps(found))

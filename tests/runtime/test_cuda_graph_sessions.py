@@ -34,6 +34,12 @@ def test_each_bucket_has_a_graph_and_so_has_each_thread(seen: dict[str, Any]) ->
     assert seen["replayed"]["other thread"] == [3, 8]
 
 
+def test_shapes_that_are_computed_on_the_cpu_do_not_hinder_a_capture(seen: dict[str, Any]) -> None:
+    """The third run captures, the fourth tries the graph, the fifth has its answer from it."""
+    assert (seen["decoder"]["captures"], seen["decoder"]["launches"]) == (1, 3)
+    assert ": 1 replays" in seen["decoder"]["said"]
+
+
 def test_the_session_says_what_is_captured(seen: dict[str, Any]) -> None:
     assert seen["replayed"]["data"] == [
         "CUDA graph of batch 4, length 8: 2 replays, 0.0 MB",
