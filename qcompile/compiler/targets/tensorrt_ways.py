@@ -66,6 +66,6 @@ WAYS = (
     Way(
         provider=TENSORRT_RTX_PROVIDER,
         evidence="its builder (1.7.1) makes engines for compute capability 8.9 of graphs with int8, FP8 and int4 "
-        "codes, whose layers read them. Not run by us",
+        "codes, whose layers read them; its package lists compute capability 8.6, 8.9 and 12.0. Not run by us",
     ),
 )

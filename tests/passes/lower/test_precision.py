@@ -89,11 +89,16 @@ def test_bfloat16_where_the_target_has_kernels_for_it() -> None:
     assert half(precise(text, {"w": normal(8, 8)})[0]) == ["MatMul", "Elu", "MatMul"]
 
 
-@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
-def test_other_targets_keep_float32_and_say_why_when_asked(target: str) -> None:
+def test_tensorrt_gets_a_graph_in_float16() -> None:
+    model = model_of(ATTENTION, WEIGHTS)
+    assert run(model, *NAMED, Precision(), on=replace(context(), target=target_named("tensorrt")))[-1].modified
+    assert half(model) == half(precise(ATTENTION, WEIGHTS)[0])
+
+
+def test_the_cpu_keeps_float32_and_says_why_when_asked() -> None:
     for options, told in (({}, False), ({"dtype": "float16"}, True), ({"dtype": "float32"}, False)):
         model = model_of(ATTENTION, WEIGHTS)
-        on = replace(context(), target=target_named(target))
+        on = replace(context(), target=target_named("cpu"))
         assert not run(model, *NAMED, Precision(**options), on=on)[-1].modified  # type: ignore[arg-type]
         assert bool(on.notices) is told
 

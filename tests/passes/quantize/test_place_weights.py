@@ -117,7 +117,7 @@ def test_a_role_that_no_layer_has_is_told_and_a_name_is_an_error() -> None:
         ("layers=[{rol: head}]", "cpu", RecipeError, "'layers.0.rol' is not an option; did you mean 'role'"),
         ("layers=[{role: heads}]", "cpu", RecipeError, "'layers.0.role'"),
         ("format=nf4", "tensorrt", TargetError, "stores no nf4 weights"),
-        ("format=uint4", "tensorrt", TargetError, "it stores int4 in blocks of 64, 128 for MatMul and Gemm"),
+        ("format=uint4", "tensorrt", TargetError, "it stores int4 in blocks of 16, 32, 64, 128 for MatMul and Gemm"),
         ("activations=int8", "cuda", TargetError, "stores no int4 weights and int8 inputs"),
     ],
 )
