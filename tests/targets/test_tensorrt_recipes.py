@@ -122,11 +122,12 @@ def test_transposed_convolutions_stay_float_with_the_reason() -> None:
     assert "slower than float16" in next(iter(made.context.plan.kept_float.values()))
 
 
-def test_zero_points_are_left_out_and_told(artifacts: dict[str, Compiled]) -> None:
-    """AWQ's recipe asks for them; where they cannot be asked for at all, it stays an error."""
-    assert "tensorrt takes int4 weights without zero points alone: so they are" in artifacts["int4-awq"].context.notices
-    passes = find_recipe("int4-awq").with_overrides(["place-weights.format=uint4"]).passes()
-    with pytest.raises(TargetError, match="stores no asymmetric uint4"):
+def test_zero_points_are_refused(artifacts: dict[str, Compiled]) -> None:
+    """AWQ's recipe gives 4-bit weights some where a target has them."""
+    weights = artifacts["int4-awq"].context.plan.weights.values()
+    assert not any(weight.params.zero_point.any() for weight in weights)
+    passes = find_recipe("int4-awq").with_overrides(["place-weights.symmetric=false"]).passes()
+    with pytest.raises(TargetError, match="stores no asymmetric int4"):
         compile_in_memory(layers(), SAMPLES, passes, TARGET)
 
 

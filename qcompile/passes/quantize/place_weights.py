@@ -65,7 +65,7 @@ class PlaceWeights(Pass, WeightOptions):
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         known, plan = roles(model), context.plan
-        everywhere = self._everywhere(context)
+        everywhere = Wanted("format", self.format, self.block_size, self.symmetric, self.activations)
         self._demand(everywhere, context.target, model)
         for i, entry in enumerate(self.layers):
             wanted = everywhere.changed(entry, f"layers[{i}]")
@@ -89,18 +89,6 @@ class PlaceWeights(Pass, WeightOptions):
             if node.op_type in ("MatMul", "Gemm") and node.name not in plan.units:
                 plan.kept_float.setdefault(str(node.name), _no_weight(node))
         return False
-
-    def _everywhere(self, context: CompileContext) -> Wanted:
-        """What all layers shall become; without zero points where the target has no place for them."""
-        wanted = Wanted("format", self.format, self.block_size, self.symmetric, self.activations)
-        without = replace(wanted, symmetric=True)
-        storages = context.target.storages
-        if wanted.symmetric is not False or any(fits(s, wanted) for s in storages):
-            return wanted
-        if not FORMATS[self.format].is_signed or not any(fits(s, without) for s in storages):
-            return wanted
-        context.notice(f"{context.target.name} takes {self.format} weights without zero points alone: so they are")
-        return without
 
     def _demand(self, wanted: Wanted, target: Target, model: ir.Model) -> None:
         """The target stores what is asked for, and the model's opset has the operator for it."""
