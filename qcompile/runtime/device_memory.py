@@ -43,6 +43,7 @@ def used_and_total(device: int) -> tuple[int, int] | None:
     before = ctypes.c_int()
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     if runtime.cudaGetDevice(ctypes.byref(before)) or runtime.cudaSetDevice(device):
+        runtime.cudaGetLastError()  # or the next call of somebody else's is blamed
         return None
     failed = runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
     runtime.cudaSetDevice(before)  # the thread's current device is the user's

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qcompile.errors import ModelError, TargetError
+from qcompile.errors import ModelError, TargetError, UsageError
 from qcompile.runtime import cuda_graphs
 from qcompile.runtime.device_memory import used_and_total
 from qcompile.runtime.engines import EngineCache
@@ -43,6 +43,7 @@ def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Op
     Raises:
         TargetError: none does.
         ModelError: ONNX Runtime refuses the model.
+        UsageError: there is no GPU of that number.
 
     Warns:
         UserWarning: a provider did not load and the next one took its place.
@@ -59,6 +60,8 @@ def open_model(path: Path, tried: Sequence[Candidate], settings: Settings) -> Op
         except ModelError as error:
             if missing := settings.lacks_memory(error.what):
                 raise ModelError(f"{missing} to open the model", where=str(path)) from None
+            if "Invalid device ID" in error.what:
+                raise UsageError(f"this machine has no GPU {settings.device}", hint="they are counted from 0") from None
             raise
         if lost:
             warnings.warn(f"{'; '.join(lost)}; running on {candidate.provider}", stacklevel=4)

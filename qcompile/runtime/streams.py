@@ -74,7 +74,7 @@ def handle_of(stream: Any) -> int | None:
     Raises:
         UsageError: it is nothing of that kind.
     """
-    if stream is None or (isinstance(stream, int) and not isinstance(stream, bool)):
+    if stream is None or (isinstance(stream, int) and not isinstance(stream, bool) and stream >= 0):
         return stream
     if hasattr(stream, "__cuda_stream__"):
         return int(stream.__cuda_stream__()[1])

@@ -152,6 +152,7 @@ if __name__ == "__main__":
             "too small": error(lambda: Session(other, ["cuda"], memory_limit=16)),
             "too small for a run": error(lambda: Session(path, ["cuda"], memory_limit=4096)(feed(4096))),
             "decoder": of_a_decoder(save(decoder(), Path(folder) / "decoder.onnx")),
+            "missing": error(lambda: Session(path, ["cuda"], device=3)),
             "another": error(lambda: session(feed(3) | {"x": OnAnother()})),
         }
     print(json.dumps(seen))

@@ -56,3 +56,7 @@ def test_an_input_on_another_gpu(seen: dict[str, Any]) -> None:
     assert seen["another"] == (
         "input 'x' lies on GPU 1, the session runs on GPU 0 -> move it, or open the session with device=1"
     )
+
+
+def test_a_gpu_that_is_not_there(seen: dict[str, Any]) -> None:
+    assert seen["missing"] == "this machine has no GPU 3 -> they are counted from 0"

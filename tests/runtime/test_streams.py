@@ -23,7 +23,7 @@ def test_handles() -> None:
             return 0, 10
 
     assert handle_of(OfProtocol()) == 10
-    for wrong in ("0", True, object()):
+    for wrong in ("0", -1, True, object()):
         with pytest.raises(UsageError, match="is not a CUDA stream"):
             handle_of(wrong)
 
