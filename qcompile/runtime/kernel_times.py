@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from qcompile.errors import ModelError, QCompileError
-from qcompile.runtime.benchmark.cuda_driver import Gpu
+from qcompile.runtime.benchmark.device_clock import DeviceClock
 from qcompile.runtime.providers import CPU, open_session, provider_options, reason
 
 _WARM, _FEWEST = 2, 5  # runs
@@ -73,7 +73,7 @@ class _Bound:
     def __init__(self, model: bytes, provider: str, profile: str = "") -> None:
         import onnxruntime as ort
 
-        self.gpu = None if provider == CPU else Gpu.number(0)
+        self.gpu = None if provider == CPU else DeviceClock.of(0)
         settings, place = provider_options(provider, 0, None), "cuda" if self.gpu else "cpu"
         if self.gpu:
             settings |= {"user_compute_stream": str(self.gpu.stream)}
@@ -115,7 +115,7 @@ def _on_host(run: Callable[[], None]) -> float:
     return float(time.perf_counter_ns() - start)
 
 
-def _on_device(gpu: Gpu, run: Callable[[], None]) -> float:
+def _on_device(gpu: DeviceClock, run: Callable[[], None]) -> float:
     return gpu.milliseconds(run, _AT_ONCE) / _AT_ONCE * 1e6
 
 

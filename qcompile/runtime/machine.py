@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qcompile.errors import TargetError
 from qcompile.runtime.ahead import cores
-from qcompile.runtime.benchmark.cuda_driver import Gpu
+from qcompile.runtime.gpu import find_gpu
 from qcompile.runtime.providers import CPU, why_not_loaded
 
 
@@ -22,7 +22,8 @@ def device_name(provider: str) -> str:
         return f"{_processor()}, {cores()} cores"
     if missing := why_not_loaded(provider):
         raise TargetError(f"there is nothing to take times on: {provider} does not load, {missing}")
-    return Gpu.number(0).name
+    gpu = find_gpu(0)
+    return gpu.name if gpu else provider
 
 
 def _processor() -> str:

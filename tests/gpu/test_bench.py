@@ -10,7 +10,7 @@ import pytest
 
 from qcompile.runtime.benchmark import ceilings
 from qcompile.runtime.benchmark.bench import bench
-from qcompile.runtime.benchmark.cuda_driver import Gpu
+from qcompile.runtime.benchmark.device_clock import DeviceClock
 from qcompile.runtime.benchmark.on_device import Device
 from qcompile.runtime.benchmark.results import Point
 from qcompile.runtime.providers import CUDA
@@ -30,11 +30,11 @@ def product(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
 
 def test_the_clocks_agree(product: tuple[Path, dict[str, np.ndarray]]) -> None:
     path, sample = product
-    device, gpu = Device(CUDA), Gpu.number(0)
+    device, clock = Device(CUDA), DeviceClock.of(0)
     run = device.runner(device.open(path), sample)
-    gpu.wait()
+    clock.wait()
     start = time.perf_counter()
-    of_device = gpu.milliseconds(run, 200)
+    of_device = clock.milliseconds(run, 200)
     of_host = (time.perf_counter() - start) * 1e3
     assert 0.5 * of_host < of_device <= 1.05 * of_host
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from qcompile.runtime.benchmark.ceilings import Ceilings
 from qcompile.runtime.benchmark.results import Benchmark, Point, Row
 from qcompile.runtime.benchmark.turns import Contest, Timing, ratio
 from qcompile.runtime.benchmark.work import Work, work_of
+from qcompile.runtime.machine import device_name
 from qcompile.runtime.providers import CPU
 
 
@@ -73,19 +73,3 @@ def _row(path: Path, point: Point, timing: Timing, first: Timing, work: Work, be
         times_faster=faster,
         times_faster_spread=spread,
     )
-
-
-def device_name(provider: str) -> str:
-    """The processor that `provider` runs on, as its maker calls it."""
-    if provider != CPU:
-        from qcompile.runtime.benchmark.cuda_driver import Gpu
-
-        return Gpu.number(0).name
-    for line in _lines(Path("/proc/cpuinfo")):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.is_file() else []

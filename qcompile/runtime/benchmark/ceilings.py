@@ -23,10 +23,10 @@ from qcompile.runtime.providers import CPU, CUDA
 if TYPE_CHECKING:
     import onnx
 
-_SECONDS = 1.5
+_SECONDS = 1.0
 _COPY = "copy"
 
-_SIDES = {CPU: (512, 2048), CUDA: (4096, 8192)}
+_SIDES = {CPU: (512, 1024), CUDA: (4096, 8192)}
 """The better of two counts: many cores need a large product, and on a busy machine a short one is disturbed less."""
 
 _VECTOR = {CPU: 1 << 25, CUDA: 1 << 28}

@@ -1,7 +1,7 @@
 """Turns on a GPU: events of the device around runs that follow each other on one stream.
 
-Sessions run as a user's do, with inputs and outputs that stay on the device and with CUDA graphs where they are
-captured. Waits of the device for the host lie between the events and count: they are part of what a session costs.
+Sessions run as a user's do, with inputs and outputs that stay on the device. Waits of the device for the host lie
+between the events and count: they are part of what a session costs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from qcompile.errors import TargetError
-from qcompile.runtime.benchmark.cuda_driver import Gpu
+from qcompile.runtime.benchmark.device_clock import DeviceClock
 from qcompile.runtime.benchmark.turns import Array, Sample, copies
 from qcompile.runtime.ports import onnx_number
 from qcompile.runtime.session import Session
 
 _WARM_UP = 10
-"""Runs before the first turn: kernels are loaded and chosen, memory is taken, graphs are captured."""
+"""Runs before the first turn: kernels are loaded and chosen, engines are built, memory is taken."""
 
 _TURN = 50.0
 _RUNS = (2, 200)
@@ -34,11 +34,11 @@ class Device:
     def __init__(self, provider: str, number: int = 0) -> None:
         self._provider = provider
         self._number = number
-        self._gpu = Gpu.number(number)
+        self._clock = DeviceClock.of(number)
 
     def open(self, model: Path) -> Session:
         """A session on the stream that is timed."""
-        session = Session(model, [self._provider], device=self._number, stream=self._gpu.stream)
+        session = Session(model, [self._provider], device=self._number, stream=self._clock.stream)
         if session.provider != self._provider:
             raise TargetError(f"{self._provider} does not run the model: {session.why}", where=str(model))
         return session
@@ -47,9 +47,9 @@ class Device:
         """One run, on copies of the inputs in turn; ten are done."""
         names = {port.name for port in session.inputs}
         feed = {name: array for name, array in sample.items() if name in names}
-        sets = copies(sum(a.nbytes for a in feed.values()), self._gpu.l2_bytes)
+        sets = copies(sum(a.nbytes for a in feed.values()), self._clock.l2_bytes)
         feeds = [{name: _on_device(array, self._number) for name, array in feed.items()} for _ in range(sets)]
-        self._gpu.wait()
+        self._clock.wait()
         run = partial(_next, session, cycle(feeds))
         for _ in range(_WARM_UP):
             run()
@@ -57,9 +57,9 @@ class Device:
 
     def turn(self, run: Callable[[], None]) -> float:
         """The mean of some runs, in ms of the device's clock; how many, the first two tell."""
-        once = self._gpu.milliseconds(run, 2) / 2
+        once = self._clock.milliseconds(run, 2) / 2
         runs = min(max(round(_TURN / max(once, 1e-3)), _RUNS[0]), _RUNS[1])
-        return self._gpu.milliseconds(run, runs) / runs
+        return self._clock.milliseconds(run, runs) / runs
 
 
 def _on_device(array: Array, number: int) -> Any:

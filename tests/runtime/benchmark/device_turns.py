@@ -20,7 +20,7 @@ from qcompile.frontends.model_file import load_model
 from qcompile.frontends.samples.sizes import points
 from qcompile.runtime.benchmark import ceilings, on_device
 from qcompile.runtime.benchmark.bench import bench
-from qcompile.runtime.benchmark.cuda_driver import Gpu
+from qcompile.runtime.benchmark.device_clock import DeviceClock
 from qcompile.runtime.providers import CUDA
 
 
@@ -55,7 +55,7 @@ def of_inputs(dtype: type) -> dict[str, Any]:
 
 def of_no_device() -> str:
     try:
-        Gpu.number(1)
+        DeviceClock.of(1)
     except TargetError as error:
         return str(error)
     return ""

@@ -1,4 +1,4 @@
-"""CUDA's driver, by ctypes: a stream, and events that tell when the device has come so far.
+"""A GPU's clock: a stream, and events of CUDA's driver that tell when the device has come so far.
 
 The driver is there wherever a GPU is, which cannot be said of any Python package for it.
 Source: NVIDIA, "CUDA Driver API", the sections on events, streams and primary contexts.
@@ -15,15 +15,13 @@ from qcompile.runtime.gpu import why_no_gpu
 
 _L2_CACHE_SIZE = 38  # CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream
-_NAME = 256
 
 
-class Gpu:
-    """One device, with a stream of its own that lives as long as the process.
+class DeviceClock:
+    """The clock of one GPU, with a stream that lives as long as the process.
 
     Attributes:
-        name: what NVIDIA calls it.
-        l2_bytes: the size of its L2 cache.
+        l2_bytes: the size of the GPU's L2 cache.
         stream: the handle of the stream.
 
     Raises:
@@ -33,10 +31,8 @@ class Gpu:
     def __init__(self, driver: ctypes.CDLL, number: int) -> None:
         self._driver = driver
         device, context, stream, size = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
-        name = ctypes.create_string_buffer(_NAME)
         self._call("cuInit", 0)
         self._call("cuDeviceGet", ctypes.byref(device), number)
-        self._call("cuDeviceGetName", name, _NAME, device)
         self._call("cuDeviceGetAttribute", ctypes.byref(size), _L2_CACHE_SIZE, device)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self._context = context
@@ -45,15 +41,15 @@ class Gpu:
         self._events = ctypes.c_void_p(), ctypes.c_void_p()
         for event in self._events:
             self._call("cuEventCreate", ctypes.byref(event), 0)
-        self.name, self.l2_bytes, self.stream = name.value.decode(), size.value, stream.value or 0
+        self.l2_bytes, self.stream = size.value, stream.value or 0
 
     @staticmethod
     @cache
-    def number(number: int) -> Gpu:
-        """The device of that number."""
+    def of(number: int) -> DeviceClock:
+        """That of the GPU of that number."""
         if missing := why_no_gpu():
             raise TargetError(f"there is no GPU to measure: {missing}")
-        return Gpu(ctypes.CDLL("libcuda.so.1"), number)
+        return DeviceClock(ctypes.CDLL("libcuda.so.1"), number)
 
     def milliseconds(self, run: Callable[[], None], times: int) -> float:
         """What the device takes from the first to the last of `times` calls, which enqueue work on the stream."""
