@@ -11,10 +11,10 @@ from qcompile.compiler.artifact import check_output, model_bytes, writing
 from qcompile.compiler.inputs import model_inputs
 from qcompile.errors import TargetError, UsageError
 from qcompile.frontends.model_file import load_model
-from qcompile.runtime.context_model import ENGINES, ShapeRange, context_options, profile_options
+from qcompile.runtime.context_model import ShapeRange, context_options, profile_options
 from qcompile.runtime.gpu import find_gpu
 from qcompile.runtime.model_header import MANIFEST, manifest
-from qcompile.runtime.providers import BUILDERS, candidates, open_session, provider_options
+from qcompile.runtime.providers import BUILDERS, ENGINES, candidates, open_session, provider_options
 from qcompile.runtime.settings import Settings
 
 _LARGEST_FILE = 1 << 30
@@ -52,7 +52,8 @@ def export(
     check_output(destination, overwrite)
     ranges = _ranges(source, shapes or {})
     lost = []
-    for candidate in candidates([provider] if provider else None, "tensorrt"):
+    said = (manifest(source) or {}) | {"target": "tensorrt"}
+    for candidate in candidates([provider] if provider else None, said):
         if candidate.provider not in BUILDERS:
             continue
         try:

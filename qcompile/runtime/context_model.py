@@ -17,9 +17,6 @@ from pathlib import Path
 from qcompile.errors import UsageError
 from qcompile.runtime import tensorrt_rtx
 
-ENGINES = "engines"
-"""Key in the manifest of a context model: the provider whose engines it holds."""
-
 
 @dataclass(frozen=True)
 class ShapeRange:

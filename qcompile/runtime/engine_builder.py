@@ -2,11 +2,12 @@
 
 TensorRT for RTX builds engines ahead of time, for a compute capability that is named, so it needs neither a GPU nor
 CUDA: the two wheels of `PACKAGES`, of 95 MB, are all. Kernels are picked when an engine is loaded; what a layer reads
-and writes is settled here.
+and writes is settled here. Where there is a GPU, and TensorRT's own Python package, that builder is asked, with the
+flags that ONNX Runtime's provider would give it.
 
 The builder runs in a process of its own, since it may end one that asks for what it did not foresee.
 
-    python -m qcompile.runtime.engine_builder MODEL '{"input": [1, 128]}'
+    python -m qcompile.runtime.engine_builder MODULE MODEL '{"input": [1, 128]}' '{"trt_int8_enable": "1"}'
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.errors import ModelError, TargetError
-from qcompile.runtime.engine_layers import EngineLayer, from_log
+from qcompile.runtime.engine_layers import EngineLayer, from_json, from_log
+from qcompile.runtime.gpu import why_no_gpu
 
 PACKAGES = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
 """What pip has to install, both in one version."""
 
-_MODULE = "tensorrt_rtx_bindings"
+_MODULE, _ON_GPU = "tensorrt_rtx_bindings", "tensorrt"
 
 CAPABILITY = "8.9"
 """Ada: the first that multiplies FP8, and the newest before Blackwell. The builder has no Hopper."""
@@ -66,18 +68,30 @@ class Built:
     size: int
 
 
+_FLAGS = {"trt_fp16_enable": "FP16", "trt_bf16_enable": "BF16", "trt_int8_enable": "INT8"}
+"""Options of ONNX Runtime's provider and the builder's flags; TensorRT-RTX has none, types are those of the graph."""
+
+
 def why_no_builder() -> str:
-    """What is missing here to build engines ahead of time, empty when nothing is."""
-    if importlib.util.find_spec(_MODULE) is None:
+    """What is missing here to build engines, empty when nothing is."""
+    if _module() == _MODULE and importlib.util.find_spec(_MODULE) is None:
         return f"TensorRT's builder is not installed (pip install {' '.join(PACKAGES)})"
     return ""
 
 
-def build(model: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Built:
+def _module() -> str:
+    """The Python package of the builder to ask."""
+    return _ON_GPU if importlib.util.find_spec(_ON_GPU) is not None and not why_no_gpu() else _MODULE
+
+
+def build(
+    model: Path, shapes: Mapping[str, Sequence[int]] | None = None, options: Mapping[str, str] | None = None
+) -> Built:
     """Build an engine for `model`, which is thrown away.
 
     Args:
         shapes: input name -> the shape it is built for; free dimensions of others are UNKNOWN_SIZE.
+        options: those that ONNX Runtime's provider would be given.
 
     Raises:
         TargetError: there is no builder here, or it ended.
@@ -86,7 +100,7 @@ def build(model: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Bui
     if missing := why_no_builder():
         raise TargetError(missing)
     wanted = json.dumps({name: list(shape) for name, shape in (shapes or {}).items()})
-    command = [sys.executable, "-m", __name__, str(model.resolve()), wanted]
+    command = [sys.executable, "-m", __name__, _module(), str(model.resolve()), wanted, json.dumps(dict(options or {}))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         found = json.loads(done.stdout.rsplit("\n", 2)[-2])
@@ -96,15 +110,21 @@ def build(model: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Bui
     if found["fault"]:
         raise ModelError(f"TensorRT builds no engine: {found['fault']}", where=str(model))
     refused = tuple(Refusal(**refusal) for refusal in found["refused"])
-    return Built(found["builder"], tuple(from_log(found["layers"])), refused, found["size"])
+    layers = from_json(found["layers"]) if found["layers"].startswith("{") else from_log(found["layers"])
+    return Built(found["builder"], tuple(layers), refused, found["size"])
 
 
-def _build(model: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def _build(
+    model: str, shapes: Mapping[str, Sequence[int]], options: Mapping[str, str] | None = None, module: str = _MODULE
+) -> dict[str, Any]:
     """`build`, in this process, as data."""
-    trt = importlib.import_module(_MODULE)
-    major, minor = CAPABILITY.split(".")
-    found: dict[str, Any] = {"builder": f"TensorRT-RTX {trt.__version__} for compute capability {CAPABILITY}"}
-    found |= {"layers": "", "refused": [], "size": 0, "fault": ""}
+    trt, ahead = importlib.import_module(module), module == _MODULE
+    name = (
+        f"TensorRT-RTX {trt.__version__} for compute capability {CAPABILITY}"
+        if ahead
+        else f"TensorRT {trt.__version__}"
+    )
+    found: dict[str, Any] = {"builder": name, "layers": "", "refused": [], "size": 0, "fault": ""}
     said, faults = [""], [""]
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
@@ -127,8 +147,13 @@ def _build(model: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         return found if errors else found | {"fault": faults[-1]}
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{major}{minor}"), 0)
+    if ahead:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{CAPABILITY.replace('.', '')}"), 0)
+    for flag in (flag for option, flag in _FLAGS.items() if not ahead and (options or {}).get(option) == "1"):
+        config.set_flag(getattr(trt.BuilderFlag, flag))
+    if (options or {}).get("trt_sparsity_enable") == "1":
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     profile = builder.create_optimization_profile()
     for tensor in (network.get_input(i) for i in range(network.num_inputs)):
         shape = shapes.get(tensor.name) or [UNKNOWN_SIZE if size < 0 else size for size in tensor.shape]
@@ -141,8 +166,12 @@ def _build(model: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         return found | {"fault": faults[-1] or "it gives no reason"}
-    return found | {"layers": said[-1], "size": engine.nbytes}
+    found |= {"layers": said[-1], "size": engine.nbytes}
+    if not ahead:
+        inspector = trt.Runtime(logger).deserialize_cuda_engine(engine).create_engine_inspector()
+        found["layers"] = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return found
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(_build(sys.argv[1], json.loads(sys.argv[2]))))
+    print("\n" + json.dumps(_build(sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4]), sys.argv[1])))

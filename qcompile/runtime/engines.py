@@ -86,9 +86,7 @@ def _name(gpu: Gpu, provider: str) -> str:
 def _version(provider: str) -> str:
     """TensorRT's version, by its own word; the plugin's for TensorRT-RTX, which brings its own."""
     if provider == tensorrt_rtx.NAME:
-        from importlib.metadata import version
-
-        return version(tensorrt_rtx.PACKAGE)
+        return tensorrt_rtx.version()
     try:
         number = int(ctypes.CDLL("libnvinfer.so.10").getInferLibVersion())
     except (OSError, AttributeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,12 @@ from qcompile.runtime.engines import EngineCache
 from qcompile.runtime.gpu import why_no_gpu
 
 TENSORRT, CUDA, CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
+OPTIONS = "provider_options"
+"""Key in the manifest of an artifact: the providers of its target that take it, and what each has to be told."""
+
+ENGINES = "engines"
+"""Key in the manifest of a context model: the provider whose engines it holds."""
+
 BUILDERS = (TENSORRT, tensorrt_rtx.NAME)
 """Providers that build engines, which takes seconds to minutes and is done again on every other GPU."""
 
@@ -34,21 +40,23 @@ class Candidate:
     why: str
 
 
-def candidates(asked: Sequence[str] | None, target: str | None, engines: str | None = None) -> list[Candidate]:
+def candidates(asked: Sequence[str] | None, manifest: Mapping[str, Any] | None) -> list[Candidate]:
     """Providers to try, best first; the CPU is always the last.
 
     Args:
-        asked: providers the caller wants, by ONNX Runtime's name or as "tensorrt", "cuda", "cpu".
-        target: what the artifact was compiled for, from its manifest.
-        engines: the provider whose engines the file holds, from its manifest; no other can run it.
+        asked: providers the caller wants, by ONNX Runtime's name or as "tensorrt", "tensorrt-rtx", "cuda", "cpu".
+        manifest: the model's: the target it was compiled for, the providers of this target that take it, and the
+            provider whose engines it holds, which no other can run.
 
     Raises:
         UsageError: a name is not a provider of the installed ONNX Runtime.
     """
     import onnxruntime
 
-    if engines is not None and asked is None:
-        return [Candidate(engines, "the model holds its engines")]
+    made_for = manifest or {}
+    target, builders = made_for.get("target"), made_for.get(OPTIONS) or BUILDERS
+    if asked is None and ENGINES in made_for:
+        return [Candidate(made_for[ENGINES], "the model holds its engines")]
     available = [*onnxruntime.get_available_providers(), *([tensorrt_rtx.NAME] if tensorrt_rtx.installed() else [])]
     if asked is not None:
         if not asked:
@@ -56,7 +64,9 @@ def candidates(asked: Sequence[str] | None, target: str | None, engines: str | N
         wanted = [Candidate(provider_named(name, available), "asked for") for name in asked]
     elif target == "tensorrt":
         compiled = "the model was compiled for TensorRT"
-        wanted = [Candidate(provider, compiled) for provider in BUILDERS] + [Candidate(CUDA, "second to TensorRT")]
+        wanted = [Candidate(provider, compiled) for provider in BUILDERS if provider in builders] + [
+            Candidate(CUDA, "second to TensorRT")
+        ]
     elif target == "cpu":
         wanted = [Candidate(CPU, "the model was compiled for the CPU")]
     else:
@@ -93,7 +103,7 @@ def provider_options(provider: str, device: int, engines: EngineCache | None) ->
 def compiled_options(model: Path | bytes, provider: str) -> dict[str, str]:
     """The options of `provider` that an artifact was compiled for, from its manifest."""
     manifest = model_header.manifest(model) if isinstance(model, Path) else None
-    found = (manifest or {}).get("provider_options", {})
+    found = (manifest or {}).get(OPTIONS, {})
     return {str(name): str(value) for name, value in found.get(provider, {}).items()}
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from qcompile.errors import DataError, ModelError
 from qcompile.runtime import arrays, model_header
-from qcompile.runtime.context_model import ENGINES
 from qcompile.runtime.description import Description
 from qcompile.runtime.device_memory import DeviceMemory, used_and_total
 from qcompile.runtime.libraries import no_cudnn
@@ -84,9 +83,7 @@ class Session:
         self._settings = settings = Settings(device, threads, spin, cache, handle_of(stream), memory_limit, graphs)
         self._stream = stream  # some libraries destroy a stream that nobody holds
         self.manifest = model_header.manifest(self.path)
-        target = str(self.manifest["target"]) if self.manifest and "target" in self.manifest else None
-        engines = self.manifest.get(ENGINES) if self.manifest else None
-        opened = open_model(self.path, candidates(providers, target, engines), settings)
+        opened = open_model(self.path, candidates(providers, self.manifest), settings)
         self.provider, self.why, self._execution = opened.provider, opened.why, opened.execution
         self.device = ("cpu", 0) if opened.provider == CPU else ("cuda", device)
         self._taken, self._engines = opened.taken, opened.engines

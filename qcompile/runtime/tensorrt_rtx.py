@@ -28,6 +28,11 @@ def installed() -> bool:
     return importlib.util.find_spec(_MODULE) is not None
 
 
+def version() -> str:
+    """The plugin's, which brings TensorRT-RTX with it."""
+    return str(getattr(importlib.import_module(_MODULE), "__version__", ""))
+
+
 def why_not_loaded(device: int = 0) -> str:
     """What is missing for the plugin, empty when nothing is."""
     if not installed():

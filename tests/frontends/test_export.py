@@ -72,8 +72,8 @@ def test_what_is_written(compiled: Path, asked: list[dict[str, str]]) -> None:
 
 
 def test_a_context_model_runs_on_its_own_provider_alone() -> None:
-    assert [c.provider for c in candidates(None, "tensorrt", RTX)] == [RTX]
-    assert [c.provider for c in candidates(None, "tensorrt", TENSORRT)] == [TENSORRT]
+    for provider in (RTX, TENSORRT):
+        assert [c.provider for c in candidates(None, {"target": "tensorrt", "engines": provider})] == [provider]
 
 
 @no_gpu

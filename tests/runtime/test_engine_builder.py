@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import ml_dtypes
 import numpy as np
@@ -13,8 +16,8 @@ import pytest
 from qcompile.errors import ModelError, TargetError
 from qcompile.runtime import engine_builder
 from qcompile.runtime.engine_builder import build, why_no_builder
-from tests.targets.test_tensorrt_rules import asymmetric, plain, residual
-from tests.verification.qdq_models import Builder
+from qcompile.runtime.engine_layers import from_json
+from tests.verification.qdq_models import Builder, asymmetric, plain, residual
 
 
 def saved(model: onnx.ModelProto, folder: Path) -> Path:
@@ -94,3 +97,28 @@ def test_a_builder_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: died)
     with pytest.raises(TargetError, match="builder ended: myelin: assertion failed"):
         build(tmp_path / "m.onnx")
+
+
+def test_on_a_gpu_tensorrt_itself_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a package that stands in for TensorRT's: the flags it gets, and layers from its inspector."""
+    trt = MagicMock(__version__="10.14.1")
+    trt.__spec__ = object()
+    trt.ILogger = object
+    trt.BuilderFlag.INT8, trt.BuilderFlag.SPARSE_WEIGHTS = "int8", "sparse"
+    layer = {"Name": "p", "LayerType": "gemm", "Inputs": [{"Format/Datatype": "Int8"}], "Metadata": "[ONNX Layer: p]"}
+    engine = trt.Runtime().deserialize_cuda_engine()
+    engine.create_engine_inspector().get_engine_information.return_value = json.dumps({"Layers": [layer]})
+    trt.Builder().create_network().num_inputs = 0
+    trt.Builder().build_serialized_network().nbytes = 7
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr(engine_builder, "why_no_gpu", lambda: "")
+    assert engine_builder._module() == "tensorrt"
+    options = {"trt_int8_enable": "1", "trt_fp16_enable": "0", "trt_sparsity_enable": "1"}
+    found = engine_builder._build("m.onnx", {}, options, "tensorrt")
+    assert found["builder"] == "TensorRT 10.14.1"
+    assert [call.args for call in trt.Builder().create_builder_config().set_flag.call_args_list] == [
+        ("int8",),
+        ("sparse",),
+    ]
+    [layer_read] = from_json(found["layers"])
+    assert (layer_read.codes, layer_read.nodes) == (("int8",), ("p",))

@@ -17,6 +17,8 @@ from qcompile.runtime.gpu import Gpu
 from qcompile.runtime.providers import CPU, CUDA, TENSORRT, candidates, compiled_options
 from tests.frontends.models import linear, save
 
+MADE = {"target": "tensorrt"}
+
 
 def test_the_digest_is_that_of_all_bytes(tmp_path: Path) -> None:
     first = save(linear(), tmp_path / "a.onnx")
@@ -61,10 +63,12 @@ def test_options_that_an_artifact_was_compiled_for(tmp_path: Path) -> None:
 
 def test_the_plugin_comes_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_rtx, "installed", lambda: True)
-    assert [c.provider for c in candidates(None, "tensorrt")] == [TENSORRT, tensorrt_rtx.NAME, CUDA, CPU]
+    assert [c.provider for c in candidates(None, MADE)] == [TENSORRT, tensorrt_rtx.NAME, CUDA, CPU]
+    only = MADE | {"provider_options": {tensorrt_rtx.NAME: {}}}
+    assert [c.provider for c in candidates(None, only)] == [tensorrt_rtx.NAME, CUDA, CPU]
     assert [c.provider for c in candidates(["tensorrt-rtx"], None)] == [tensorrt_rtx.NAME, CPU]
     monkeypatch.setattr(tensorrt_rtx, "installed", lambda: False)
-    assert tensorrt_rtx.NAME not in [c.provider for c in candidates(None, "tensorrt")]
+    assert tensorrt_rtx.NAME not in [c.provider for c in candidates(None, MADE)]
     assert "pip install onnxruntime-ep-nv-tensorrt-rtx-cu13" in tensorrt_rtx.why_not_loaded()
 
 

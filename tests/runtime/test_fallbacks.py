@@ -6,6 +6,7 @@ The texts of the loader and of ONNX Runtime are real: its own libraries are load
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import pytest
 
 from qcompile.runtime.engines import digest
 from qcompile.runtime.providers import CPU, CUDA, TENSORRT
+from qcompile.runtime.tensorrt_rtx import NAME as RTX
 from tests.frontends.models import linear, save
 from tests.runtime import machines
 from tests.targets import cuda_stub
-from tests.targets.test_tensorrt_rules import plain
+from tests.verification.qdq_models import plain
 
 pytestmark = pytest.mark.skipif(
     shutil.which("gcc") is None or cuda_stub.provider_library() is None,
@@ -106,3 +108,16 @@ def test_a_cudnn_that_is_broken(cuda: list[Path], model: Path, tmp_path: Path) -
     said = machines.ask("session", [*cuda, tmp_path], {}, str(model), "cuda")
     assert said["provider"] == CPU
     assert "does not load: cuDNN is unavailable for CUDA Execution Provider: dlsym failed" in said["why"]
+
+
+def test_a_plugin_that_does_not_load(driver: Path, model: Path, tmp_path: Path) -> None:
+    """With a package that stands in for TensorRT-RTX's, of a library that needs what is not here."""
+    machines.compile_library("", tmp_path, "libmissing.so.1")
+    machines.compile_library("", tmp_path, "libplugin.so", "-Wl,--no-as-needed", str(tmp_path / "libmissing.so.1"))
+    (tmp_path / "libmissing.so.1").unlink()
+    package = f"def get_library_path():\n    return {str(tmp_path / 'libplugin.so')!r}\n"
+    (tmp_path / "onnxruntime_ep_nv_tensorrt_rtx.py").write_text(package)
+    environment = {"CAPABILITY": "89", "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    said = machines.ask("session", [driver], environment, str(model), "tensorrt-rtx")
+    assert said["provider"] == CPU
+    assert f"{RTX} does not load: libmissing.so.1: cannot open shared object file" in said["why"]

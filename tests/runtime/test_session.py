@@ -127,7 +127,7 @@ def test_an_artifact_for_the_cpu_asks_for_nothing_else(tmp_path: Path) -> None:
 
 def test_the_order_of_candidates() -> None:
     def names(asked: list[str] | None, target: str | None) -> list[str]:
-        return [c.provider for c in candidates(asked, target)]
+        return [c.provider for c in candidates(asked, {"target": target} if target else None)]
 
     assert names(None, "cpu") == [CPU]
     assert TENSORRT not in names(None, None)

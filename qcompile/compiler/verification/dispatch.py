@@ -70,8 +70,9 @@ def prove_dispatch(
         return Dispatch(proof, records, _planned_floats(model, reasons))
     except QCompileError as error:
         return Dispatch(Proof(name="dispatch", passed=False, detail=error.what), [], _planned_floats(model, reasons))
-    if not graph.nodes:
-        records = [_assigned(unit, graph, provider) for unit in units.values()]
+    where = provider
+    if provider == TENSORRT:
+        records, where = _on_tensorrt(artifact, model, units, graph, shapes or {})
     else:
         by_name = graph.by_origin()
         for name, gathers in _lookups(model, graph).items():
@@ -83,7 +84,7 @@ def prove_dispatch(
             for name, unit in units.items()
         ]
     kept = _planned_floats(model, reasons) + _heavy_floats(model, graph, units, reasons, target)
-    return Dispatch(_summary(records, provider), records, kept)
+    return Dispatch(_summary(records, where), records, kept)
 
 
 def _elsewhere(
@@ -121,6 +122,24 @@ def _assigned(unit: Unit, graph: OptimizedGraph, provider: str) -> UnitRecord:
     if took == provider:
         return _record(unit, provider, True)
     return _record(unit, took, False, f"assigned to {took}" if took else "not found among the assigned nodes")
+
+
+def _on_tensorrt(
+    artifact: Path,
+    model: ir.Model,
+    units: Mapping[str, Unit],
+    graph: OptimizedGraph,
+    shapes: Mapping[str, Sequence[int]],
+) -> tuple[list[UnitRecord], str]:
+    """The units that TensorRT takes, and what their layers compute on where its builder is here to tell."""
+    taken = [_assigned(unit, graph, TENSORRT) for unit in units.values()]
+    if why_no_builder():
+        return taken, TENSORRT
+    fault, layers, builder = engine.read(artifact, model, units, shapes)
+    if fault:
+        return taken, f"{TENSORRT}, layers unknown ({fault.detail})"
+    records = [layer if took.proved else took for took, layer in zip(taken, layers, strict=True)]
+    return records, f"{TENSORRT}, by the engine of {builder}"
 
 
 def _lookups(model: ir.Model, graph: OptimizedGraph) -> dict[str, list[onnx.NodeProto]]:

@@ -18,6 +18,7 @@ from qcompile.compiler.verification.expectations import dequantizer
 from qcompile.errors import QCompileError
 from qcompile.runtime.engine_builder import Built, build
 from qcompile.runtime.engine_layers import EngineLayer
+from qcompile.runtime.providers import TENSORRT, compiled_options
 
 
 def read(
@@ -36,7 +37,7 @@ def read(
         A proof that failed or could not be made; one record for each unit; which builder it was.
     """
     try:
-        built = build(artifact, shapes)
+        built = build(artifact, shapes, compiled_options(artifact, TENSORRT))
     except QCompileError as error:
         return Proof(name="dispatch", passed=None, detail=error.what), [], ""
     if built.refused:

@@ -16,11 +16,11 @@ from typing import Any
 _DRIVER = Path(__file__).with_name("driver.c")
 
 
-def compile_library(source: str, folder: Path, soname: str) -> None:
+def compile_library(source: str, folder: Path, soname: str, *linked: str) -> None:
     """A shared library made of C in `folder`."""
     (folder / f"{soname}.c").write_text(source)
     options = ["-shared", "-fPIC", "-w", f"-Wl,-soname,{soname}"]
-    subprocess.run(["gcc", *options, "-o", str(folder / soname), str(folder / f"{soname}.c")], check=True)
+    subprocess.run(["gcc", *options, "-o", str(folder / soname), str(folder / f"{soname}.c"), *linked], check=True)
 
 
 def driver(folder: Path) -> Path:
