@@ -26,7 +26,8 @@ from qcompile.runtime.device import Device
 
 DEVICE = "meta"
 
-_BETWEEN_DEVICES = {"_to_copy", "copy_", "index", "index_put_", "_index_put_impl_"}
+_BETWEEN_DEVICES = {"_to_copy", "copy_"}
+_INDEXED = {"index", "index_put_", "_index_put_impl_"}
 
 
 class OnDevice(torch.Tensor):
@@ -70,7 +71,8 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     lost = [t for t, there in zip(tensors, on_device, strict=True) if not there and t.device.type == DEVICE]
     assert not lost, f"{name} gets a tensor that torch made of a list or a number on its own"
     if name not in _BETWEEN_DEVICES and any(on_device):
-        strangers = [t for t, there in zip(tensors, on_device, strict=True) if not there and t.ndim]
+        must = [args[0], *args[2:]] if name in _INDEXED else tensors
+        strangers = [t for t in must if isinstance(t, torch.Tensor) and not isinstance(t, OnDevice) and t.ndim]
         assert not strangers, f"{name} gets tensors of the device and of the CPU"
     wanted = kwargs.get("device")
     to_device = any(on_device) if wanted is None else torch.device(wanted).type == DEVICE

@@ -176,6 +176,8 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses(monkeypatch: pytest.Mon
         assert isinstance(x, OnDevice)
         with pytest.raises(AssertionError, match="add gets tensors of the device and of the CPU"):
             x + torch.ones(2, 2)
+        with pytest.raises(AssertionError, match="index gets tensors of the device and of the CPU"):
+            torch.ones(2)[Device.CUDA.put(np.array([0, 1]))]
         with pytest.raises((TypeError, RuntimeError)):
             np.asarray(x)
         np.testing.assert_array_equal((x @ x).cpu().numpy(), np.full((2, 2), 2))
