@@ -9,7 +9,7 @@ from typing import Any
 
 from qcompile.errors import UsageError
 from qcompile.runtime.engines import EngineCache, engine_cache
-from qcompile.runtime.providers import BUILDERS, CPU, provider_options
+from qcompile.runtime.providers import BUILDERS, CPU, CUDA, TENSORRT, provider_options
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Settings:
         options = provider_options(provider, self.device, engines)
         if provider != CPU and self.stream is not None:
             options["user_compute_stream"] = str(self.stream)
-        if provider != CPU and self.memory_limit is not None:
+        if provider in (CUDA, TENSORRT) and self.memory_limit is not None:
             options["gpu_mem_limit"] = str(self.memory_limit)
             options["arena_extend_strategy"] = "kSameAsRequested"
         return options

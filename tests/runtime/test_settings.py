@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qcompile.errors import UsageError
+from qcompile.runtime import tensorrt_rtx
 from qcompile.runtime.providers import CPU, CUDA, TENSORRT, chain
 from qcompile.runtime.settings import Settings
 
@@ -28,6 +29,10 @@ def test_tensorrt_and_cuda_share_the_stream() -> None:
     assert engines["device_id"] == rest["device_id"] == "1"
     assert not ARENA.keys() & engines.keys()
     assert rest == EVERYTHING.provider_options(CUDA)
+
+
+def test_the_plugin_has_no_arena() -> None:
+    assert EVERYTHING.provider_options(tensorrt_rtx.NAME) == {"device_id": "1", "user_compute_stream": "4096"}
 
 
 @pytest.mark.parametrize("wrong", [{"threads": 0}, {"memory_limit": 0}, {"device": -1}])
