@@ -68,6 +68,7 @@ class DeviceClock:
 
     def wait(self) -> None:
         """Until the device has done all that it was asked for."""
+        self._call("cuCtxSetCurrent", self._context)
         self._call("cuCtxSynchronize")
 
     def _call(self, function: str, *arguments: object) -> None:
