@@ -15,9 +15,12 @@ import onnx_ir as ir
 from qcompile.compiler.blocks import extract
 from qcompile.compiler.graph import add_initializer, drop_unread_initializers, is_constant, name_of
 from qcompile.compiler.params import QuantParams
+from qcompile.compiler.serialization import initializer_bytes
 from qcompile.compiler.units import Candidate
+from qcompile.errors import ModelError
 
 _BYTES = 64 << 20
+_LARGEST = 1 << 30
 _MOST = 8
 """Copies of an operation: as many as have weights of `_BYTES` together."""
 
@@ -57,10 +60,16 @@ def without_borders(piece: ir.Model) -> None:
 
 
 def copies(piece: ir.Model) -> tuple[bytes, int]:
-    """A model of several copies of `piece`, and how many."""
-    one = ir.to_proto(piece)
-    weights = sum(tensor.ByteSize() for tensor in one.graph.initializer)
+    """A model of several copies of `piece`, and how many.
+
+    Raises:
+        ModelError: not even one fits into a model in memory.
+    """
+    weights = initializer_bytes(piece)
+    if weights > _LARGEST:
+        raise ModelError(f"a weight of {weights >> 20} MiB does not fit into a model in memory")
     count = max(1, min(_MOST, _BYTES // max(weights, 1)))
+    one = ir.to_proto(piece)
     many = onnx.ModelProto()
     many.CopyFrom(one)
     many.graph.Clear()

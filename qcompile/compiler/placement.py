@@ -12,13 +12,15 @@ least time is a minimum s-t cut (source side: codes, sink side: float). Source: 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qcompile.compiler.plan import Form
 
 if TYPE_CHECKING:
     import networkx as nx
+
+    from qcompile.compiler.targets.table import Lowering
 
     Vertex = tuple[str, str]
     Network = nx.DiGraph[Vertex]
@@ -57,14 +59,17 @@ class Measured:
 
     Attributes:
         device: what they were taken on.
-        operations: by the name of the operation's node, of each form that could be run, FLOAT among them.
+        operations: by the name of the operation's node, of each form, FLOAT among them; infinite where it does not
+            run.
         conversions: by the name of the tensor.
+        lowerings: by node and pattern, of units whose form has several.
         pace: time on the device for one ns of the target's table.
     """
 
     device: str
     operations: Mapping[str, Mapping[Form, float]]
     conversions: Mapping[str, Conversion]
+    lowerings: Mapping[tuple[str, Lowering | None], float] = field(default_factory=dict)
     pace: float = 1.0
 
 

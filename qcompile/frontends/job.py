@@ -155,7 +155,7 @@ def autotuned(recipe: Recipe) -> Recipe:
     if place is None:
         raise UsageError(
             f"recipe '{recipe.name}' places nothing by its time: there is nothing to tune",
-            hint="autotuning is for recipes with place-int8 or place-dynamic",
+            hint="autotuning is for recipes with place-int8, place-dynamic or place-weights",
         )
     steps = (*recipe.steps[:place], Step(name=Autotune.name), *recipe.steps[place:])
     return recipe.model_copy(update={"steps": steps})

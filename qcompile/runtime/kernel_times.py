@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,18 +44,19 @@ class RunTime:
     layout: float = 0.0
 
 
-def run_time(model: bytes, provider: str, layouts: bool) -> RunTime:
+def run_time(model: bytes, provider: str, layouts: bool, options: Mapping[str, str] | None = None) -> RunTime:
     """Time of `model`, all of whose inputs have fixed shapes; they get random values.
 
     Args:
         layouts: tell changes of layout apart; the model then has no Transpose of its own.
+        options: of the provider.
 
     Raises:
         TargetError: the provider does not load on this machine.
         ModelError: ONNX Runtime refuses the model, or cannot run it.
     """
     try:
-        best, share = _best(_Bound(model, provider)), _layout_share(model, provider) if layouts else 0.0
+        best, share = _best(_Bound(model, provider, options)), _layout_share(model, provider) if layouts else 0.0
     except QCompileError:
         raise
     except Exception as error:
@@ -70,11 +71,11 @@ class _Bound:
         gpu: the device, None for the CPU.
     """
 
-    def __init__(self, model: bytes, provider: str, profile: str = "") -> None:
+    def __init__(self, model: bytes, provider: str, given: Mapping[str, str] | None = None, profile: str = "") -> None:
         import onnxruntime as ort
 
         self.gpu = None if provider == CPU else DeviceClock.of(0)
-        settings, place = provider_options(provider, 0, None), "cuda" if self.gpu else "cpu"
+        settings, place = provider_options(provider, 0, None) | dict(given or {}), "cuda" if self.gpu else "cpu"
         if self.gpu:
             settings |= {"user_compute_stream": str(self.gpu.stream)}
         options, self.how = ort.SessionOptions(), ort.RunOptions()

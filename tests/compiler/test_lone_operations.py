@@ -15,6 +15,7 @@ from qcompile.compiler.specs import QuantSpec
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.tensor_shapes import shapes_of
 from qcompile.compiler.units import candidates
+from qcompile.errors import ModelError
 from tests.passes.harness import NAMED, model_of, outputs, run
 from tests.passes.int8 import head, normal
 
@@ -51,10 +52,16 @@ def test_an_operation_alone_computes_the_same() -> None:
 
 def test_large_weights_have_few_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lone_operations, "_BYTES", 1000)
-    for columns, expected in ((5, 8), (70, 3), (250, 1)):
+    for columns, expected in ((5, 8), (80, 3), (250, 1)):
         text = f"g (float[1,{columns}] x) => (float[1,{columns}] y) {{ y = Mul (x, w) }}"
         model = model_of(head(21) + text, {"w": normal(columns)})
         assert copies(model)[1] == expected
+
+
+def test_what_does_not_fit_into_memory_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lone_operations, "_LARGEST", 16)
+    with pytest.raises(ModelError, match="does not fit"):
+        copies(named())
 
 
 def test_shapes_without_a_sample_are_those_of_the_graph() -> None:

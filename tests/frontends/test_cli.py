@@ -328,6 +328,6 @@ def test_autotune_measures_and_keeps_what_it_learned(model: Path, tmp_path: Path
 
 
 def test_autotune_is_for_recipes_that_place_by_time(model: Path) -> None:
-    result = run(model, "--recipe", "int4-rtn", "--autotune")
+    result = run(model, "--recipe", "fp16", "--autotune")
     assert result.exit_code == 2
     assert "places nothing by its time" in result.output

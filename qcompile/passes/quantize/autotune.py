@@ -34,12 +34,12 @@ from qcompile.compiler.graph import name_of
 from qcompile.compiler.params import QuantParams
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.placement import Conversion, Measured
-from qcompile.compiler.plan import Form, QuantPlan
+from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.scratch import scratch_folder
 from qcompile.compiler.simulation import placement, quantized_copy
 from qcompile.compiler.tensor_shapes import Shape, shapes_of
 from qcompile.compiler.timings import Bench, Timings, kind_of, read_timings
-from qcompile.compiler.units import Candidate, candidates
+from qcompile.compiler.units import Candidate
 from qcompile.compiler.verification.speed import slower
 from qcompile.errors import DataError, OutputError, RecipeError, TargetError
 from qcompile.passes.quantize.placing import Placing
@@ -49,6 +49,9 @@ from qcompile.runtime.kernel_times import RunTime
 
 _SECONDS = 2.0
 """Of both models together."""
+
+_NEVER = RunTime(math.inf)
+"""Of what does not run."""
 
 
 class Autotune(Pass):
@@ -69,17 +72,28 @@ class _Choice:
     """An operation and the forms that are open to it.
 
     Attributes:
-        trials: by form, a plan of this operation alone; that of FLOAT is empty.
+        trials: plans of this operation alone; that of float is empty.
     """
 
     candidate: Candidate
-    trials: dict[Form, QuantPlan]
+    trials: list[QuantPlan]
+
+    @property
+    def name(self) -> str:
+        return str(self.candidate.node.name)
 
     def tensors(self) -> Iterator[tuple[str, QuantParams]]:
         """What it may read or write as codes."""
         names = [name_of(v) for v in (*self.candidate.reads(), self.candidate.output)]
-        grids = {name: params for plan in self.trials.values() for name, params in plan.tensors.items()}
+        grids = {name: params for plan in self.trials for name, params in plan.tensors.items()}
         yield from ((name, grids[name]) for name in names if name in grids)
+
+
+_Runs = list[tuple[Unit | None, RunTime]]
+"""Times of one operation by its unit, None for float."""
+
+_Times = dict[str, _Runs]
+"""The same by the name of its node."""
 
 
 class _Tuning:
@@ -96,9 +110,9 @@ class _Tuning:
         values = [v for c in choices for n in c.candidate.nodes for v in (*n.inputs, *n.outputs) if v is not None]
         shapes = shapes_of([v for v in values if v.name], self.model, self.sample, context.target.providers)
         context.progress.start("measuring operations", len(choices))
-        times: dict[str, dict[Form, RunTime]] = {}
+        times: _Times = {}
         for choice in choices:
-            times[str(choice.candidate.node.name)] = self.times(choice, shapes)
+            times[choice.name] = self.times(choice, shapes)
             context.progress.advance()
         layout = _layout(choices, times, shapes)
         conversions = {
@@ -108,11 +122,12 @@ class _Tuning:
             if name in shapes and (found := self.conversion(params, shapes[name], layout)) is not None
         }
         context.progress.finish()
-        kernels = {name: {form: run.kernels for form, run in forms.items()} for name, forms in times.items() if forms}
+        kernels = {name: by_form for name, runs in times.items() if (by_form := _by_form(runs))}
+        lowerings = {(name, unit.lowering): run.kernels for name, runs in times.items() for unit, run in runs if unit}
         pace = _pace(choices, kernels, shapes)
-        context.measured = Measured(str(self.timings.bench), kernels, conversions, pace)
+        context.measured = Measured(str(self.timings.bench), kernels, conversions, lowerings, pace)
         self.keep()
-        self.tell(choices, kernels)
+        self.tell(len(choices), len(kernels))
         self.compare()
 
     def choices(self) -> list[_Choice]:
@@ -121,26 +136,23 @@ class _Tuning:
         if not placing:
             raise RecipeError(
                 "no pass behind autotune chooses forms by their time",
-                hint="put it in front of place-int8 or place-dynamic",
+                hint="put it in front of place-int8, place-dynamic or place-weights",
             )
         found: dict[ir.Node, _Choice] = {}
-        listed = candidates(self.model.graph, self.context.target)
-        for candidate, plan in (trial for p in placing for trial in p.trials(listed, self.context)):
-            choice = found.setdefault(candidate.node, _Choice(candidate, {Form.FLOAT: QuantPlan()}))
-            [unit] = plan.units.values()
-            choice.trials[unit.form] = plan
+        for candidate, plan in (trial for p in placing for trial in p.trials(self.model, self.context)):
+            found.setdefault(candidate.node, _Choice(candidate, [QuantPlan()])).trials.append(plan)
         return list(found.values())
 
-    def times(self, choice: _Choice, shapes: dict[str, Shape]) -> dict[Form, RunTime]:
-        """Of each form that runs; none where float does not, or a shape is not known."""
+    def times(self, choice: _Choice, shapes: dict[str, Shape]) -> _Runs:
+        """Of every trial; none where float does not run, or a shape is not known."""
         kind = kind_of(choice.candidate, shapes)
         if kind is None:
-            return {}
-        runs = {
-            form: self.watch.operation(choice.candidate, kind, plan, shapes) for form, plan in choice.trials.items()
-        }
-        known = {form: run for form, run in runs.items() if run is not None}
-        return known if Form.FLOAT in known else {}
+            return []
+        runs = [
+            (next(iter(plan.units.values()), None), self.watch.operation(choice.candidate, kind, plan, shapes))
+            for plan in choice.trials
+        ]
+        return [(unit, run or _NEVER) for unit, run in runs] if runs[0][1] else []
 
     def conversion(self, params: QuantParams, shape: Shape, layout: float) -> Conversion | None:
         there, back = (self.watch.conversion(f"{op}Linear", params, shape) for op in ("Quantize", "Dequantize"))
@@ -163,11 +175,10 @@ class _Tuning:
                 raise
             self.context.notice(f"autotune: the times are not kept, {error.where} {error.what}")
 
-    def tell(self, choices: list[_Choice], kernels: Mapping[str, Mapping[Form, float]]) -> None:
-        known = sum(str(c.candidate.node.name) in kernels for c in choices)
+    def tell(self, asked: int, known: int) -> None:
         taken = f"{self.watch.taken} times were taken now" if self.watch.taken else "no time had to be taken"
-        told = f"autotune: {known} of {len(choices)} operations are weighed by times on {self.timings.bench}; {taken}"
-        if known < len(choices):
+        told = f"autotune: {known} of {asked} operations are weighed by times on {self.timings.bench}; {taken}"
+        if known < asked:
             told += "; the others stay with the target's table"
             told += ", shapes are known from a sample alone: give --calib" if self.sample is None else ""
         self.context.notice(told)
@@ -176,7 +187,7 @@ class _Tuning:
         """Where both placements differ, let the models run in turns and keep the faster one."""
         context, by_table = self.context, replace(self.context, measured=None)
         forms = [
-            {name: unit.form for name, unit in placement(self.model, apart).units.items()}
+            {name: (unit.form, unit.lowering) for name, unit in placement(self.model, apart).units.items()}
             for apart in (context, by_table)
         ]
         moved = {name for name in forms[0].keys() | forms[1].keys() if forms[0].get(name) != forms[1].get(name)}
@@ -232,13 +243,20 @@ def _timings(context: CompileContext) -> tuple[Timings, Path, bool]:
     return Timings(bench=bench), cached, True
 
 
-def _layout(
-    choices: Iterable[_Choice], times: Mapping[str, Mapping[Form, RunTime]], shapes: Mapping[str, Shape]
-) -> float:
+def _by_form(runs: _Runs) -> dict[Form, float]:
+    """The shortest time of each form."""
+    found: dict[Form, float] = {}
+    for unit, run in runs:
+        form = unit.form if unit else Form.FLOAT
+        found[form] = min(run.kernels, found.get(form, math.inf))
+    return found
+
+
+def _layout(choices: Iterable[_Choice], times: _Times, shapes: Mapping[str, Shape]) -> float:
     """ns for each element of an image that changes its layout on both sides of a conversion."""
     spent, elements = 0.0, 0
     for choice in choices:
-        runs = times[str(choice.candidate.node.name)].values()
+        runs = [run for _, run in times[choice.name]]
         if any(run.layout for run in runs):
             spent += sum(run.layout for run in runs)
             borders = (*choice.candidate.reads(), choice.candidate.output)
@@ -252,7 +270,7 @@ def _pace(
     """The middle ratio of a measured time to that of the target's table."""
     found = []
     for choice in choices:
-        known = kernels.get(str(choice.candidate.node.name), {})
+        known = kernels.get(choice.name, {})
         by_table = table_times(choice.candidate, lambda v: float(math.prod(shapes[name_of(v)]))) if known else {}
-        found += [time / by_table[form] for form, time in known.items() if by_table.get(form)]
+        found += [t / by_table[form] for form, t in known.items() if by_table.get(form) and t < math.inf]
     return statistics.median(found) if found else 1.0

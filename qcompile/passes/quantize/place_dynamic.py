@@ -16,7 +16,7 @@ Errors: TargetError when the target does not take the format, RecipeError when t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
@@ -81,9 +81,9 @@ class PlaceDynamic(Pass):
         context.plan.kept_float.pop(name, None)
         context.plan.units[name] = self._unit(candidate, form, context)
 
-    def trials(self, found: Sequence[Candidate], context: CompileContext) -> Iterator[tuple[Candidate, QuantPlan]]:
+    def trials(self, model: ir.Model, context: CompileContext) -> Iterator[tuple[Candidate, QuantPlan]]:
         """Plans with one operation each, see `Placing`."""
-        for candidate in found:
+        for candidate in candidates(model.graph, context.target):
             form = self._form(candidate)
             if form is not None and form not in _WHATEVER_TIME and not self._refusal(candidate, form):
                 unit = self._unit(candidate, form, context)

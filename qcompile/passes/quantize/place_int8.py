@@ -12,6 +12,7 @@ Errors: TargetError when the target does not take the formats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
@@ -119,11 +120,11 @@ class PlaceInt8(Pass):
             context.notice(formats.warning)
         return False
 
-    def trials(self, found: Sequence[Candidate], context: CompileContext) -> Iterator[tuple[Candidate, QuantPlan]]:
+    def trials(self, model: ir.Model, context: CompileContext) -> Iterator[tuple[Candidate, QuantPlan]]:
         """Plans with one operation each, see `Placing`."""
         formats = self.pair(context)
         activation, weight = self.specs(formats)
-        for candidate in self.reached(list(found), context):
+        for candidate in self.reached(candidates(model.graph, context.target), context):
             for form in (f for f in candidate.row.forms if f in _BY_TIME and formats.computed):
                 unit = unit_on_codes(candidate, form, weight, context.target.block)
                 names = [*(n for n in unit.inputs if n is not None), unit.output]
@@ -235,7 +236,7 @@ class _GraphPlacement:
         return Operation(
             name=str(candidate.node.name),
             float_time=times.pop(Form.FLOAT),
-            times=times,
+            times={form: time for form, time in times.items() if time < math.inf},
             reads=tuple(name_of(v) for v in candidate.reads()),
             writes=(name_of(candidate.output),),
         )

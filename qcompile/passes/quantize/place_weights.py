@@ -16,6 +16,8 @@ operator, or a name under `layers` matches nothing.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -27,10 +29,10 @@ from qcompile.compiler.formats import FORMATS
 from qcompile.compiler.graph import graphs, nodes, opset
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, QuantPlan, Unit
-from qcompile.compiler.roles import looks_up_ids, roles, sources_of
+from qcompile.compiler.roles import Role, looks_up_ids, roles, sources_of
 from qcompile.compiler.specs import PerBlock, PerChannel, QuantSpec
 from qcompile.compiler.targets.storage import Storage
-from qcompile.compiler.targets.table import Target
+from qcompile.compiler.targets.table import Lowering, Target
 from qcompile.compiler.units import Candidate, candidates, elements, unit_reading_float
 from qcompile.errors import RecipeError, TargetError
 from qcompile.passes.quantize.tied_tables import multiplied_table, share
@@ -64,8 +66,7 @@ class PlaceWeights(Pass, WeightOptions):
     )
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
-        known, plan = roles(model), context.plan
-        everywhere = Wanted("format", self.format, self.block_size, self.symmetric, self.activations)
+        known, plan, everywhere = roles(model), context.plan, self._everywhere()
         self._demand(everywhere, context.target, model)
         for i, entry in enumerate(self.layers):
             wanted = everywhere.changed(entry, f"layers[{i}]")
@@ -74,11 +75,7 @@ class PlaceWeights(Pass, WeightOptions):
         for role in idle_roles(model, self.layers, known, self.name):
             context.notice(f"no layer of this model has the role {role} (option layers of {self.name})")
         for graph in graphs(model):
-            layers = {
-                str(c.node.name): (c, wanted_of(c.node, known.get(str(c.node.name)), everywhere, self.layers))
-                for c in candidates(graph, context.target)
-                if c.row.weight is not None and c.node.name not in plan.units
-            }
+            layers = self._layers(graph, known, context)
             for candidate, wanted in layers.values():
                 _place(candidate, wanted, context)
             _tie(layers, context)
@@ -89,6 +86,26 @@ class PlaceWeights(Pass, WeightOptions):
             if node.op_type in ("MatMul", "Gemm") and node.name not in plan.units:
                 plan.kept_float.setdefault(str(node.name), _no_weight(node))
         return False
+
+    def trials(self, model: ir.Model, context: CompileContext) -> Iterator[tuple[Candidate, QuantPlan]]:
+        """Plans with one layer each, see `Placing`: where the same codes can be read by more than one operator."""
+        for candidate, wanted in self._layers(model.graph, roles(model), context).values():
+            units, _ = ([], "") if _refusal(candidate, wanted) else _stored_units(candidate, wanted, context.target)
+            yield from ((candidate, QuantPlan({unit.node: unit})) for unit in units if len(units) > 1)
+
+    def _everywhere(self) -> Wanted:
+        return Wanted("format", self.format, self.block_size, self.symmetric, self.activations)
+
+    def _layers(
+        self, graph: ir.Graph, known: Mapping[str, Role], context: CompileContext
+    ) -> dict[str, tuple[Candidate, Wanted]]:
+        """The layers of one graph that are not placed yet, and what their weights shall become."""
+        everywhere = self._everywhere()
+        return {
+            str(c.node.name): (c, wanted_of(c.node, known.get(str(c.node.name)), everywhere, self.layers))
+            for c in candidates(graph, context.target)
+            if c.row.weight is not None and c.node.name not in context.plan.units
+        }
 
     def _demand(self, wanted: Wanted, target: Target, model: ir.Model) -> None:
         """The target stores what is asked for, and the model's opset has the operator for it."""
@@ -112,14 +129,19 @@ def _place(candidate: Candidate, wanted: Wanted, context: CompileContext) -> Non
     name, plan = str(candidate.node.name), context.plan
     if wanted.kept_by:
         plan.pinned.add(name)
-    unit, obstacle = None, wanted.kept_by or candidate.obstacle or _nothing(candidate) or _no_embedding(candidate.node)
+    unit, obstacle = None, _refusal(candidate, wanted)
     if not obstacle:
-        unit, obstacle = stored_unit(candidate, wanted, context.target)
+        unit, obstacle = stored_unit(candidate, wanted, context)
     if unit is None:
         plan.kept_float.setdefault(name, obstacle)
         return
     plan.kept_float.pop(name, None)
     plan.units[name] = unit
+
+
+def _refusal(candidate: Candidate, wanted: Wanted) -> str:
+    """Why a layer stays float whatever the target can store."""
+    return wanted.kept_by or candidate.obstacle or _nothing(candidate) or _no_embedding(candidate.node)
 
 
 def _tie(layers: dict[str, tuple[Candidate, Wanted]], context: CompileContext) -> None:
@@ -137,7 +159,7 @@ def _tie(layers: dict[str, tuple[Candidate, Wanted]], context: CompileContext) -
             grain, symmetric = product.weight_spec.granularity, product.weight_spec.symmetric
             size: BlockSize = grain.size if isinstance(grain, PerBlock) else "channel"  # type: ignore[assignment]
             alike = replace(layers[product.node][1], block_size=size, symmetric=symmetric)
-            like, _ = stored_unit(candidate, alike, context.target)
+            like, _ = stored_unit(candidate, alike, context)
             table = like if like is not None and share(like, product) else table
         if share(table, product):
             plan.units[table.node] = replace(table, tied=product.node)
@@ -180,9 +202,21 @@ def _no_embedding(node: ir.Node) -> str:
     return "its rows are looked up by positions that the graph counts: the table is small and weighs on every layer"
 
 
-def stored_unit(candidate: Candidate, wanted: Wanted, target: Target) -> tuple[Unit | None, str]:
-    """The unit of a layer in the first way of storing its weight that fits, or why there is none."""
+def stored_unit(candidate: Candidate, wanted: Wanted, context: CompileContext) -> tuple[Unit | None, str]:
+    """The unit of a layer in the first way of storing its weight that fits, or why there is none.
+
+    Where times were taken, the fastest of those that read the same codes.
+    """
+    units, obstacle = _stored_units(candidate, wanted, context.target)
+    times = context.measured.lowerings if context.measured else {}
+    fastest = min(units, key=lambda u: times.get((u.node, u.lowering), math.inf), default=None)
+    return fastest, "" if fastest else obstacle
+
+
+def _stored_units(candidate: Candidate, wanted: Wanted, target: Target) -> tuple[list[Unit], str]:
+    """The unit of a layer in every way of storing its weight that gives the codes of the first one that fits."""
     node, obstacle = candidate.node, f"{target.name} stores no {wanted} of a {candidate.node.op_type}"
+    found: list[Unit] = []
     for storage in target.storages:
         if node.op_type not in storage.op_types or not fits(storage, wanted):
             continue
@@ -191,9 +225,14 @@ def stored_unit(candidate: Candidate, wanted: Wanted, target: Target) -> tuple[U
         if spec is not None:
             forms = storage.forms if wanted.activations is None else _FORMS[wanted.activations]
             unit = unit_reading_float(candidate, next(f for f in storage.forms if f in forms), target)
-            return replace(unit, weight_spec=spec, lowering=storage.lowering), ""
+            if not found:
+                size = spec.granularity.size if isinstance(spec.granularity, PerBlock) else "channel"
+                wanted = replace(wanted, block_size=size, symmetric=spec.symmetric)  # type: ignore[arg-type]
+            same = bool(found) and (found[0].weight_spec, found[0].form) == (spec, unit.form)
+            if not found or (same and storage.lowering is not Lowering.EMULATED):
+                found.append(replace(unit, weight_spec=spec, lowering=storage.lowering))
         obstacle = obstacle or "its channels do not fall into whole blocks"
-    return None, obstacle
+    return found, obstacle
 
 
 def fits(storage: Storage, wanted: Wanted) -> bool:

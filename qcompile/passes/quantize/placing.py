@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
+
+import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.plan import QuantPlan
@@ -14,6 +16,6 @@ from qcompile.compiler.units import Candidate
 class Placing(Protocol):
     """A pass that chooses between forms by time."""
 
-    def trials(self, found: Sequence[Candidate], context: CompileContext) -> Iterator[tuple[Candidate, QuantPlan]]:
-        """Plans with one of the operations each, in every form that is open to it, on grids of any range."""
+    def trials(self, model: ir.Model, context: CompileContext) -> Iterator[tuple[Candidate, QuantPlan]]:
+        """Plans with one operation of the main graph each, in every form that is open to it, on grids of any range."""
         ...

@@ -115,7 +115,7 @@ class SpendBits(Pass):
         activations: Literal["float", "int8"] = "int8" if unit.form is Form.BLOCKS else "float"
         for size in ([grain.size] if isinstance(grain, PerBlock) else []) + [None]:
             wanted = Wanted("format", self.format, block_size=size, activations=activations)  # type: ignore[arg-type]
-            wider, _ = stored_unit(candidate, wanted, context.target)
+            wider, _ = stored_unit(candidate, wanted, context)
             if wider is not None:
                 return wider
         return None

@@ -18,7 +18,7 @@ from qcompile.compiler.targets.table import Cost
 from qcompile.compiler.tensor_shapes import Shape
 from qcompile.compiler.timings import Timings
 from qcompile.compiler.units import Candidate
-from qcompile.errors import ModelError
+from qcompile.errors import ModelError, TargetError
 from qcompile.passes.lower.precision import Precision
 from qcompile.passes.quantize.round_to_nearest import RoundToNearest
 from qcompile.runtime.kernel_times import RunTime, run_time
@@ -64,9 +64,16 @@ class Stopwatch:
         return known.get(form)
 
     def _timed(self, piece: ir.Model, layouts: bool) -> RunTime | None:
-        model, count = copies(piece)
+        target = self.context.target
+        provider = target.providers[0]
+        if closed := target.closed_ways(piece).get(provider):
+            raise TargetError(
+                f"autotuning runs on {provider}, which cannot take these codes: {closed}", hint="leave --autotune out"
+            )
+        options = target.provider_options(piece).get(provider, {})
         try:
-            run = run_time(model, self.context.target.providers[0], layouts)
+            model, count = copies(piece)
+            run = run_time(model, provider, layouts, options)
         except ModelError:
             return None
         return RunTime(round(run.kernels / count, 1), round(run.layout / count, 1))
@@ -76,7 +83,8 @@ class Stopwatch:
         for unit in plan.units.values():
             grids = dict.fromkeys(str(plan.tensors[name].spec) for name in unit.inputs if name is not None)
             specs = [*grids, *([str(unit.weight_spec)] if unit.weight_spec else [])]
-            return f"{unit.form.name.lower()}: {' by '.join(specs)} beside {floats}"
+            by = f" as {unit.lowering.name.lower()}" if unit.lowering else ""
+            return f"{unit.form.name.lower()}{by}: {' by '.join(specs)} beside {floats}"
         return floats
 
     def _lowered(self, candidate: Candidate, plan: QuantPlan, shapes: Mapping[str, Shape]) -> ir.Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.compiler.context import CompileContext
+from qcompile.compiler.plan import Form
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.timings import Bench, Timings, read_timings
@@ -67,7 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Clock, B
     def set_clock(takes: Clock, bench: Bench = BENCH) -> list[onnx.ModelProto]:
         asked: list[onnx.ModelProto] = []
 
-        def run_time(model: bytes, provider: str, layouts: bool) -> RunTime:
+        def run_time(model: bytes, provider: str, layouts: bool, options: dict[str, str]) -> RunTime:
             assert provider == bench.provider
             asked.append(onnx.load_from_string(model))
             onnx.checker.check_model(asked[-1])
@@ -180,6 +182,20 @@ def test_cuda_has_operators_where_they_pay(clock: Any) -> None:
     assert set(tuned(LINEAR, SQUARES, ROWS, target="cuda").forms.values()) == {"INPUTS"}
 
 
+@pytest.mark.parametrize("faster", ["LinearW4A16", "MatMulNBits"])
+def test_of_two_operators_for_the_same_codes_the_faster_one(clock: Any, faster: str) -> None:
+    def takes(model: onnx.ModelProto, codes: bool) -> float:
+        return 100.0 if any(name.startswith(faster) for name in operators(model)) else 200.0
+
+    asked = clock(takes, GPU)
+    recipe = autotuned(find_recipe("int4-rtn").with_overrides(["precision.dtype=float16"]))
+    model, on = model_of(head(21) + LINEAR.replace("N", "4"), SQUARES), context(target_named("cuda"))
+    run(model, *recipe.passes(), on=on)
+    assert len(asked) == 3, "float and both operators, once for layers of one shape"
+    used = [n.op_type for n in model.graph if n.op_type.startswith(("LinearW4A16", "MatMulNBits"))]
+    assert [name.startswith(faster) for name in used] == [True, True]
+
+
 def test_layers_that_quantize_as_they_run(clock: Any) -> None:
     recipe = autotuned(find_recipe("int8-dynamic"))
     clock(codes_cost)
@@ -210,7 +226,8 @@ def test_an_operation_that_does_not_run_is_left_out(clock: Any, monkeypatch: pyt
     result = tuned()
     measured = result.context.measured
     assert measured is not None
-    assert [form.name for form in measured.operations["Conv_0"]] == ["FLOAT"]
+    assert measured.operations["Conv_0"][Form.FULL] == math.inf
+    assert "Conv_0" in result.plan.kept_float
     [kept] = [kind for kind in read_timings(BENCH.file()).kinds if kind.startswith("Conv")]
     assert list(read_timings(BENCH.file()).kinds[kept].values())[1] is None
 
@@ -302,9 +319,29 @@ def test_without_the_device_nothing_is_measured() -> None:
         tuned(LINEAR, SQUARES, ROWS, target="cuda")
 
 
+def test_tensorrt_has_int8_with_its_options_and_no_fp8(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = GPU.model_copy(update={"provider": "TensorrtExecutionProvider"})
+    asked = clock(codes_cost, bench)
+    given: list[dict[str, str]] = []
+    inner = stopwatch.run_time
+
+    def run_time(model: bytes, provider: str, layouts: bool, options: dict[str, str]) -> RunTime:
+        given.append(options)
+        return inner(model, provider, layouts, options)
+
+    monkeypatch.setattr(stopwatch, "run_time", run_time)
+    recipe = autotuned(find_recipe("int8-static"))
+    assert tuned(LINEAR, SQUARES, ROWS, recipe=recipe, target="tensorrt").plan.units == {}
+    for model, options in zip(asked, given, strict=True):
+        codes = any(i.data_type == onnx.TensorProto.INT8 for i in model.graph.initializer)
+        assert options.get("trt_int8_enable") == ("1" if codes else None)
+    with pytest.raises(TargetError, match="no option that lets an engine compute with"):
+        tuned(LINEAR, SQUARES, ROWS, recipe=autotuned(find_recipe("fp8-static")), target="tensorrt")
+
+
 def test_a_recipe_that_places_nothing_by_time() -> None:
-    with pytest.raises(UsageError, match="'int4-rtn' places nothing by its time"):
-        autotuned(find_recipe("int4-rtn"))
+    with pytest.raises(UsageError, match="'fp16' places nothing by its time"):
+        autotuned(find_recipe("fp16"))
     assert autotuned(TUNED) is TUNED
     model = model_of(head(21) + LINEAR, SQUARES)
     with pytest.raises(RecipeError, match="no pass behind autotune"):
