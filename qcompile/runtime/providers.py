@@ -101,9 +101,15 @@ def provider_options(provider: str, device: int, engines: EngineCache | None) ->
 
 
 def compiled_options(model: Path | bytes, provider: str) -> dict[str, str]:
-    """The options of `provider` that an artifact was compiled for, from its manifest."""
+    """The options of `provider` that an artifact was compiled for, from its manifest.
+
+    Raises:
+        TargetError: the manifest names the providers that build engines of the artifact, and this is none of them.
+    """
     manifest = model_header.manifest(model) if isinstance(model, Path) else None
     found = (manifest or {}).get(OPTIONS, {})
+    if found and provider in BUILDERS and provider not in found:
+        raise TargetError(f"{provider} cannot run the model: it was compiled for {' and '.join(found)}")
     return {str(name): str(value) for name, value in found.get(provider, {}).items()}
 
 

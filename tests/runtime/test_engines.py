@@ -59,6 +59,8 @@ def test_options_that_an_artifact_was_compiled_for(tmp_path: Path) -> None:
     assert compiled_options(tmp_path / "m.onnx", TENSORRT) == {"trt_int8_enable": "1"}
     assert compiled_options(tmp_path / "m.onnx", CUDA) == {}
     assert compiled_options(save(linear(), tmp_path / "float.onnx"), TENSORRT) == {}
+    with pytest.raises(TargetError, match=f"{tensorrt_rtx.NAME} cannot run .* compiled for {TENSORRT}"):
+        compiled_options(tmp_path / "m.onnx", tensorrt_rtx.NAME)
 
 
 def test_the_plugin_comes_second(monkeypatch: pytest.MonkeyPatch) -> None:

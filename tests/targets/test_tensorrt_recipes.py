@@ -13,7 +13,7 @@ import pytest
 
 import qcompile
 from qcompile.compiler.targets import target_named
-from qcompile.compiler.verification import engine
+from qcompile.compiler.verification import engine, prove
 from qcompile.compiler.verification.legality import find_faults
 from qcompile.errors import TargetError
 from qcompile.frontends.builtin_recipes import find_recipe
@@ -129,6 +129,19 @@ def test_zero_points_are_refused(artifacts: dict[str, Compiled]) -> None:
     passes = find_recipe("int4-awq").with_overrides(["place-weights.symmetric=false"]).passes()
     with pytest.raises(TargetError, match="stores no asymmetric int4"):
         compile_in_memory(layers(), SAMPLES, passes, TARGET)
+
+
+def test_the_cpu_stands_in_where_the_provider_cannot_run_it(
+    artifacts: dict[str, Compiled], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine with a GPU and TensorRT, whose provider would fail to build an engine."""
+    monkeypatch.setattr(prove, "why_not_loaded", lambda _: "")
+    onnx.save(layers(), tmp_path / "float.onnx")
+    (tmp_path / "m.onnx").write_bytes(artifacts["int4-rtn"].data)
+    report = prove.verify(tmp_path / "m.onnx", TARGET, against=tmp_path / "float.onnx", samples=SAMPLES[:1])
+    proofs = {proof.name: proof for proof in report.proofs}
+    assert f"{TENSORRT} cannot run it: it has no option that lets an engine compute with INT4" in proofs["speed"].detail
+    assert proofs["numerics"].passed
 
 
 def _pruned(*shape: int) -> Any:

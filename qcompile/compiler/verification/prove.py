@@ -107,6 +107,14 @@ class _Prover:
         return self.plan.units if self.plan is not None else expected_units(self.model, self.target)
 
     @cached_property
+    def missing(self) -> str:
+        """Why the target's provider cannot run the artifact here, empty when it can."""
+        if reason := why_not_loaded(self.provider):
+            return f"{self.provider} does not load: {reason}"
+        closed = self.target.closed_ways(self.model).get(self.provider, "")
+        return f"{self.provider} cannot run it: {closed}" if closed else ""
+
+    @cached_property
     def unpacked(self) -> dict[str, str]:
         """Session options for an artifact whose packed weights do not fit into memory."""
         return entries_for(self.artifact)
@@ -176,7 +184,7 @@ class _Prover:
     def dispatch(self, shapes: Mapping[str, Sequence[int]]) -> Proof:
         found = prove_dispatch(self.artifact, self.target, self.plan, shapes)
         self.report.units, self.report.kept_float = found.units, found.kept_float
-        kernels = choose(self.artifact, CPU if why_not_loaded(self.provider) else self.provider)
+        kernels = choose(self.artifact, CPU if self.missing else self.provider)
         self.report.kernels = str(kernels) if kernels.operators else ""
         return found.proof
 
@@ -184,18 +192,17 @@ class _Prover:
         """Why samples cannot be run through the artifact on this machine, empty when they can."""
         if any(value.dtype is ir.DataType.FLOAT8E4M3FN for value in self.model.graph.inputs):
             return "its FP8 inputs cannot be made from numpy arrays, which samples are"
-        reason = why_not_loaded(self.provider)
         values = (value for node in nodes(self.model) for value in node.outputs)
-        if reason and any(value.dtype is ir.DataType.BFLOAT16 for value in values):
-            return f"the CPU provider has no bfloat16, and {self.provider} does not load: {reason}"
-        missing = not_on_the_cpu(self.model) if reason else ""
-        if missing:
-            return f"the CPU provider has no {missing}, and {self.provider} does not load: {reason}"
+        if self.missing and any(value.dtype is ir.DataType.BFLOAT16 for value in values):
+            return f"the CPU provider has no bfloat16, and {self.missing}"
+        operator = not_on_the_cpu(self.model) if self.missing else ""
+        if operator:
+            return f"the CPU provider has no {operator}, and {self.missing}"
         return ""
 
     def runner(self, model: Path) -> Runner:
         """A runner on the target's provider, or on the CPU where that does not load."""
-        provider = CPU if why_not_loaded(self.provider) else self.provider
+        provider = CPU if self.missing else self.provider
         return runner(model, provider, session_entries(self.provider))
 
     def numerics(self, float_model: Path, samples: Sequence[Sample]) -> Proof:
@@ -256,9 +263,8 @@ class _Prover:
         return proof
 
     def speed(self, float_model: Path, sample: Sample) -> Proof:
-        reason = why_not_loaded(self.provider)
-        if reason:
-            return Proof(name="speed", passed=None, detail=f"{self.provider} does not load: {reason}")
+        if self.missing:
+            return Proof(name="speed", passed=None, detail=self.missing)
         if obstacle := self.not_here():
             return Proof(name="speed", passed=None, detail=obstacle)
         if not fit(float_model, self.artifact):
