@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -147,19 +148,35 @@ class _Ours:
     graphs = False
 
     def __init__(self, file: Path, provider: str, output: str) -> None:
-        from qcompile.runtime.session import Session
-
-        self.output, self.place, stream = output, "cpu" if provider == "cpu" else "cuda", None
+        self.file, self.provider, self.output = file, provider, output
+        self.place, self.stream = "cpu" if provider == "cpu" else "cuda", None
         if self.place == "cuda":
-            stream = _torch().cuda.Stream()
-            _torch().cuda.set_stream(stream)
-        self.session = Session(file, [provider], stream=stream, cuda_graphs=self.graphs)
-        if not self.session.provider.lower().startswith(provider.replace("-", "")):
-            raise RuntimeError(self.session.why)
+            self.stream = _torch().cuda.Stream()
+            _torch().cuda.set_stream(self.stream)
+        self.engines = TemporaryDirectory()
+        self.session = self.opened()
 
     def prepare(self, number: int, feed: Sample) -> Call:
+        if self.provider.startswith("tensorrt"):  # engines are for the shapes that they were built for
+            self.engines = TemporaryDirectory()
+            self.session = self.opened()
         tensors, session = self.tensors(feed), self.session
         return lambda: session(tensors)
+
+    def opened(self) -> Any:
+        from qcompile.runtime.providers import candidates
+        from qcompile.runtime.session import Session
+
+        session = Session(
+            self.file,
+            [self.provider],
+            stream=self.stream,
+            engine_cache=self.engines.name,
+            cuda_graphs=self.graphs,
+        )
+        if session.provider != candidates([self.provider], None)[0].provider:
+            raise RuntimeError(session.why)
+        return session
 
     def answer(self, feed: Sample) -> Array:
         found = self.session(self.tensors(feed))[self.output]

@@ -36,6 +36,11 @@ _RECIPES: dict[Kind, tuple[str, ...]] = {
     "decoder": ("fp16", "int8-dynamic", "fp8-dynamic", "int4-rtn"),
     "images": ("fp16",),
 }
+_FOR_TENSORRT: dict[Kind, tuple[tuple[str, str], ...]] = {
+    "encoder": (("int8-static", "tensorrt"), ("int8-static", "tensorrt-rtx"), ("fp8-static", "tensorrt-rtx")),
+    "decoder": (("int4-rtn", "tensorrt-rtx"),),
+    "images": (("int8-static", "tensorrt"), ("int8-static", "tensorrt-rtx")),
+}
 _NEED_SAMPLES = ("int8-smoothquant", "int8-static", "fp8-static")
 _FILE = "model.onnx"
 
@@ -85,8 +90,9 @@ def forms(kind: Kind) -> list[Form]:
     for recipe in _RECIPES[kind]:
         found.append(Form(f"qcompile {recipe}", "session", "cuda", f"{recipe}:cuda"))
         found.append(Form(f"qcompile {recipe}, CUDA graph", "captured session", "cuda", f"{recipe}:cuda"))
-    if kind != "decoder":
-        found.append(Form("qcompile int8-static, TensorRT", "session", "tensorrt", "int8-static:tensorrt"))
+    for recipe, provider in _FOR_TENSORRT[kind]:
+        title = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[provider]
+        found.append(Form(f"qcompile {recipe}, {title}", "session", provider, f"{recipe}:tensorrt"))
     found.append(Form("qcompile fp16, plain run", "plain", "cuda", "fp16:cuda", only_batch_1=True))
     return found
 
