@@ -302,6 +302,18 @@ def test_conversions_to_codes_read_half_from_opset_19_on(opset: int) -> None:
     assert casts(model) == (2 if opset == 19 else 4)
 
 
+def test_the_scale_of_a_channel_of_next_to_nothing_stays_positive() -> None:
+    text = (
+        head(19) + "g (float[2,8] x) => (float[2,2] y) { d = DequantizeLinear <axis = 1> (q, s) m = MatMul (x, d) "
+        "y = Relu (m) }"
+    )
+    weights = {"q": np.full((8, 2), 100, np.int8), "s": np.array([1e-12, 0.01], np.float32)}
+    model, _ = precise(text, weights, {"x": normal(2, 8)}, close=2e-2)
+    [scale] = [v for v in model.graph.initializers.values() if v.dtype == ir.DataType.FLOAT16]
+    assert scale.const_value is not None
+    assert (scale.const_value.numpy() > 0).all()
+
+
 @pytest.mark.parametrize("recipe", ["int8-static", "int8-dynamic"])
 def test_on_the_cpu_the_step_changes_no_byte(recipe: str) -> None:
     model, samples = ir.to_proto(model_of(ATTENTION, WEIGHTS)), [{"x": normal(2, 5, 16)}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -37,7 +38,8 @@ class Rewrite:
             for position in self.members[node].inputs:
                 value = node.inputs[position]
                 if value is not None and is_constant(value):
-                    node.replace_input_with(position, self.constant(value))
+                    scale = position == 1 and node.op_type in ("QuantizeLinear", "DequantizeLinear")
+                    node.replace_input_with(position, self.constant(value, scale))
         for value in values:
             uses = [use for use in value.uses() if not reads_any_type(use.node)]
             as_half = [use for use in uses if use.node in half and use.idx in self.members[use.node].inputs]
@@ -54,8 +56,9 @@ class Rewrite:
         self.remove_unread()
         forget_unused(self.model)
 
-    def constant(self, old: ir.Value) -> ir.Value:
-        """The half copy of a constant, made once."""
+    def constant(self, old: ir.Value, scale: bool = False) -> ir.Value:
+        """The half copy of a constant, made once. A scale stays positive: in a channel of next to nothing that of
+        the codes may vanish, which TensorRT refuses, and which divides by zero elsewhere."""
         if old not in self.constants:
             array = constant(old)
             assert array is not None
@@ -64,6 +67,9 @@ class Rewrite:
             assert isinstance(graph, ir.Graph)
             with np.errstate(under="ignore"):
                 rounded = array.astype(self.dtype.numpy())
+            if scale:
+                vanished = (rounded == 0) & (array > 0)
+                rounded = np.where(vanished, ml_dtypes.finfo(rounded.dtype).smallest_subnormal, rounded)
             made = add_initializer(graph, self.names.fresh(f"{old.name}_{self.suffix}"), rounded, self.dtype)
             stamp(made, self.made_by, [old])
             self.constants[old] = made
