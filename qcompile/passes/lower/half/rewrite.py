@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -68,8 +67,8 @@ class Rewrite:
             with np.errstate(under="ignore"):
                 rounded = array.astype(self.dtype.numpy())
             if scale:
-                vanished = (rounded == 0) & (array > 0)
-                rounded = np.where(vanished, ml_dtypes.finfo(rounded.dtype).smallest_subnormal, rounded)
+                smallest = np.nextafter(np.zeros_like(rounded), np.ones_like(rounded))
+                rounded = np.where((rounded == 0) & (array != 0), smallest, rounded)
             made = add_initializer(graph, self.names.fresh(f"{old.name}_{self.suffix}"), rounded, self.dtype)
             stamp(made, self.made_by, [old])
             self.constants[old] = made
