@@ -87,9 +87,11 @@ def measure(workload: Workload, chosen: Sequence[Form], device: str, at: str, en
     notes |= {"metric": workload.zoo.metric_name, "data": workload.zoo.data} if workload.zoo else {}
     try:
         for form in judged:
-            found["metrics"][form.name] = workers[form].ask(judge=True) if form in workers else {}
-            save("gpu_models", found["rows"], notes, file=file)
-            print(workload.name, form.name, found["metrics"][form.name], flush=True)
+            answer = workers[form].ask(judge=True) if form in workers else {"error": errors[form.name]}
+            if "metric" in answer:  # what failed is tried again
+                found["metrics"][form.name] = answer["metric"]
+                save("gpu_models", found["rows"], notes, file=file)
+            print(workload.name, form.name, answer, flush=True)
         for point in points:
             if time.monotonic() > end:
                 print(f"time is up; {workload.name} goes on at {point}")
@@ -175,7 +177,7 @@ def rendered(found: Mapping[str, Any], workload: Workload) -> str:
     for name in names:
         cells = [_cell(row["milliseconds"], name) for row in rows]
         ratios = [row["sqnr_db"][name] for row in rows if row["sqnr_db"].get(name) is not None]
-        metric = found["metrics"].get(name, {}).get("metric")
+        metric = found["metrics"].get(name)
         held = max((row["device_mib"][name] for row in rows if name in row["device_mib"]), default=0)
         noise = f"{min(ratios):.1f}" if ratios else ""
         lines.append([name, *cells, noise, f"{metric:.4g}" if metric is not None else "", f"{held:.0f}"])

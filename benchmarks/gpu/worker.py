@@ -6,6 +6,7 @@ The parent sends lines of JSON and gets one back for each: {"prepare": [number, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -54,7 +55,8 @@ class Worker:
     def close(self) -> None:
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # of a process that is gone
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
 
