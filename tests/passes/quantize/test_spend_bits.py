@@ -17,6 +17,7 @@ from qcompile.compiler.formats import INT8
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.plan import Unit
 from qcompile.compiler.specs import PerBlock
+from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.weight_params import bits_per_weight, weight_params
 from qcompile.errors import DataError, RecipeError
 from qcompile.passes.quantize.place_weights import PlaceWeights
@@ -114,6 +115,17 @@ def test_embedding_and_head_do_not_count() -> None:
     run_pipeline([*NAMED, PlaceWeights()], tiny, context)
     assert "lm" in {u.weight for u in context.plan.units.values()}
     assert {x.unit.weight for x in SpendBits().layers(tiny, context).values()} == {"w", "w2"}
+
+
+def test_a_last_block_that_is_filled_up_is_paid_for() -> None:
+    text = HEAD + "g (float[6,48] x) => (float[6,16] y) { y = MatMul (x, w) }"
+    context = CompileContext(eager_target(), Path("unused"))
+    model = model_of(text, {"w": normal(48, 16)})
+    run_pipeline([*NAMED, PlaceWeights(block_size=32, symmetric=True)], model, context)
+    context.plan.units["MatMul_0"] = replace(context.plan.units["MatMul_0"], lowering=Lowering.BLOCKS)
+    [layer] = SpendBits().layers(model, context).values()
+    assert layer.bits == pytest.approx(4 * 64 / 48 + 16 * 2 / 48)
+    assert layer.wide_bits == pytest.approx(8 * 64 / 48 + 16 * 2 / 48)
 
 
 def test_nothing_is_raised_without_room() -> None:
