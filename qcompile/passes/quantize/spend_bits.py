@@ -182,8 +182,8 @@ def _stored_bits(weight: Array, unit: Unit) -> float:
     bits, grain = bits_per_weight(weight_params(weight, unit.weight_spec), weight.shape), unit.weight_spec.granularity
     if unit.lowering is not Lowering.BLOCKS or not isinstance(grain, PerBlock):
         return bits
-    filled = -weight.shape[grain.axis] % grain.size
-    return bits + unit.weight_spec.format.bits * filled / weight.shape[grain.axis]
+    depth = int(weight.shape[grain.axis])
+    return bits + unit.weight_spec.format.bits * (-depth % grain.size) / depth
 
 
 def _rounded(weight: Array, spec: QuantSpec) -> Array:
