@@ -32,7 +32,6 @@ from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.roles import Role, roles
 from qcompile.compiler.specs import PerBlock, QuantSpec
-from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.units import Candidate, candidates
 from qcompile.compiler.weight_params import bits_per_weight, weight_params
 from qcompile.compiler.weight_trials import errors_with
@@ -103,9 +102,11 @@ class SpendBits(Pass):
                 weight = constant(node.inputs[1])
                 assert weight is not None
                 wider = self.wider(candidate, unit, context) if unit.weight_spec.format.bits < 8 else None
-                bits = _stored_bits(weight, unit)
-                wide_bits = _stored_bits(weight, wider) if wider else bits
-                found[name] = Layer(name, node, unit, weight.size, bits, wider, wide_bits)
+                both = [
+                    bits_per_weight(weight_params(weight, u.weight_spec), weight.shape) if u and u.weight_spec else 0.0
+                    for u in (unit, wider)
+                ]
+                found[name] = Layer(name, node, unit, weight.size, both[0], wider, both[1] or both[0])
         return found
 
     def wider(self, candidate: Candidate, unit: Unit, context: CompileContext) -> Unit | None:
@@ -114,7 +115,7 @@ class SpendBits(Pass):
         activations: Literal["float", "int8"] = "int8" if unit.form is Form.BLOCKS else "float"
         for size in ([grain.size] if isinstance(grain, PerBlock) else []) + [None]:
             wanted = Wanted("format", self.format, block_size=size, activations=activations)  # type: ignore[arg-type]
-            wider, _ = stored_unit(candidate, wanted, context)
+            wider, _ = stored_unit(candidate, wanted, context.target)
             if wider is not None:
                 return wider
         return None
@@ -174,16 +175,6 @@ def _gains(layers: Iterable[Layer], visit: Visit) -> dict[str, Array]:
         [error] = errors_with(visit, [layer.name], [{layer.name: rounded}])
         found[layer.name] = np.asarray(error)
     return found
-
-
-def _stored_bits(weight: Array, unit: Unit) -> float:
-    """Bits of one weight in the file; MatMulNBits fills up the last block of each row."""
-    assert unit.weight_spec is not None
-    bits, grain = bits_per_weight(weight_params(weight, unit.weight_spec), weight.shape), unit.weight_spec.granularity
-    if unit.lowering is not Lowering.BLOCKS or not isinstance(grain, PerBlock):
-        return bits
-    depth = int(weight.shape[grain.axis])
-    return bits + unit.weight_spec.format.bits * (-depth % grain.size) / depth
 
 
 def _rounded(weight: Array, spec: QuantSpec) -> Array:

@@ -376,6 +376,6 @@ def test_golden(clock: Any) -> None:
     units = "\n".join(f"{unit.node}: {unit.form}" for unit in result.plan.units.values())
     assert_golden(
         "passes/autotune",
-        f"# the first of the copies that a convolution on codes is timed as\n{print_model(ir.from_proto(one))}\n"
-        f"# times\n{rows}\n# placed by them\n{units}\n",
+        f"# before\nthe first of the copies that a convolution on codes is timed as\n{print_model(ir.from_proto(one))}\n"
+        f"# after\ntimes\n{rows}\nplaced by them\n{units}\n",
     )
