@@ -3,10 +3,10 @@
     gain_i = error of the block's results with the weights of layer i rounded to nearest, all else float
     raise layers in the order of gain_i / added bits, while the average over all linear layers stays within `bits`
 
-The average counts scales and zero points, and leaves out embedding and head. That the errors of layers add up is
-an assumption, good for ranking them: in SmolLM2-135M the 3 % of weights that make values for attention carry a third
-of all gains. Source: the ranking by sensitivity per bit of Dong et al., "HAWQ-V2", 2020, with the error of the
-block in the place of the trace of its Hessian.
+The average counts scales and zero points; embedding and head are left out, and so is what kernels fill up the last
+block of a row with. That the errors of layers add up is an assumption, good for ranking them: in SmolLM2-135M the 3 %
+of weights that make values for attention carry a third of all gains. Source: the ranking by sensitivity per bit of
+Dong et al., "HAWQ-V2", 2020, with the error of the block in the place of the trace of its Hessian.
 
 Errors: DataError without samples; RecipeError where the placed formats already take more than `bits`.
 """
@@ -102,11 +102,9 @@ class SpendBits(Pass):
                 weight = constant(node.inputs[1])
                 assert weight is not None
                 wider = self.wider(candidate, unit, context) if unit.weight_spec.format.bits < 8 else None
-                both = [
-                    bits_per_weight(weight_params(weight, u.weight_spec), weight.shape) if u and u.weight_spec else 0.0
-                    for u in (unit, wider)
-                ]
-                found[name] = Layer(name, node, unit, weight.size, both[0], wider, both[1] or both[0])
+                bits = _bits(weight, unit)
+                wide_bits = _bits(weight, wider) if wider else bits
+                found[name] = Layer(name, node, unit, weight.size, bits, wider, wide_bits)
         return found
 
     def wider(self, candidate: Candidate, unit: Unit, context: CompileContext) -> Unit | None:
@@ -115,7 +113,7 @@ class SpendBits(Pass):
         activations: Literal["float", "int8"] = "int8" if unit.form is Form.BLOCKS else "float"
         for size in ([grain.size] if isinstance(grain, PerBlock) else []) + [None]:
             wanted = Wanted("format", self.format, block_size=size, activations=activations)  # type: ignore[arg-type]
-            wider, _ = stored_unit(candidate, wanted, context.target)
+            wider, _ = stored_unit(candidate, wanted, context)
             if wider is not None:
                 return wider
         return None
@@ -175,6 +173,11 @@ def _gains(layers: Iterable[Layer], visit: Visit) -> dict[str, Array]:
         [error] = errors_with(visit, [layer.name], [{layer.name: rounded}])
         found[layer.name] = np.asarray(error)
     return found
+
+
+def _bits(weight: Array, unit: Unit) -> float:
+    assert unit.weight_spec is not None
+    return bits_per_weight(weight_params(weight, unit.weight_spec), weight.shape)
 
 
 def _rounded(weight: Array, spec: QuantSpec) -> Array:

@@ -376,6 +376,7 @@ def test_golden(clock: Any) -> None:
     units = "\n".join(f"{unit.node}: {unit.form}" for unit in result.plan.units.values())
     assert_golden(
         "passes/autotune",
-        f"# before\nthe first of the copies that a convolution on codes is timed as\n{print_model(ir.from_proto(one))}\n"
+        "# before\nthe first of the copies that a convolution on codes is timed as\n"
+        f"{print_model(ir.from_proto(one))}\n"
         f"# after\ntimes\n{rows}\nplaced by them\n{units}\n",
     )

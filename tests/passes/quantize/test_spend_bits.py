@@ -17,7 +17,6 @@ from qcompile.compiler.formats import INT8
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.plan import Unit
 from qcompile.compiler.specs import PerBlock
-from qcompile.compiler.weight_params import bits_per_weight, weight_params
 from qcompile.errors import DataError, RecipeError
 from qcompile.passes.quantize.place_weights import PlaceWeights
 from qcompile.passes.quantize.spend_bits import Layer, SpendBits, choose
@@ -77,10 +76,8 @@ def placed(block: int = 16, **options: Any) -> tuple[ir.Model, CompileContext]:
 
 
 def average(model: ir.Model, context: CompileContext) -> float:
-    weights = {n.name: n.inputs[1].const_value.numpy() for n in model.graph if n.name in context.plan.units}  # type: ignore[union-attr]
-    spec = {name: context.plan.units[str(name)].weight_spec for name in weights}
-    each = [w.size * bits_per_weight(weight_params(w, spec[n]), w.shape) for n, w in weights.items()]  # type: ignore[arg-type]
-    return float(sum(each) / sum(w.size for w in weights.values()))
+    layers = SpendBits().layers(model, context).values()
+    return sum(layer.size * layer.bits for layer in layers) / sum(layer.size for layer in layers)
 
 
 def test_the_layer_that_hurts_most_is_raised_first() -> None:
