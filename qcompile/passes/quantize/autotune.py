@@ -8,7 +8,7 @@
 Placement then weighs these times in place of the target's table, also on targets that usually quantize whatever they
 can. What was learned is kept by kind of operation and shape, and is not measured again; with the same times the same
 bytes come out. In the end the model placed by times and the model placed by the table run in turns, and the table
-stays where it is faster. Shapes are those of the first sample. Source: measured cost tables as in HAQ (Wang et al.,
+stays unless times win. Shapes are those of the first sample. Source: measured cost tables as in HAQ (Wang et al.,
 2019) and TVM's tuning records.
 
 Errors: TargetError where the device is not there; DataError for a file that holds no times; OutputError.
@@ -40,7 +40,6 @@ from qcompile.compiler.simulation import placement, quantized_copy
 from qcompile.compiler.tensor_shapes import Shape, shapes_of
 from qcompile.compiler.timings import Bench, Timings, kind_of, read_timings
 from qcompile.compiler.units import Candidate
-from qcompile.compiler.verification.speed import slower
 from qcompile.errors import DataError, OutputError, RecipeError, TargetError
 from qcompile.passes.quantize.placing import Placing
 from qcompile.passes.quantize.stopwatch import Stopwatch
@@ -184,7 +183,7 @@ class _Tuning:
         self.context.notice(told)
 
     def compare(self) -> None:
-        """Where both placements differ, let the models run in turns and keep the faster one."""
+        """Where both placements differ, let the models run in turns; times have to win to be kept."""
         context, by_table = self.context, replace(self.context, measured=None)
         forms = [
             {name: (unit.form, unit.lowering) for name, unit in placement(self.model, apart).units.items()}
@@ -195,10 +194,11 @@ class _Tuning:
             context.notice(f"autotune: {len(moved)} operations are placed otherwise than by the table")
             return
         by_times, others = self.in_turns(by_table)
-        stays = slower(by_times, others)
+        faster, _ = ratio(others, by_times)
+        stays = faster <= 1
         context.notice(
             f"autotune: {len(moved)} operations are placed otherwise than by the table, which makes the model "
-            f"{ratio(others, by_times)[0]:.2f} times as fast" + (": the table's placement stays" if stays else "")
+            f"{faster:.2f} times as fast" + (": the table's placement stays" if stays else "")
         )
         if stays:
             context.measured = None
