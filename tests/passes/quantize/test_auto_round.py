@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,16 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "fp16 scales": {"format": UINT4, "scales": Scales.FLOAT16},
 }
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers this small lose time to threads."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def nearest(weight: Array, spec: QuantSpec) -> QuantizedWeight:
