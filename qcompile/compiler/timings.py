@@ -16,14 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qcompile.compiler.artifact import write_text
 from qcompile.compiler.graph import is_constant, name_of
+from qcompile.compiler.tensor_shapes import Shape
 from qcompile.compiler.units import Candidate
 from qcompile.errors import DataError
 from qcompile.runtime.kernel_times import RunTime
 from qcompile.runtime.machine import device_name
 from qcompile.runtime.ops.places import cache, find, sources_digest
 from qcompile.runtime.providers import CPU
-
-Shape = tuple[int, ...]
 
 
 class Bench(BaseModel):
