@@ -51,8 +51,8 @@ class BlockWalker:
     Args:
         method: the pass that walks, for the progress and for a checkpoint of its own.
         memory: bytes of activations that are held in memory; the others are written to a temporary folder.
-        in_waves: blocks are cut further, in front of each wave of layers in low precision: what these read enters
-            the block, and is at hand without another run.
+        in_waves: names of layers; blocks are cut further, in front of each wave of them that do not read each other:
+            what these read enters the block, and is at hand without another run. Their weights may be edited.
         with_float: the float model runs along; without it the walk costs one run, and what a visit has of the
             float model is missing.
     """
@@ -65,14 +65,15 @@ class BlockWalker:
         *,
         method: Pass | None = None,
         memory: int = MEMORY,
-        in_waves: bool = False,
+        in_waves: Collection[str] = frozenset(),
         with_float: bool = True,
     ) -> None:
         self.model, self.context, self.samples = model, context, samples
         self.method, self.memory, self.with_float = method, memory, with_float
+        self.layers = frozenset(in_waves)
         self.blocks = cut(model, context.target)
         if in_waves:
-            self.blocks = cut_in_waves(model, self.blocks, set(_layers(context)))
+            self.blocks = cut_in_waves(model, self.blocks, self.layers)
 
     def __iter__(self) -> Iterator[Visit]:
         """The visits. When the loop goes on to the next, the activations are carried over the block."""
@@ -83,7 +84,7 @@ class BlockWalker:
             device = self.context.device
             on_device = 0 if device is Device.CPU else device.free_bytes() // _SHARE
             with ActivationStore(min(self.memory, free_bytes() // _SHARE), device, on_device) as store:
-                walk = _Walk(self.model, self.context, store, checkpoint, self.with_float)
+                walk = _Walk(self.model, self.context, store, checkpoint, self.layers, self.with_float)
                 walk.enter(self.samples, self._read_from(0))
                 for i, block in enumerate(self.blocks):
                     visit = walk.visit(i, block)
@@ -106,6 +107,7 @@ class _Walk:
     context: CompileContext
     store: ActivationStore
     checkpoint: WalkCheckpoint
+    layers: frozenset[str]
     with_float: bool
     count: int = 0
     types: dict[str, ir.DataType] = field(default_factory=dict)
@@ -131,7 +133,7 @@ class _Walk:
         """Run the quantized block where it differs from the float one, and drop what no later block reads."""
         block, prefix = visit.block, _QUANTIZED if self.with_float else ""
         if not set(wanted).isdisjoint(block.outputs) and (not self.with_float or self.differs(visit)):
-            for i, outputs in enumerate(visit.run(visit.lowered(), visit.inputs)):
+            for i, outputs in enumerate(visit.now()):
                 self.keep({name: array for name, array in outputs.items() if name in wanted}, i, prefix)
         for name in {*block.inputs, *block.outputs}.difference(wanted):
             self.store.drop(name)
@@ -139,7 +141,8 @@ class _Walk:
 
     def differs(self, visit: Visit) -> bool:
         """Whether the quantized block, or what enters it, is another than in float."""
-        low = any(node.name in self.context.plan.units for node in nodes(visit.model))
+        changed = self.layers.union(self.context.plan.units)
+        low = any(node.name in changed for node in nodes(visit.model))
         return low or any(_QUANTIZED + name in self.store for name in visit.block.inputs)
 
     def extract(self, inputs: Sequence[str], outputs: Sequence[str], model: ir.Model | None = None) -> ir.Model:
@@ -154,7 +157,7 @@ class _Walk:
 _QUANTIZED = "quantized "
 """Begins the keys of activations of the quantized prefix that differ from the float ones."""
 
-_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,12 @@ class Visit:
             for outputs in run_samples(data, feeds, providers, session_entries(providers[0]), self.device):
                 yield dict(zip(names, outputs, strict=True))
 
+    def now(self) -> Iterator[dict[str, Array]]:
+        """What the block gives as the plan and the weights now stand; in float before there is a plan."""
+        if self._walk.context.plan.units:
+            return self.run(self.lowered(), self.inputs)
+        return self.run_float(self._walk.extract(self.block.inputs, self.block.outputs), self.inputs)
+
     def lowered(self) -> ir.Model:
         """The block as the plan and the weights now stand, lowered."""
         part = self._walk.extract(self.block.inputs, self.block.outputs)
@@ -233,7 +242,7 @@ class Visit:
         """The block's convolutions and linear layers in low precision, in the order in which they can be treated:
         no unit of a wave reads what another of the same wave computes. Bodies of control flow are left out,
         and so is what nothing reads."""
-        units = _layers(self._walk.context)
+        units = layers_in_low_precision(self._walk.context)
         found: dict[int, list[Unit]] = {}
         for node, depth in depths(self.model.graph, units).items():
             if node.name in units:
@@ -315,9 +324,9 @@ def product_of(unit: Unit, model: ir.Model) -> str:
     return name_of(node.inputs[0])
 
 
-def _layers(context: CompileContext) -> dict[str, Unit]:
+def layers_in_low_precision(context: CompileContext) -> dict[str, Unit]:
     """The convolutions and linear layers in low precision, by node name."""
-    return {n: u for n, u in context.plan.units.items() if u.op_type in _LAYERS and u.weight is not None}
+    return {n: u for n, u in context.plan.units.items() if u.op_type in _LINEAR and u.weight is not None}
 
 
 def _open(unit: Unit) -> Form:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from qcompile.compiler import activation_store
-from qcompile.compiler.block_walker import MEMORY, BlockWalker, Visit
+from qcompile.compiler.block_walker import MEMORY, BlockWalker, Visit, layers_in_low_precision
 from qcompile.compiler.blocks import cut
 from qcompile.compiler.context import CompileContext, Sample
 from qcompile.compiler.graph import name_of
@@ -71,7 +71,8 @@ def walked(
     returned = {v.name for v in model.graph.outputs}
     exact: Outputs = [{} for _ in feeds]
     low: Outputs = [{} for _ in feeds]
-    for visit in BlockWalker(model, context, feeds, memory=memory, in_waves=in_waves, with_float=with_float):
+    layers = layers_in_low_precision(context) if in_waves else ()
+    for visit in BlockWalker(model, context, feeds, memory=memory, in_waves=layers, with_float=with_float):
         for i, found in enumerate(visit.float_outputs if with_float else ()):
             exact[i] |= {n: a for n, a in found.items() if n in returned}
         for i, found in enumerate(visit.run(visit.lowered(), visit.inputs)):
@@ -113,7 +114,8 @@ def test_in_waves_what_layers_read_enters_the_block(with_float: bool) -> None:
     read = {node.name: name_of(node.inputs[0]) for node in model.graph if node.op_type == "MatMul"}  # type: ignore[arg-type]
     low: Outputs = [{} for _ in feeds]
     seen = []
-    for visit in BlockWalker(model, context, feeds, in_waves=True, with_float=with_float):
+    layers = layers_in_low_precision(context)
+    for visit in BlockWalker(model, context, feeds, in_waves=layers, with_float=with_float):
         [wave] = visit.waves() or [[]]
         seen += [unit.node for unit in wave]
         assert {read[unit.node] for unit in wave} <= set(visit.block.inputs)

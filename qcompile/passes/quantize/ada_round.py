@@ -29,12 +29,12 @@ from pydantic import Field
 from qcompile.compiler.block_walker import BlockWalker, Visit, product_of
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, name_of, nodes
+from qcompile.compiler.layer_rows import LayerRows, as_read, in_layout, is_product, matrix
 from qcompile.compiler.params import dequantize
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import QuantizedWeight, Unit
 from qcompile.errors import DataError
 from qcompile.passes.prepare.surgery import Names
-from qcompile.passes.quantize.layer_rows import LayerRows, as_read, in_layout, is_product, matrix
 from qcompile.passes.quantize.learned_rounding import RoundingProblem, learn, polish
 from qcompile.passes.quantize.unit_bias import bias_of
 from qcompile.runtime.device import fetch

@@ -19,7 +19,7 @@ Errors: DataError without samples, for a mask that is no input of the model, or 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -34,14 +34,13 @@ from qcompile.compiler.block_walker import BlockWalker, Visit
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import NumericFormat
 from qcompile.compiler.gram import Gram
-from qcompile.compiler.graph import constant, name_of, nodes
-from qcompile.compiler.mask import Mask
+from qcompile.compiler.graph import constant, nodes
+from qcompile.compiler.layer_grams import LayerInputs, source_of
+from qcompile.compiler.layer_rows import in_layout, is_product, matrix
 from qcompile.compiler.params import Grid, grid_of
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import QuantizedWeight, Unit
-from qcompile.errors import DataError
 from qcompile.passes.quantize.error_feedback import Feedback, feedback, rounded
-from qcompile.passes.quantize.layer_rows import as_read, every_row, in_layout, is_product, matrix
 from qcompile.runtime.device import Device, fetch
 
 Array = npt.NDArray[Any]
@@ -77,18 +76,15 @@ class Gptq(Pass):
     )
 
     def run(self, model: ir.Model, context: CompileContext) -> bool:
-        if not context.calibration:
-            raise DataError(
-                "no calibration samples",
-                hint=f"give representative inputs with --calib, or take {self.name} out of the recipe",
-            )
-        padding = _Padding.of(self, model, context)
+        inputs = LayerInputs.of(self.name, self.mask, model, context)
         layers = self.layers(model, context)
-        walker = BlockWalker(model, context, context.calibration, method=self, in_waves=True, with_float=self.alpha > 0)
+        walker = BlockWalker(
+            model, context, inputs.samples, method=self, in_waves=layers.keys(), with_float=self.alpha > 0
+        )
         for visit in walker:
-            wave = [layers[u.node] for units in visit.waves() for u in units if u.node in layers]
+            wave = [layers[n] for n in visit.block.nodes if n in layers]
             if wave:
-                found = visit.once(partial(self.codes, wave, visit, padding, context))
+                found = visit.once(partial(self.codes, wave, visit, inputs, context))
                 for layer in wave:
                     layer.write(found[layer.unit.node], context)
         return False
@@ -115,46 +111,20 @@ class Gptq(Pass):
         return found
 
     def codes(
-        self, wave: Sequence[_Layer], visit: Visit, padding: _Padding, context: CompileContext
+        self, wave: Sequence[_Layer], visit: Visit, inputs: LayerInputs, context: CompileContext
     ) -> dict[str, Array]:
         """The codes of the layers of one wave, by node."""
-        params = context.plan.tensors
-        sources = {layer.source: layer for layer in wave}
-        grams: dict[str, Gram] = {}
-        cross: dict[str, Array] = {}
-        for i, (given, exact) in enumerate(zip(visit.inputs, self.exact(visit), strict=True)):
-            for source, layer in sources.items():
-                name = name_of(layer.input)
-                read = as_read(given[name], params.get(layer.unit.inputs[0] or ""))
-                x = every_row(layer.node, padding.without(read, i, layer))
-                gram = Gram.of(x)
-                if source in grams:
-                    grams[source].merge(gram)
-                else:
-                    grams[source] = gram
-                if self.alpha:
-                    missed = every_row(layer.node, padding.without(exact[name], i, layer)) - x
-                    cross[source] = cross.get(source, 0) + missed.swapaxes(1, 2) @ x
         found: dict[str, Array] = {}
-        for source, layer in sources.items():
-            back = self.back(grams[source], cross.get(source), layer, context)
-            for together in _alike([other for other in wave if other.source == source]):
+        for source, gram in inputs.grams([layer.node for layer in wave], visit, with_float=self.alpha > 0).items():
+            readers = [layer for layer in wave if source_of(layer.node) == source]
+            back = self.back(gram, readers[0], context)
+            for together in _alike(readers):
                 found |= _solve(together, back, context.device)
         return found
 
-    def exact(self, visit: Visit) -> Iterator[Mapping[str, Array]]:
-        """What enters the block of the float model, where that is asked for."""
-        yield from visit.float_inputs if self.alpha else ({} for _ in range(visit.count))
-
-    def back(self, gram: Gram, cross: Array | None, layer: _Layer, context: CompileContext) -> Feedback:
-        xp = array_namespace(gram.matrix)
-        if not xp.all(xp.isfinite(gram.matrix)):
-            raise DataError(
-                f"the input of '{layer.node.name}' is not finite on the calibration samples",
-                where=name_of(layer.input),
-                hint="run the float model on them; a layer that reads infinity or NaN cannot be calibrated",
-            )
-        found = feedback(gram.matrix, self.damping, act_order=self.act_order, difference=cross, alpha=self.alpha)
+    def back(self, gram: Gram, layer: _Layer, context: CompileContext) -> Feedback:
+        difference = gram.drift[0] if gram.drift is not None else None
+        found = feedback(gram.matrix, self.damping, act_order=self.act_order, difference=difference, alpha=self.alpha)
         if found.damping > self.damping:
             context.notice(
                 f"{self.name}: the inputs of '{layer.node.name}' are so dependent that damping had to rise "
@@ -170,16 +140,6 @@ class _Layer:
     node: ir.Node
     unit: Unit
     planned: QuantizedWeight
-
-    @property
-    def input(self) -> ir.Value:
-        assert self.node.inputs[0] is not None
-        return self.node.inputs[0]
-
-    @property
-    def source(self) -> str:
-        """Layers of the same source have the same H."""
-        return str(self.node.name) if self.node.op_type == "Conv" else name_of(self.input)
 
     @property
     def format(self) -> NumericFormat:
@@ -275,34 +235,3 @@ def _rounded(like: _Layer, parts: Sequence[Any], back: Feedback) -> Any:
     codes = xp.empty_like(weight)
     rounded(weight, back, nearest, codes)
     return codes
-
-
-@dataclass(frozen=True, eq=False)
-class _Padding:
-    """Positions that do not count.
-
-    Attributes:
-        masks: what the mask is in each sample.
-    """
-
-    mask: Mask | None
-    masks: Sequence[Array]
-    context: CompileContext
-
-    @classmethod
-    def of(cls, options: Gptq, model: ir.Model, context: CompileContext) -> _Padding:
-        assert context.calibration is not None
-        mask = Mask.named(options.mask, model) if options.mask else None
-        return cls(mask, [s[str(options.mask)] for s in context.calibration] if mask else [], context)
-
-    def without(self, x: Any, sample: int, layer: _Layer) -> Any:
-        """The rows of `x`, which `layer` reads, that count; all of them where its axes are not those of the mask."""
-        if self.mask is None:
-            return x
-        ways = self.mask.places(layer.input) if layer.node.op_type != "Conv" else None
-        if ways is None:
-            self.context.notice(
-                f"gptq: '{name_of(layer.input)}' does not have the axes of the mask, and is taken whole"
-            )
-            return x
-        return self.mask.rows(x, ways[0], self.masks[sample])

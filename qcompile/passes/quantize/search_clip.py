@@ -35,11 +35,11 @@ from qcompile.compiler.block_walker import BlockWalker, Visit
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import Scales
 from qcompile.compiler.graph import name_of
+from qcompile.compiler.layer_rows import every_row, is_product
 from qcompile.compiler.params import QuantParams, params_from_range, weight_range
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.weight_params import combined, squared_errors
 from qcompile.errors import DataError
-from qcompile.passes.quantize.layer_rows import every_row, is_product
 from qcompile.passes.quantize.weight_grids import Layer, layers_that_read_float, readers, requantize
 from qcompile.runtime.device import fetch
 
@@ -67,10 +67,10 @@ class SearchClip(Pass):
         waiting = {layer.unit.node: layer for layer in layers_that_read_float(model, context)}
         shared = readers(context)
         if context.calibration:
-            walker = BlockWalker(model, context, context.calibration, method=self, in_waves=True, with_float=False)
+            names = {n for n, layer in waiting.items() if is_product(layer.node) and shared[layer.key[0]] == 1}
+            walker = BlockWalker(model, context, context.calibration, method=self, in_waves=names, with_float=False)
             for visit in walker:
-                wave = [waiting[u.node] for units in visit.waves() for u in units if u.node in waiting]
-                wave = [layer for layer in wave if is_product(layer.node) and shared[layer.key[0]] == 1]
+                wave = [waiting[n] for n in visit.block.nodes if n in names]
                 if wave:
                     found = visit.once(partial(energies, wave, visit))
                     weighted = {name: energy**self.power for name, energy in found.items()}

@@ -27,6 +27,7 @@ from pydantic import Field
 from qcompile.compiler.block_walker import BlockWalker, Visit
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, graphs
+from qcompile.compiler.layer_rows import is_product
 from qcompile.compiler.params import dequantize, quantize
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, QuantPlan, Unit
@@ -36,7 +37,6 @@ from qcompile.compiler.units import Candidate, candidates
 from qcompile.compiler.weight_params import bits_per_weight, weight_params
 from qcompile.compiler.weight_trials import errors_with
 from qcompile.errors import DataError, RecipeError
-from qcompile.passes.quantize.layer_rows import is_product
 from qcompile.passes.quantize.place_weights import stored_unit
 from qcompile.passes.quantize.weight_options import Wanted
 

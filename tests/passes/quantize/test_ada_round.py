@@ -15,12 +15,12 @@ import pytest
 
 from qcompile.compiler.context import CompileContext, Sample
 from qcompile.compiler.formats import INT8
+from qcompile.compiler.layer_rows import LayerRows, every_row, in_layout, matrix
 from qcompile.compiler.plan import QuantPlan
 from qcompile.compiler.simulation import lowered_copy
 from qcompile.compiler.targets.table import Target
 from qcompile.errors import DataError, QCompileError
 from qcompile.passes.quantize.ada_round import AdaRound, best
-from qcompile.passes.quantize.layer_rows import LayerRows, every_row, in_layout, matrix
 from qcompile.passes.quantize.learned_rounding import RoundingProblem, learn, polish
 from tests.compiler.walks import QUANTIZED, ready, whole
 from tests.golden import assert_golden
