@@ -94,6 +94,8 @@ class CompileContext:
         calibrated: the runs of calibration so far, as they go into a checkpoint or a table.
         following: the passes of the recipe behind the one that runs.
         unquantized: the model as the quantize phase found it: what the layers of the result are held against.
+        edits: names of the passes that changed the float function on purpose. `unquantized` is then there in any
+            recipe, and is what the outputs are held against.
         measured: times of operations on the device at hand; None where placement goes by the target's table.
         tuning: the file that such times are read from and kept in; None is the one in the user's cache.
         metric_float: what `metric` gives for the float model, once it was measured.
@@ -123,6 +125,7 @@ class CompileContext:
     metric: Metric | None = None
     metric_float: float | None = None
     unquantized: ir.Model | None = None
+    edits: list[str] = field(default_factory=list)
     report: Report | None = None
 
     @property

@@ -61,6 +61,8 @@ class Pass(BaseModel):
         phase: where in a recipe it may stand.
         requires, provides, invalidates: facts about the model.
         float_equivalent: the pass leaves the float function unchanged (to 1e-5); the pipeline checks it.
+        changes_function: the pass changes the float function on purpose, as pruning does. What it leaves is the
+            float model that the rest of the recipe has to keep, and the proofs say what the change cost.
         measures: the pass runs copies of the model to decide or to correct; it is left out
             when such a copy is made (compiler/simulation.py).
         needs_samples: it cannot run without samples, which is said before the work begins.
@@ -76,6 +78,7 @@ class Pass(BaseModel):
     provides: ClassVar[frozenset[Fact]] = frozenset()
     invalidates: ClassVar[frozenset[Fact]] = frozenset()
     float_equivalent: ClassVar[bool] = False
+    changes_function: ClassVar[bool] = False
     measures: ClassVar[bool] = False
     needs_samples: ClassVar[bool] = False
     changes_interface: ClassVar[bool] = False

@@ -56,9 +56,12 @@ def run_pipeline(
             context.following = passes[len(records) + 1 :]
             if current.phase is Phase.ANALYZE:
                 context.requests = pooled_requests(context.following, model, context)
-            if current.phase is Phase.QUANTIZE and context.unquantized is None:
+            decided = current.phase is Phase.QUANTIZE or (current.phase is Phase.LOWER and context.edits)
+            if decided and context.unquantized is None:
                 context.unquantized = model.clone()
             records.append(_run_pass(current, model, context))
+            if current.changes_function and records[-1].modified:
+                context.edits.append(current.name)
             facts = (facts - current.invalidates) | current.provides
             if observe:
                 observe(current, model)
@@ -66,6 +69,8 @@ def run_pipeline(
                 return records
         if start is not None and any(r.modified for r in records[first:]):
             check_float_function(start, model, together, context)
+    if context.edits and context.unquantized is None:
+        context.unquantized = model.clone()
     return records
 
 

@@ -114,6 +114,15 @@ class OutputNoise(BaseModel):
     max_error: float
 
 
+class Edit(BaseModel):
+    """The price of passes that change the float function on purpose: what they left, in float, against the model as
+    it was given. `metric` is the user's, where there is one."""
+
+    passes: list[str]
+    outputs: list[OutputNoise] = Field(default_factory=list)
+    metric: float | None = None
+
+
 class Speed(BaseModel):
     """Interleaved medians on one provider, in ms; `spread` is (90th - 10th percentile) / median of the ratio."""
 
@@ -182,7 +191,8 @@ class Report(BaseModel):
     """Everything a compilation found out.
 
     `page` is where its HTML page lies, empty when none was written; `kernels` says how the artifact's operators of
-    domain `qcompile` ran in the proofs, empty when it has none.
+    domain `qcompile` ran in the proofs, empty when it has none. Where there is an `edit`, `outputs` and `layers` are
+    held against the edited float model.
     """
 
     model: str
@@ -204,6 +214,7 @@ class Report(BaseModel):
     placement: list[PlacedNode] = Field(default_factory=list)
     proofs: list[Proof] = Field(default_factory=list)
     outputs: list[OutputNoise] = Field(default_factory=list)
+    edit: Edit | None = None
     layers: list[LayerNoise] = Field(default_factory=list)
     float_gains: FloatGains | None = None
     weights: list[Histogram] = Field(default_factory=list)

@@ -35,6 +35,13 @@ def runnable(model: ir.Model) -> Iterator[bytes | Path]:
     if initializer_bytes(model) < _LARGEST_BYTES:
         yield ir.to_proto(model).SerializeToString()
         return
+    with in_a_file(model) as path:
+        yield path
+
+
+@contextmanager
+def in_a_file(model: ir.Model) -> Iterator[Path]:
+    """A temporary file of `model`, its weights beside it."""
     with tempfile.TemporaryDirectory(prefix="qcompile-", dir=scratch_folder()) as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data="model.data", alignment=PAGE, align_threshold=PAGE)

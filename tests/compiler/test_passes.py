@@ -31,6 +31,11 @@ def test_is_documented(cls: type[Pass]) -> None:
 
 
 @every_pass
+def test_keeps_the_function_or_changes_it_on_purpose(cls: type[Pass]) -> None:
+    assert not (cls.float_equivalent and cls.changes_function)
+
+
+@every_pass
 def test_is_frozen_and_lives_alone_in_a_file_of_its_phase(cls: type[Pass]) -> None:
     assert cls.model_config["frozen"]
     assert cls.__module__.split(".")[2] == cls.phase

@@ -154,6 +154,32 @@ def test_a_pass_that_claims_nothing_is_not_checked() -> None:
     run_pipeline([HonestScale(factor=2.0)], small(), context())
 
 
+class Edit(Scale):
+    float_equivalent: ClassVar[bool] = False
+    changes_function: ClassVar[bool] = True
+
+
+class Rename(Wish):
+    phase: ClassVar[Phase] = Phase.LOWER
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        model.graph.name = "lowered"
+        return True
+
+
+def test_what_an_edit_leaves_is_kept_for_the_proofs() -> None:
+    for passes in ([Edit(label="edit")], [Edit(label="edit"), Wish()], [Edit(label="edit"), Rename()]):
+        made, model = context(), small()
+        run_pipeline(passes, model, made)
+        assert made.edits == ["edit"]
+        assert made.unquantized is not None
+        assert made.unquantized.graph.name != "lowered"
+        assert "Mul" in {node.op_type for node in made.unquantized.graph}
+    untouched = context()
+    run_pipeline([Rename()], small(), untouched)
+    assert (untouched.edits, untouched.unquantized) == ([], None)
+
+
 def test_the_held_out_sample_is_what_counts() -> None:
     on = context()
     on.held_out = [{"x": np.zeros((1, 3), np.float32)}]

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 from made_up import encoder_report
 
-from qcompile.compiler.report import FloatGain, FloatGains, LayerNoise, PlacedNode, Proof, Report
+from qcompile.compiler.report import Edit, FloatGain, FloatGains, LayerNoise, OutputNoise, PlacedNode, Proof, Report
 from qcompile.compiler.reporting.charts.gains import gain_bars
 from qcompile.compiler.reporting.charts.noise import noise_chart
 from qcompile.compiler.reporting.charts.placement import strip
@@ -50,6 +50,18 @@ def test_the_page_is_whole_and_fetches_nothing() -> None:
     assert tags.counts["svg"] == 2 + 1 + 9  # two stacks, the noise chart, nine histograms
     for section in ("before-after", "noise", "placement", "units", "kept-float", "weights", "proofs", "passes"):
         assert f'<section id="{section}">' in html
+
+
+def test_an_edit_has_a_section_of_its_own() -> None:
+    report = encoder_report()
+    assert '<section id="edit">' not in render(report)
+    report.edit = Edit(passes=[EVIL], outputs=[OutputNoise(name=EVIL, sqnr=12.3, cosine=0.97, max_error=2)])
+    html = render(report)
+    assert Tags(html).open == []
+    assert EVIL not in html
+    assert '<section id="edit">' in html
+    assert "Noise against the edited float model" in html
+    assert "12.3 dB" in html
 
 
 def test_every_name_is_escaped() -> None:

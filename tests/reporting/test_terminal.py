@@ -5,7 +5,7 @@ import io
 from made_up import encoder_report
 from rich.console import Console
 
-from qcompile.compiler.report import Proof, Report
+from qcompile.compiler.report import Edit, OutputNoise, Proof, Report
 from qcompile.compiler.reporting.terminal import show
 from qcompile.compiler.reporting.verdict import Level, verdict
 
@@ -30,6 +30,18 @@ def test_a_good_compilation_fits_a_screen() -> None:
     ):
         assert part in text
     assert "all-MiniLM-L6-v2.int8-static.html" in text
+
+
+def test_an_edit_is_told_at_the_top_and_beside_the_noise() -> None:
+    report = encoder_report()
+    report.edit = Edit(passes=["prune"], outputs=[OutputNoise(name="logits", sqnr=12.3, cosine=0.97, max_error=2)])
+    report.metric_float, report.metric_compiled, report.edit.metric = 0.91, 0.88, 0.89
+    text = " ".join(" ".join(shown(report)).replace("│", " ").split())
+    said = "Passes changed the float model on purpose: prune; output 'logits' is 12.3 dB from the given model's;"
+    assert f"{said} the metric went from 0.9100 to 0.8900. Noise is held against what they left." in text
+    assert "Outputs against edited float" in text
+    assert "What the edit changed, in float" in text
+    assert "-0.0300, of which -0.0200 is the edit's" in text
 
 
 def test_a_failed_proof_and_a_slower_model_come_first() -> None:

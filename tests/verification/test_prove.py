@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from qcompile.compiler.context import CompileContext
@@ -104,6 +106,37 @@ def test_no_samples_leave_the_numbers_open(models: tuple[Path, Path]) -> None:
     report = Report(model="m", artifact="a", recipe="r", target="cpu", versions={}, data="none")
     prove(report, context, models[1])
     assert {p.name: p.passed for p in report.proofs}["numerics"] is None
+
+
+def test_an_edit_on_purpose_is_what_has_to_be_kept_and_has_its_price(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """The given model is another one than the float form of the artifact, by far."""
+    other = onnx.load(models[0])
+    weight = next(i for i in other.graph.initializer if i.name == "W2")
+    weight.CopyFrom(onnx.numpy_helper.from_array(-4 * onnx.numpy_helper.to_array(weight), "W2"))
+    onnx.save(other, tmp_path / "given.onnx")
+
+    def proved(**edited: Any) -> Report:
+        report = Report(model="m", artifact="a", recipe="r", target="cpu", versions={}, data="none")
+        given = tmp_path / "given.onnx"
+        made = CompileContext(target=target_named("cpu"), float_model=given, held_out=SAMPLES, **edited)
+        made.metric = lambda run: float(run(SAMPLES[0])["y"][0, 0, 0, 0])
+        prove(report, made, models[1])
+        return report
+
+    plain, edited = proved(), proved(unquantized=ir.load(models[0]), edits=["negate", "shrink", "negate"])
+    assert "numerics" in {p.name for p in plain.failed}
+    assert plain.edit is None
+    [numerics] = [p for p in edited.proofs if p.name == "numerics"]
+    assert numerics.passed
+    assert numerics.detail.endswith("against the float model as edited by negate, shrink")
+    assert edited.outputs[0].sqnr > 20
+    assert all((layer.sqnr or 0) > 20 for layer in edited.layers)
+    assert edited.edit is not None
+    assert edited.edit.outputs[0].sqnr < 10
+    assert edited.metric_float is not None
+    assert edited.metric_compiled is not None
+    assert edited.edit.metric == pytest.approx(edited.metric_compiled, rel=0.1)
+    assert edited.edit.metric != pytest.approx(edited.metric_float, rel=0.1)
 
 
 def test_a_slower_model_is_said_to_be_slower_with_its_costly_nodes(

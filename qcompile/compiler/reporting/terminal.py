@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from qcompile.compiler.report import Report
+from qcompile.compiler.report import OutputNoise, Report
 from qcompile.compiler.reporting.coded_terminal import coded_table
 from qcompile.compiler.reporting.summary import float_groups, unit_groups
 from qcompile.compiler.reporting.verdict import Level, verdict
@@ -36,7 +38,8 @@ def show(report: Report, console: Console) -> None:
     console.print(_verdict(report))
     sections: list[tuple[str, RenderableType | None]] = [
         ("Before and after", _before_after(report)),
-        ("Outputs against float", _outputs(report)),
+        ("Outputs against edited float" if report.edit else "Outputs against float", _outputs(report.outputs)),
+        ("What the edit changed, in float", _edit(report)),
         ("What float layers would buy", _gains(report)),
         ("In low precision", _units(report)),
         ("Weights as codes", coded_table(report.coded) if report.coded else None),
@@ -89,23 +92,33 @@ def _before_after(report: Report) -> RenderableType | None:
         )
     if report.metric_float is not None and report.metric_compiled is not None:
         change = report.metric_compiled - report.metric_float
-        table.add_row(
-            "metric", f"{report.metric_float:.4f}", f"{report.metric_compiled:.4f}", f"{change:+.4f} (higher is better)"
-        )
+        edited = report.edit.metric if report.edit else None
+        said = f"{change:+.4f} (higher is better)"
+        if edited is not None:
+            said = f"{change:+.4f}, of which {edited - report.metric_float:+.4f} is the edit's (higher is better)"
+        table.add_row("metric", f"{report.metric_float:.4f}", f"{report.metric_compiled:.4f}", said)
     return table if table.row_count else None
 
 
-def _outputs(report: Report) -> RenderableType | None:
-    if not report.outputs:
+def _outputs(outputs: Sequence[OutputNoise]) -> RenderableType | None:
+    if not outputs:
         return None
     table = _table("output", "SQNR", "cosine", "largest error", numbers=(1, 2, 3))
-    worst = sorted(report.outputs, key=lambda o: o.sqnr)
+    worst = sorted(outputs, key=lambda o: o.sqnr)
     for output in worst[:_MOST_ROWS]:
         table.add_row(
             Text(shortened(output.name, 48)), decibel(output.sqnr), cosine(output.cosine), significant(output.max_error)
         )
     _mention_rest(table, len(worst), "output")
     return table
+
+
+def _edit(report: Report) -> RenderableType | None:
+    if report.edit is None:
+        return None
+    passes = Text(plain(f"by {', '.join(report.edit.passes)}"), "dim")
+    table = _outputs(report.edit.outputs)
+    return Group(table, passes) if table is not None else passes
 
 
 def _gains(report: Report) -> RenderableType | None:

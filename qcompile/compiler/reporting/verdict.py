@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qcompile.compiler.report import Report
-from qcompile.compiler.reporting.wording import count, data_size, plain, significant, times
+from qcompile.compiler.reporting.wording import count, data_size, decibel, plain, significant, times
 
 
 class Level(StrEnum):
@@ -43,7 +43,7 @@ def verdict(report: Report) -> Verdict:
         level,
         _headline(report, level),
         (*(f"Proof failed: {plain(p.name)}. {plain(p.detail)}" for p in failed), *warnings),
-        tuple(plain(n) for n in report.notices if n not in said),
+        (*_edited(report), *(plain(n) for n in report.notices if n not in said)),
     )
 
 
@@ -91,6 +91,19 @@ def _nothing_done(report: Report) -> list[str]:
     if report.bytes_before:
         text += f" and the file went from {data_size(report.bytes_before)} to {data_size(report.bytes_after)}"
     return [text + "."]
+
+
+def _edited(report: Report) -> list[str]:
+    edit = report.edit
+    if edit is None:
+        return []
+    text = f"Passes changed the float model on purpose: {plain(', '.join(edit.passes))}"
+    if edit.outputs:
+        worst = min(edit.outputs, key=lambda output: output.sqnr)
+        text += f"; output '{plain(worst.name)}' is {decibel(worst.sqnr)} from the given model's"
+    if edit.metric is not None and report.metric_float is not None:
+        text += f"; the metric went from {significant(report.metric_float, 4)} to {significant(edit.metric, 4)}"
+    return [text + ". Noise is held against what they left."]
 
 
 def _made_up(report: Report) -> list[str]:

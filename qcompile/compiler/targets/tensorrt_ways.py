@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 import onnx_ir as ir
 
 from qcompile.compiler.graph import graphs
-from qcompile.compiler.structured_sparsity import has_sparse_weights
 from qcompile.compiler.targets.ways import Option, Way
+from qcompile.compiler.weight_pattern import has_sparse_weights
 
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 TENSORRT_RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"

@@ -15,7 +15,8 @@ import onnx_ir as ir
 from qcompile.compiler.context import CompileContext, Metric, Progress, Sample, SilentProgress
 from qcompile.compiler.graph import nodes
 from qcompile.compiler.plan import QuantPlan, Unit
-from qcompile.compiler.report import OutputNoise, Proof, Report
+from qcompile.compiler.report import Edit, OutputNoise, Proof, Report
+from qcompile.compiler.serialization import in_a_file
 from qcompile.compiler.stored_weights import coded_weights, not_on_the_cpu
 from qcompile.compiler.targets.table import Target
 from qcompile.compiler.verification.dispatch import prove_dispatch
@@ -46,7 +47,12 @@ def prove(report: Report, context: CompileContext, artifact: Path) -> None:
     prover = _Prover(report, artifact, context.target, context.progress, context.plan, context.unquantized)
     prover.graph(context.held_out)
     report.metric_float = context.metric_float
-    prover.against(context.float_model, context.held_out, context.metric)
+    if not context.edits or context.unquantized is None:
+        prover.against(context.float_model, context.held_out, context.metric)
+        return
+    report.edit = Edit(passes=list(dict.fromkeys(context.edits)))
+    with in_a_file(context.unquantized) as edited:
+        prover.against(context.float_model, context.held_out, context.metric, edited)
 
 
 def verify(
@@ -129,13 +135,19 @@ class _Prover:
         self.report.placement = placed_nodes(self.model, self.units, reasons)
         self.report.coded = coded_weights(self.model)
 
-    def against(self, float_model: Path, samples: Sequence[Sample], metric: Metric | None) -> None:
-        """Numbers and speed against the float model."""
+    def against(
+        self, float_model: Path, samples: Sequence[Sample], metric: Metric | None, edited: Path | None = None
+    ) -> None:
+        """Numbers and speed against the float model. Numbers are those of the edited one where passes changed the
+        function on purpose: that is what the artifact has to keep; the edit has its price beside it."""
         obstacle = self.not_here() or ("" if samples else "no samples to compare on")
         if obstacle:
             self.add(Proof(name="numerics", passed=None, detail=obstacle))
         else:
-            self.step("numerics", "comparing with the float model", lambda: self.numerics(float_model, samples))
+            kept = edited or float_model
+            self.step("numerics", "comparing with the float model", lambda: self.numerics(kept, samples))
+            if edited is not None:
+                self.price(float_model, edited, samples, metric)
         if metric is not None and self.not_here():
             self.add(Proof(name="metric", passed=None, detail=self.not_here()))
         elif metric is not None:
@@ -222,7 +234,24 @@ class _Prover:
             self.gains(reference, samples, expected)
         if skipped:
             proof = proof.model_copy(update={"detail": f"{proof.detail}; layers not measured: {skipped}"})
+        if edit := self.report.edit:
+            detail = f"{proof.detail}; against the float model as edited by {', '.join(edit.passes)}"
+            proof = proof.model_copy(update={"detail": detail})
         return proof
+
+    def price(self, float_model: Path, edited: Path, samples: Sequence[Sample], metric: Metric | None) -> None:
+        """What the edit changed, in float. No proof: it was wanted, and the user's metric judges the artifact."""
+        assert self.report.edit is not None
+        self.progress.start("measuring what the edit changed", None)
+        try:
+            self.report.edit.outputs, _ = compare_outputs(self.runner(float_model), self.runner(edited), samples)
+            if metric is not None:
+                self.report.edit.metric = measure(metric, self.runner(edited), "edited")
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.report.notices.append(f"what the edit changed was not measured: {first}")
+        finally:
+            self.progress.finish()
 
     def compare(
         self, float_model: Path, samples: Sequence[Sample], expected: list[Mapping[str, Any]]

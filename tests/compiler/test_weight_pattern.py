@@ -1,4 +1,4 @@
-"""The 2:4 pattern: found in float weights and in codes, and nowhere else."""
+"""Patterns N:M: found in float weights and in codes, and nowhere else."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcompile.compiler.structured_sparsity import has_sparse_weights, is_sparse
+from qcompile.compiler.weight_pattern import PATTERN_2_4, Pattern, has_sparse_weights, is_sparse, weight_pattern
 from tests.passes.harness import model_of
 from tests.passes.int8 import head, normal
 
 
-def pruned(weight: np.ndarray, summed: int) -> np.ndarray:
-    """`weight` without the two smallest of every four along `summed`."""
-    rows = np.moveaxis(weight.copy(), summed, -1)
-    groups = rows.reshape(-1, 4)
-    groups[np.arange(len(groups))[:, None], np.argsort(np.abs(groups), axis=1)[:, :2]] = 0
-    return np.moveaxis(groups.reshape(rows.shape), -1, summed)
+def pruned(weight: np.ndarray, summed: int, pattern: Pattern = PATTERN_2_4) -> np.ndarray:
+    """The largest values of `weight` that `pattern` allows along `summed`."""
+    rows = np.moveaxis(weight, summed, -1)
+    return np.moveaxis(np.where(pattern.largest(np.abs(rows)), rows, 0), -1, summed)
 
 
 @given(st.integers(0, 2**31), st.sampled_from([(8, 3), (4, 12), (5, 8, 2)]), st.floats(0.2, 0.9))
@@ -58,3 +56,29 @@ def test_along_what_each_operator_sums_over(op: str, sparse: bool) -> None:
 
 def test_zeros_alone_are_no_pattern() -> None:
     assert not is_sparse(np.zeros((8, 8)), 0)
+
+
+@pytest.mark.parametrize("name", ["1:4", "2:4", "3:8", "4:8", "8:16"])
+def test_every_pattern_is_read_off_the_weight(name: str) -> None:
+    pattern = Pattern.parse(name)
+    weight = normal(64, 48)
+    for summed in (0, 1):
+        found = weight_pattern(pruned(weight, summed, pattern), summed)
+        assert found == pattern
+        assert str(found) == name
+    assert weight_pattern(weight, 0) is None
+    assert weight_pattern(pruned(weight, 0, pattern), 1) != pattern
+
+
+@pytest.mark.parametrize("text", ["", "2", "4:4", "0:4", "5:4", "2:4:8", "-2:4"])
+def test_what_is_no_pattern(text: str) -> None:
+    with pytest.raises(ValueError, match="is no pattern: write N:M with 0 < N < M"):
+        Pattern.parse(text)
+
+
+def test_the_largest_of_each_group_the_first_of_equal_ones() -> None:
+    scores = np.array([[3.0, 1, 2, 4, 5, 5, 5, 5], [0, 0, 1, 0, 4, 3, 2, 1]])
+    kept = [[1, 0, 0, 1, 1, 1, 0, 0], [1, 0, 1, 0, 1, 1, 0, 0]]
+    assert PATTERN_2_4.largest(scores).tolist() == np.array(kept, bool).tolist()
+    torch = pytest.importorskip("torch")
+    assert PATTERN_2_4.largest(torch.from_numpy(scores)).tolist() == np.array(kept, bool).tolist()
