@@ -27,6 +27,7 @@ from pydantic import Field
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import FORMATS
 from qcompile.compiler.graph import graphs, nodes, opset
+from qcompile.compiler.layer_selection import idle_roles
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, QuantPlan, Unit
 from qcompile.compiler.roles import Role, looks_up_ids, roles, sources_of
@@ -42,7 +43,6 @@ from qcompile.passes.quantize.weight_options import (
     Wanted,
     WeightFormat,
     WeightOptions,
-    idle_roles,
     wanted_of,
 )
 

@@ -5,18 +5,15 @@ Entries apply in order, each changing what it names; one that names a format lea
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import onnx_ir as ir
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field
 
-from qcompile.compiler.graph import nodes
-from qcompile.compiler.provenance import sources
+from qcompile.compiler.layer_selection import LayerSelection
 from qcompile.compiler.roles import Role
-from qcompile.errors import RecipeError
 
 WeightFormat = Literal[
     "int2", "uint2", "int4", "uint4", "int8", "uint8", "nf4", "fp8-e4m3", "fp8-e5m2",
@@ -43,29 +40,11 @@ class WeightOptions(BaseModel):
     )
 
 
-class LayerOptions(WeightOptions):
+class LayerOptions(LayerSelection, WeightOptions):
     """What is different in the layers of a name or a role."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-"))
-
-    name: str | None = Field(default=None, description="name of their nodes, with * and ?")
-    role: Role | None = Field(default=None, description="what they are for")
     format: WeightFormat | None = Field(default=None, description="format of their weights")
     keep_float: bool = Field(default=False, description="leave them float")
-
-    @model_validator(mode="after")
-    def _selects(self) -> LayerOptions:
-        if self.name is None and self.role is None:
-            raise ValueError("say which layers, by name, by role, or by both")
-        return self
-
-    def __str__(self) -> str:
-        said = (self.name and f"name '{self.name}'", self.role and f"role '{self.role}'")
-        return " and ".join(filter(None, said))
-
-    def selects(self, node: ir.Node, role: Role | None) -> bool:
-        named = self.name is None or bool(fnmatch.filter([str(node.name), *sources(node)], self.name))
-        return named and self.role in (None, role)
 
 
 @dataclass(frozen=True)
@@ -115,25 +94,3 @@ def wanted_of(node: ir.Node, role: Role | None, everywhere: Wanted, entries: Seq
         if entry.selects(node, role):
             everywhere = everywhere.changed(entry, f"layers[{i}]")
     return everywhere
-
-
-def idle_roles(model: ir.Model, entries: Iterable[LayerOptions], roles: dict[str, Role], asked_by: str) -> list[Role]:
-    """Roles under `layers` that no layer of this model has.
-
-    Raises:
-        RecipeError: a name that matches nothing: a recipe holds for many models, a name for one.
-    """
-    found = list(nodes(model))
-    idle = []
-    for i, entry in enumerate(entries):
-        if any(entry.selects(node, roles.get(str(node.name))) for node in found):
-            continue
-        if entry.name is not None:
-            raise RecipeError(
-                f"layers[{i}]: no layer has the {entry}",
-                where=asked_by,
-                hint="`qcompile inspect MODEL` lists the names of its nodes",
-            )
-        assert entry.role is not None
-        idle.append(entry.role)
-    return idle
