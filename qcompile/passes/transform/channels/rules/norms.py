@@ -1,0 +1,97 @@
+"""Norms, pooling, reductions and softmax: along some axes they work on each channel alone, along others on all of them.
+
+Where a mean or a variance is taken over the channels, those that stay change when one goes: only the width of a
+model runs through such an axis, and only for one who asks for it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.compiler.graph import constant
+from qcompile.passes.transform.channels.flow import Axes, Flow, Rule
+from qcompile.passes.transform.channels.indices import FROZEN
+
+
+def _channel_norm(node: ir.Node, flow: Flow) -> list[Axes | None]:
+    """BatchNormalization and InstanceNormalization: operands of one value for each channel."""
+    x = flow.axes(node, 0)
+    rows = [flow.axes(node, i) for i in range(1, len(node.inputs))]
+    if x is None or len(x) < 2 or None in rows:
+        return flow.freeze_inputs(node)
+    flow.join(x[1], *(row[0] for row in rows if row is not None))
+    return [x, *(flow.frozen(v) for v in node.outputs[1:])]
+
+
+def _row_norm(node: ir.Node, flow: Flow) -> list[Axes | None]:
+    """LayerNormalization and its kin: over the last axes, with operands that broadcast."""
+    operands = [flow.axes(node, i) for i, v in enumerate(node.inputs) if v is not None]
+    known = [axes for axes in operands if axes is not None]
+    if len(known) < len(operands):
+        return flow.freeze_inputs(node)
+    result = flow.broadcast(*known)
+    over = result[node.attributes.get_int("axis", -1) % len(result) :]
+    flow.freeze(*over[:-1])
+    flow.width += [axis for axis in over[-1:] if axis is not None]
+    same = [v.shape is not None and len(v.shape) == len(result) for v in node.outputs]
+    return [result if alike else flow.frozen(v) for v, alike in zip(node.outputs, same, strict=True)]
+
+
+def _softmax(node: ir.Node, flow: Flow) -> list[Axes | None]:
+    x = flow.axes(node, 0)
+    if x is None:
+        return flow.freeze_inputs(node)
+    along = node.attributes.get_int("axis", -1) % len(x)
+    flow.freeze(x[along])
+    flow.heads += [axis for i, axis in enumerate(x) if i != along and axis is not None]
+    return [x]
+
+
+def _pool(node: ir.Node, flow: Flow) -> list[Axes | None]:
+    x = flow.axes(node, 0)
+    if x is None or len(x) < 3:
+        return flow.freeze_inputs(node)
+    flow.freeze(*x[2:])
+    result = flow.frozen(node.outputs[0])
+    image = (*x[:2], *(result[2:] if result is not None else [None] * len(x[2:])))
+    return [image] * len(node.outputs)
+
+
+def _reduce(node: ir.Node, flow: Flow) -> list[Axes | None]:
+    x = flow.axes(node, 0)
+    asked = constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    given = node.attributes.get_ints("axes", ()) if asked is None else [int(a) for a in asked.reshape(-1)]
+    if x is None or not given:
+        return flow.freeze_inputs(node)
+    over = {axis % len(x) for axis in given}
+    for axis in over:
+        along = x[axis]
+        if node.op_type == "ReduceMean" and along is not None:
+            flow.width.append(along)
+        elif node.op_type not in _SUMS:
+            flow.freeze(along)
+    keeps = node.attributes.get_int("keepdims", 1)
+    one = np.full(1, FROZEN)
+    return [tuple(one if i in over else axis for i, axis in enumerate(x) if keeps or i not in over)]
+
+
+_SUMS = ("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
+"""A channel of zeros adds nothing to these."""
+
+NORMS = {
+    **dict.fromkeys(("BatchNormalization", "InstanceNormalization"), Rule(_channel_norm)),
+    **dict.fromkeys(
+        (
+            "LayerNormalization",
+            "RMSNormalization",
+            "SimplifiedLayerNormalization",
+            "SkipLayerNormalization",
+            "SkipSimplifiedLayerNormalization",
+        ),
+        Rule(_row_norm),
+    ),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), Rule(_softmax)),
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool"), Rule(_pool)),
+    **dict.fromkeys((*_SUMS, "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSumExp"), Rule(_reduce)),
+}
