@@ -28,6 +28,10 @@ _FIRST = 64
 """Rows that are looked at before all are: a dense weight shows itself at once."""
 
 
+_LEAST_PRUNED = 0.1
+"""Share of zeros from which somebody meant them."""
+
+
 @dataclass(frozen=True)
 class Pattern:
     """At most `kept` of every `group` values in a row are not zero."""
@@ -81,6 +85,11 @@ def weight_pattern(weight: npt.NDArray[Any], summed: int) -> Pattern | None:
         if Pattern(group // 2, group).holds(rows):
             return Pattern(_most(rows, group), group)
     return None
+
+
+def is_pruned(weight: npt.NDArray[Any]) -> bool:
+    """Whether so many values of `weight` are 0 that it is no chance."""
+    return bool(np.count_nonzero(weight) <= (1 - _LEAST_PRUNED) * weight.size)
 
 
 def has_sparse_weights(model: ir.Model) -> bool:

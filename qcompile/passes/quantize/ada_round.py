@@ -160,6 +160,7 @@ class _Block:
             scale=put(matrix(node, scale)),
             zero_point=put(matrix(node, np.rint(-offset / scale))),
             planned=put(matrix(node, planned.codes.astype(np.int32))),
+            pruned=put(matrix(node, weight == 0)),
             lowest=-int(fmt.high) if planned.params.spec.symmetric and fmt.is_signed else int(fmt.low),
             highest=int(fmt.high),
             bias=put(bias.read().reshape(start.shape) if bias else start),

@@ -6,7 +6,8 @@
 X is what the layer reads behind the quantized layers before it, over all rows of all samples; rounding with error
 feedback (error_feedback.py) chooses the codes. The grids are the plan's: scales and zero points are not touched
 (static groups), whatever their format and granularity. Inputs are taken in the order of the diagonal of H, largest
-first. An input that is 0 in every sample keeps its nearest codes; so does a layer whose weight another reads too.
+first. An input that is 0 in every sample keeps its nearest codes; so does a layer whose weight another reads too. A
+weight that is 0 stays 0, and the others make good what it would have taken: a pruned layer keeps its pattern.
 
 W: [groups, N, K], X: [groups, K, rows]; convolutions as products of what the kernel sees (layer_rows.py). Memory is
 one H for each tensor that layers of one wave read, and the activations between two waves.
@@ -229,9 +230,9 @@ def _rounded(like: _Layer, parts: Sequence[Any], back: Feedback) -> Any:
 
     def nearest(column: int, values: Any) -> tuple[Any, Any]:
         own = Grid(like.format, scale[:, column], None if zero is None else zero[:, column], fractional)
-        codes = own.codes(values, xp)
+        codes = own.codes(xp.where(kept[:, column], values, 0), xp)
         return codes, own.values(codes, xp)
 
-    codes = xp.empty_like(weight)
+    codes, kept = xp.empty_like(weight), weight != 0
     rounded(weight, back, nearest, codes)
     return codes

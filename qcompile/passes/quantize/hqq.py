@@ -10,7 +10,7 @@ it saw, that of round-to-nearest included: the loss never rises. Scales are thos
 
 W [N, K] in the model's layout, z_b [N, blocks]. Zero points lie between codes, which costs as many bits as a scale, and
 which only MatMulNBits takes; all other layers keep theirs, and so do symmetric ones, those whose inputs are codes, and
-a head whose codes a table reads too.
+a head whose codes a table reads too. Pruned ones keep theirs as well: 0 has a code only where z is a whole number.
 Rounded to whole numbers they would be those of round-to-nearest again. Source: Badri & Shaji, "Half-Quadratic
 Quantization of Large Machine Learning Models", 2023, there in units of the weights.
 
@@ -34,6 +34,7 @@ from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.specs import PerBlock
 from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.weight_params import pieces_of, sums
+from qcompile.compiler.weight_pattern import is_pruned
 from qcompile.passes.quantize.weight_grids import layers_that_read_float, requantize
 from qcompile.runtime.device import fetch
 
@@ -58,15 +59,21 @@ class Hqq(Pass):
         weights = context.plan.weights
         layers = layers_that_read_float(model, context)
         looked_up = {unit.tied for unit in context.plan.units.values()}
-        chosen = [
+        open_to_it = [
             x
             for x in layers
             if x.lowering is Lowering.BLOCKS and x.unit.node not in looked_up and _is_asymmetric(weights[x.key].params)
         ]
-        if len(chosen) < len(layers):
+        chosen = [x for x in open_to_it if not is_pruned(x.weight())]
+        if len(open_to_it) < len(layers):
             context.notice(
-                f"{self.name}: {len(layers) - len(chosen)} of {len(layers)} layers keep their zero points: theirs are "
-                "whole numbers, or none (place-weights.symmetric: false gives MatMulNBits some)"
+                f"{self.name}: {len(layers) - len(open_to_it)} of {len(layers)} layers keep their zero points: theirs "
+                "are whole numbers, or none (place-weights.symmetric: false gives MatMulNBits some)"
+            )
+        if len(chosen) < len(open_to_it):
+            context.notice(
+                f"{self.name}: {len(open_to_it) - len(chosen)} pruned layers keep their zero points: one between two "
+                "codes has no code for the weights that are 0"
             )
         requantize(chosen, lambda _, weight, planned: solved(weight, planned), context)
         return False

@@ -7,6 +7,7 @@
 Gradients pass the rounding as if it were not there (straight-through). At V = 0, a = b = 1 the codes are those of
 the plan: where they are not the nearest, W is moved to the rim of the code's cell. Scales are rounded as they are
 stored; those that are stored quantized themselves are not learned, nor are zero points that are no whole number.
+A weight that is 0 stays 0: its code is z.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class LearnedGrid:
 
         self.scale, self.zero = tensor(planned.params.scale), tensor(planned.params.zero_point)
         self.exact, self.codes = tensor(weight), tensor(planned.codes.astype(np.int32))
+        self.pruned = (self.exact == 0) & (planned.params.zero_point.dtype == np.int32)
         scale, zero = self.spread(self.scale), self.spread(self.zero)
         steps = self.exact / scale + zero
         nearest = torch.clamp(torch.round(steps), self.low, self.high)
@@ -89,7 +91,8 @@ class LearnedGrid:
 
         scale, zero = (self.spread(t) for t in self.grid())
         steps = self.given / scale + zero + self.rounding
-        return torch.clamp(steps + (torch.round(steps) - steps).detach(), self.low, self.high)
+        codes = torch.clamp(steps + (torch.round(steps) - steps).detach(), self.low, self.high)
+        return torch.where(self.pruned, zero, codes)
 
     def weight(self) -> torch.Tensor:
         """W~, differentiable in `parameters`."""

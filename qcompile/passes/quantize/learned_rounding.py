@@ -5,8 +5,8 @@
 
 e_c is the noise that rounding to nearest adds to channel c and K the weights of a channel, so one lambda
 serves all layers and numbers of bits. beta falls from 20 to 2, and draws every h to 0 or 1. All V start where
-h is the fraction of w/s + z. What the gradients leave, `polish` takes: single changes that lower the error.
-Shapes as in layer_rows.py. Source: Nagel et al., "Up or Down? Adaptive Rounding
+h is the fraction of w/s + z; a weight that is 0 stays 0. What the gradients leave, `polish` takes: single
+changes that lower the error. Shapes as in layer_rows.py. Source: Nagel et al., "Up or Down? Adaptive Rounding
 for Post-Training Quantization", 2020.
 """
 
@@ -44,6 +44,7 @@ class RoundingProblem:
         grid: the weights in steps, w/s + z: [groups, N, K].
         scale, zero_point: of each weight: [groups, N, K].
         planned: the codes as they are: [groups, N, K].
+        pruned: where a weight is 0 and keeps its planned code: [groups, N, K].
         lowest, highest: the codes there are.
         bias: [groups, N].
         clip: the activation behind the layer, as its bounds.
@@ -54,6 +55,7 @@ class RoundingProblem:
     scale: Array
     zero_point: Array
     planned: Array
+    pruned: Array
     lowest: int
     highest: int
     bias: Array
@@ -86,6 +88,7 @@ def learn(problem: RoundingProblem, iterations: int, seed: int) -> Array:
     x, scale, zero, bias = (tensor(a) for a in (problem.inputs, problem.scale, problem.zero_point, problem.bias))
     wanted = torch.clamp(tensor(problem.outputs), *problem.clip)
     weigh = tensor(_weigh(problem))
+    planned, pruned = tensor(problem.planned), tensor(problem.pruned).bool()
     below = torch.floor(tensor(problem.grid))
     v = torch.special.logit((tensor(problem.grid) - below + 0.1) / 1.2).requires_grad_()
     optimizer = torch.optim.Adam([v], lr=_RATE)
@@ -93,7 +96,8 @@ def learn(problem: RoundingProblem, iterations: int, seed: int) -> Array:
     for i in range(iterations):
         some = torch.randperm(rows, generator=random)[:at_once].to(x.device)
         up = _gate(v, torch)
-        weight = (torch.clamp(below + up, problem.lowest, problem.highest) - zero) * scale
+        codes = torch.clamp(below + up, problem.lowest, problem.highest)
+        weight = (torch.where(pruned, planned, codes) - zero) * scale
         given = torch.baddbmm(bias[:, None], x[:, some], weight.transpose(1, 2))
         loss = (torch.square(torch.clamp(given, *problem.clip) - wanted[:, some]).mean(1) * weigh).sum()
         progress = (i / iterations - _FREE) / (1 - _FREE)
@@ -105,7 +109,7 @@ def learn(problem: RoundingProblem, iterations: int, seed: int) -> Array:
         optimizer.step()
     with torch.no_grad():
         codes = torch.clamp(below + (_gate(v, torch) >= 0.5), problem.lowest, problem.highest)
-    found = codes.to(torch.int32)
+    found = torch.where(pruned, planned, codes).to(torch.int32)
     return found.numpy() if isinstance(problem.grid, np.ndarray) else found
 
 
@@ -125,7 +129,7 @@ def polish(problem: RoundingProblem, codes: Array) -> Array:
     groups, channels = (xp.arange(n, device=device(gram)) for n in here.shape[:2])
     for _ in range(problem.grid.shape[2]):
         other = xp.clip(2 * below + 1 - here, problem.lowest, problem.highest)
-        step = (other - here) * scale
+        step = xp.where(problem.pruned, 0, other - here) * scale
         change = (2 * slope + step * diagonal) * step
         best = groups[:, None], channels[None, :], xp.argmin(change, axis=2)
         gains = change[best] < 0

@@ -46,6 +46,7 @@ def problem(
         scale=scale,
         zero_point=np.zeros_like(scale),
         planned=np.rint(grid).astype(np.int32),
+        pruned=grid == 0,
         lowest=-high,
         highest=high,
         bias=np.zeros((1, len(weight)), np.float32),
