@@ -21,8 +21,9 @@ def nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
-    """The array behind an initializer or a Constant node's output, else None."""
-    if value is None or (value.is_graph_input() and not value.is_initializer()):
+    """The array behind an initializer or a Constant node's output, else None; who runs a model may override an
+    initializer that is an input too."""
+    if value is None or value.is_graph_input():
         return None
     if value.const_value is not None:
         return value.const_value.numpy()
@@ -34,7 +35,7 @@ def constant(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
 
 def is_constant(value: ir.Value | None) -> bool:
     """`constant(value) is not None`, without reading the array."""
-    if value is None or (value.is_graph_input() and not value.is_initializer()):
+    if value is None or value.is_graph_input():
         return False
     node = value.producer()
     return value.const_value is not None or (node is not None and node.op_type == "Constant")

@@ -1,0 +1,205 @@
+"""Where the modules of an adapter lie in a graph, found by the names that exporters leave.
+
+A module of an adapter has a path, model.layers.0.self_attn.q_proj. A layer of the graph has several: its node, its
+weight, its result and the nodes it was made of are called after the module, and torch keeps the module's scopes beside
+the node. Behind the path stand up to two words of the exporter (.../q_proj/MatMul_output_0). The two belong together
+where one path ends with the other, since an export may begin below or above the module that was trained.
+
+Errors: DataError naming the modules that no layer, or more than one, is called after.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import onnx_ir as ir
+
+from qcompile.compiler.graph import is_constant, nodes
+from qcompile.compiler.lora.adapter import Update
+from qcompile.compiler.provenance import sources
+from qcompile.errors import DataError
+
+Path = tuple[str, ...]
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_TAIL = 2
+_SHOWN = 5
+_SAME = {"self_attn": "attn"}
+"""Words for one module: ONNX Runtime's builder of language models has its own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A node with a constant weight: MatMul, Gemm, Conv, or the Gather of a table."""
+
+    node: ir.Node
+
+    @property
+    def table(self) -> bool:
+        return self.node.op_type == "Gather"
+
+    @property
+    def position(self) -> int:
+        """Which input the weight is."""
+        return 0 if self.table else 1
+
+    @property
+    def weight(self) -> ir.Value:
+        value = self.node.inputs[self.position]
+        assert value is not None
+        return value
+
+    @property
+    def inputs_first(self) -> bool:
+        """The weight is [K, N]."""
+        return not (self.table or self.node.op_type == "Conv" or self.node.attributes.get_int("transB", 0))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight as frameworks hold it: [N, K], [N, C, h, w], or [V, D] of a table."""
+        assert self.weight.shape is not None
+        shape = self.weight.shape.numpy()
+        return shape[::-1] if self.inputs_first else shape
+
+    @cached_property
+    def paths(self) -> frozenset[Path]:
+        """What the node and its weight are called after."""
+        node = self.node
+        names = [node.name, *sources(node), self.weight.name, node.outputs[0].name]
+        return frozenset(path for name in names if name for path in [parts(name)]) | scopes(node)
+
+    def __str__(self) -> str:
+        return f"'{self.node.name}' ({_dimensions(self.shape)})"
+
+
+def places(model: ir.Model) -> list[Place]:
+    """All of them, in graph order."""
+    return [Place(node) for node in nodes(model) if _has_weight(node)]
+
+
+def _has_weight(node: ir.Node) -> bool:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "Gather", "Gemm", "MatMul"):
+        return False
+    position = 0 if node.op_type == "Gather" else 1
+    weight = node.inputs[position]
+    if weight is None or not is_constant(weight) or is_constant(node.inputs[1 - position]):
+        return False
+    plain = not (node.attributes.get_int("transA", 0) or node.attributes.get_int("axis", 0))
+    floating = weight.dtype is not None and weight.dtype.is_floating_point()
+    ranks = (3, 4, 5) if node.op_type == "Conv" else (2,)
+    return plain and floating and weight.shape is not None and len(weight.shape) in ranks
+
+
+def parts(name: str) -> Path:
+    """The words of a name."""
+    return tuple(_SAME.get(word, word) for word in re.split(r"[/.]", name) if word)
+
+
+def scopes(node: ir.Node) -> frozenset[Path]:
+    """The modules that torch says the node belongs to, the innermost two."""
+    try:
+        found = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    except (SyntaxError, ValueError):
+        return frozenset()
+    return frozenset(parts(name) for name in found[-2:] if isinstance(name, str) and name)
+
+
+class Places:
+    """The places of a model, by their paths."""
+
+    def __init__(self, found: Sequence[Place]) -> None:
+        self.found = found
+        self._by_word: dict[tuple[str, bool], dict[Place, set[Path]]] = defaultdict(dict)
+        for place in found:
+            for path in place.paths:
+                for end in range(max(1, len(path) - _TAIL), len(path) + 1):
+                    self._by_word[path[end - 1], place.table].setdefault(place, set()).add(path[:end])
+
+    def named(self, module: str, table: bool = False) -> list[Place]:
+        """The places whose paths have most in common with that of `module`: one, unless names are missing or equal."""
+        wanted = parts(module)
+        common = {
+            place: max(common_end(wanted, path) for path in paths)
+            for place, paths in self._by_word[wanted[-1], table].items()
+        }
+        longest = max(common.values(), default=0)
+        return [place for place, length in common.items() if length == longest > 0]
+
+    def of(self, modules: Mapping[str, bool]) -> dict[str, Place]:
+        """The place of each module.
+
+        Args:
+            modules: path of a module -> whether it is a table.
+
+        Raises:
+            DataError: which modules have none or more than one, and which share one.
+        """
+        chosen: dict[str, Place] = {}
+        faults: dict[str, str] = {}
+        for module, table in modules.items():
+            best = self.named(module, table)
+            if len(best) == 1:
+                chosen[module] = best[0]
+            else:
+                faults[module] = f"is the name of {' and '.join(map(str, best[:2]))}" if best else "not found"
+        if faults:
+            shown = listed([f"{module} ({fault})" for module, fault in faults.items()])
+            raise DataError(
+                f"{len(faults)} of {len(modules)} modules of the adapter have no layer of their own in the model: "
+                f"{shown}",
+                hint=self._closest(next(iter(faults))),
+            )
+        readers: dict[Place, str] = {}
+        for module, place in chosen.items():
+            if place in readers:
+                raise DataError(f"modules '{readers[place]}' and '{module}' of the adapter both fit layer {place}")
+            readers[place] = module
+        return chosen
+
+    def _closest(self, module: str) -> str:
+        names = [str(place.node.name) for place in self.found]
+        if not names:
+            return "the model has no layers with constant float weights; is it quantized?"
+        close = difflib.get_close_matches("/".join(parts(module)), names, n=1, cutoff=0.3) or names[:1]
+        return f"the nearest name of {len(names)} layers of the model is '{close[0]}'"
+
+
+def check_shapes(updates: Mapping[str, Update], chosen: Mapping[str, Place]) -> None:
+    """Each update has the shape of the weight it is for.
+
+    Raises:
+        DataError: which have not.
+    """
+    faults = [
+        f"{module}: B A is {_dimensions(update.shape)}, layer '{chosen[module].node.name}' is "
+        f"{_dimensions(chosen[module].shape)}"
+        for module, update in updates.items()
+        if update.shape != chosen[module].shape
+    ]
+    if faults:
+        raise DataError(
+            f"{len(faults)} of {len(updates)} modules of the adapter do not have the shape of their layers: "
+            f"{listed(faults)}",
+            hint="was it trained on another model, or on one of another size?",
+        )
+
+
+def listed(texts: Sequence[str]) -> str:
+    """The first few."""
+    return "; ".join(texts[:_SHOWN]) + ("; ..." if len(texts) > _SHOWN else "")
+
+
+def common_end(a: Path, b: Path) -> int:
+    """The length of the shorter path where the longer one ends with it, else 0."""
+    short = min(len(a), len(b))
+    return short if a[-short:] == b[-short:] else 0
+
+
+def _dimensions(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

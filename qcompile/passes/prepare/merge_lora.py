@@ -1,0 +1,129 @@
+"""A LoRA adapter goes into the weights of the layers it was trained for.
+
+    W' = W + s B A        compiler/lora/adapter.py has the kinds of adapters
+
+W: [N, K], A: [r, K], B: [N, r], in float32 and then in the type of the weight. Biases and whole modules that were
+trained beside take the place of those of the model. A weight that others read too is untied first: they keep theirs.
+Source: Hu et al., "LoRA", 2021, section 4.1 ("no additional inference latency").
+
+Errors: DataError naming the modules or tensors of the adapter that have no layer in the model, more than one, or one of
+another shape. Nothing is merged then.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field, field_serializer
+
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.graph import constant, is_constant
+from qcompile.compiler.lora.adapter import Adapter, Floats, read_adapter
+from qcompile.compiler.lora.places import Place, Places, check_shapes, common_end, listed, parts, places
+from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.errors import DataError, RecipeError
+from qcompile.passes.prepare.surgery import Names, sole_reader
+from qcompile.passes.prepare.untie import set_constant
+
+
+class MergeLora(Pass):
+    """Add an adapter to the weights of the model."""
+
+    name: ClassVar[str] = "merge-lora"
+    phase: ClassVar[Phase] = Phase.PREPARE
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.UNIQUE_NAMES})
+    changes_function: ClassVar[bool] = True
+
+    adapter: str = Field(default="", description="the folder that PEFT's save_pretrained wrote")
+
+    @field_serializer("adapter")
+    def _without_folder(self, adapter: str) -> str:
+        return Path(adapter).name
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        if not self.adapter:
+            raise RecipeError("merge-lora has no adapter", hint=f"--set {self.name}.adapter=FOLDER")
+        adapter = read_adapter(Path(self.adapter))
+        known, names = Places(places(model)), Names(model)
+        chosen = known.of({module: update.table for module, update in adapter.updates.items()})
+        check_shapes(adapter.updates, chosen)
+        trained = {name: _Trained.find(name, array, adapter, known, model) for name, array in adapter.trained.items()}
+        if missing := [name for name, found in trained.items() if found is None]:
+            raise DataError(
+                f"{len(missing)} of {len(trained)} tensors that the adapter holds whole have no place of their shape "
+                f"in the model: {listed(missing)}",
+                where=self.adapter,
+            )
+        changes = [_merge(chosen[module], adapter, module, names) for module in adapter.updates]
+        for found in trained.values():
+            assert found is not None
+            found.put(names)
+        whole = f"; {len(trained)} tensors replaced" if trained else ""
+        amount = f" (rank {adapter.ranks}), by {np.mean(changes):.2%} of their norm on average" if changes else ""
+        context.notice(f"adapter '{adapter.name}': {len(changes)} layers updated{amount}{whole}")
+        return True
+
+
+def _merge(place: Place, adapter: Adapter, module: str, names: Names) -> float:
+    """Add the update; how large it is beside the weight."""
+    stored = constant(place.weight)
+    assert stored is not None
+    weight = stored.astype(np.float32)
+    old = weight.T if place.inputs_first else weight
+    new = adapter.updates[module].applied(old)
+    layout = new.T if place.inputs_first else new
+    set_constant(place.node, place.position, layout.astype(stored.dtype), names)
+    return float(np.linalg.norm(new - old) / max(np.linalg.norm(old), np.finfo(np.float32).tiny))
+
+
+class _Trained:
+    """A whole tensor of the adapter, and the input of a node that it takes the place of."""
+
+    def __init__(self, node: ir.Node, position: int, array: Floats) -> None:
+        self.node, self.position, self.array = node, position, array
+
+    @classmethod
+    def find(cls, name: str, array: Floats, adapter: Adapter, known: Places, model: ir.Model) -> _Trained | None:
+        """Where `array` belongs: the weight or bias of a layer called after its module, or a constant of its name."""
+        module, _, leaf = name.rpartition(".")
+        for place in [*known.named(module), *known.named(module, table=True)] if module else []:
+            if leaf == "weight" and array.ndim > 1:
+                outputs_first = array.T if adapter.inputs_first and place.inputs_first else array
+                if outputs_first.shape == place.shape:
+                    layout = outputs_first.T if place.inputs_first else outputs_first
+                    return cls(place.node, place.position, layout)
+            if leaf == "bias" and (at := _bias(place.node)) and _shape(*at) == array.shape:
+                return cls(*at, array)
+        wanted = parts(name)
+        for value in model.graph.initializers.values():
+            path = parts(value.name or "")
+            same = common_end(wanted, path) > 1 or path == wanted
+            if same and value.uses() and value.shape == ir.Shape(array.shape):
+                use = next(iter(value.uses()))
+                return cls(use.node, use.idx, array)
+        return None
+
+    def put(self, names: Names) -> None:
+        old = self.node.inputs[self.position]
+        assert old is not None
+        dtype = old.dtype.numpy() if old.dtype is not None else np.float32
+        set_constant(self.node, self.position, self.array.astype(dtype), names)
+
+
+def _bias(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """Who reads the bias of a layer, and as which input."""
+    if len(node.inputs) > 2 and is_constant(node.inputs[2]):
+        return node, 2
+    add = sole_reader(node.outputs[0])
+    if add is None or add.op_type != "Add":
+        return None
+    position = next((i for i, value in enumerate(add.inputs) if is_constant(value)), None)
+    return None if position is None else (add, position)
+
+
+def _shape(node: ir.Node, position: int) -> tuple[int, ...] | None:
+    value = node.inputs[position]
+    return value.shape.numpy() if value is not None and value.shape is not None else None

@@ -1,0 +1,111 @@
+"""The small decoder with the names of a language model, its twin in torch, and adapters that PEFT writes for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from tests.passes.harness import Arrays
+from tests.passes.llama import HEAD, HEADS, WIDTH, llama, matrices
+
+_ATTENTION = ("q", "k", "v", "o")
+
+
+def path(letter: str, layer: int) -> str:
+    """The module that weight `w_{letter}{layer}` belongs to."""
+    group = "self_attn" if letter in _ATTENTION else "mlp"
+    return f"model.layers.{layer}.{group}.{letter}_proj"
+
+
+def named_llama(layers: int = 2) -> ir.Model:
+    """The decoder with nodes and weights called as torch's exporter calls them."""
+    model = llama(layers)
+    for i in range(layers):
+        for letter in matrices():
+            model.graph.initializers[f"w_{letter}{i}"].name = path(letter, i) + ".weight"
+    for node in model.graph:
+        weight = node.inputs[1] if len(node.inputs) > 1 else None
+        if weight is not None and str(weight.name).endswith("_proj.weight"):
+            words = str(weight.name).removesuffix(".weight").replace(".layers.", "/layers#").replace(".", "/")
+            node.name = f"/{words.replace('#', '.')}/MatMul"
+    return model
+
+
+class _Layer(nn.Module):
+    def __init__(self, weights: dict[str, torch.Tensor], i: int) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = nn.Module(), nn.Module()
+        for letter in matrices():
+            linear = nn.Linear(1, 1, bias=False)
+            linear.weight = nn.Parameter(weights[path(letter, i) + ".weight"].T.contiguous())
+            linear.out_features, linear.in_features = linear.weight.shape
+            setattr(self.self_attn if letter in _ATTENTION else self.mlp, f"{letter}_proj", linear)
+        self.gammas = [weights[f"gamma{norm}{i}"] for norm in "af"]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, m = self.self_attn, self.mlp
+        n = _norm(x, self.gammas[0])
+        q, k, v = (_heads(p(n)) for p in (a.q_proj, a.k_proj, a.v_proj))
+        k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
+        mixed = torch.softmax(q @ k.transpose(2, 3), -1) @ v
+        h = x + a.o_proj(mixed.transpose(1, 2).flatten(2))
+        n = _norm(h, self.gammas[1])
+        return h + m.down_proj(nn.functional.silu(m.gate_proj(n)) * m.up_proj(n))
+
+
+class Twin(nn.Module):
+    """The decoder in torch, with the weights of `model`."""
+
+    def __init__(self, model: ir.Model) -> None:
+        super().__init__()
+        weights = {
+            name: torch.from_numpy(v.const_value.numpy().copy())
+            for name, v in model.graph.initializers.items()
+            if v.const_value is not None
+        }
+        self.model = nn.Module()
+        self.model.layers = nn.ModuleList(
+            _Layer(weights, i) for i in range(sum(".q_proj." in name for name in weights))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.model.layers:
+            x = layer(x)
+        return x
+
+
+def _norm(x: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+    return x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-5) * gamma
+
+
+def _heads(x: torch.Tensor) -> torch.Tensor:
+    return x.unflatten(-1, (-1, HEAD)).transpose(1, 2)
+
+
+def peft_adapter(folder: Path, model: ir.Model, x: np.ndarray[Any, Any], seed: int = 0, **options: Any) -> Any:
+    """Write an adapter of random numbers with PEFT; what its model computes of `x`."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]} | options
+    adapted = get_peft_model(Twin(model), LoraConfig(**settings)).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.1)
+        result = adapted(torch.from_numpy(x)).numpy()
+    adapted.save_pretrained(folder)
+    return result
+
+
+def sample(seed: int = 3, rows: int = 5) -> Arrays:
+    """One input of the decoder."""
+    return {"x": np.random.default_rng(seed).standard_normal((2, rows, WIDTH)).astype(np.float32)}
+
+
+assert HEADS * HEAD == WIDTH
