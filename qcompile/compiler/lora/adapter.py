@@ -90,14 +90,16 @@ class Update:
         product = self.up.reshape(self.up.shape[0], self.rank) @ self.down.reshape(self.rank, -1)
         if self.table:
             product = product.T
-        return np.float32(self.scale) * product.reshape(self.shape)
+        scaled: Floats = np.float32(self.scale) * product.reshape(self.shape)
+        return scaled
 
     def applied(self, weight: Floats) -> Floats:
         """W', for the weight W in `shape`."""
-        found = weight + self.delta()
+        found: Floats = weight + self.delta()
         if self.magnitude is None:
             return found
-        return found * (self.magnitude / np.linalg.norm(found, axis=1))[:, None]
+        lengths: Floats = np.linalg.norm(found, axis=1).astype(np.float32)
+        return found * (self.magnitude / lengths)[:, None]
 
 
 @dataclass(frozen=True, eq=False)

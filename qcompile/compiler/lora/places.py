@@ -58,7 +58,8 @@ class Place:
     @property
     def inputs_first(self) -> bool:
         """The weight is [K, N]."""
-        return not (self.table or self.node.op_type == "Conv" or self.node.attributes.get_int("transB", 0))
+        outputs_first = self.table or self.node.op_type == "Conv" or self.node.attributes.get_int("transB", 0)
+        return not outputs_first
 
     @property
     def shape(self) -> tuple[int, ...]:
