@@ -27,15 +27,20 @@ class Option:
     error: float
 
 
-def allocate(layers: Sequence[Sequence[Option]], budget: float) -> list[int]:
-    """The number of the option that each layer takes."""
+def allocate(layers: Sequence[Sequence[Option]], budget: float, given_by: str) -> list[int]:
+    """The number of the option that each layer takes.
+
+    Args:
+        given_by: the option of a pass that the budget comes from, for the error.
+    """
     hulls = [_hull(options) for options in layers]
     taken = [hull[0] for hull in hulls]
     left = budget - sum(options[i].cost for options, i in zip(layers, taken, strict=True))
     if left < 0:
         raise RecipeError(
             f"the layers cost {budget - left:.4g} at least, and {budget:.4g} is all that is allowed",
-            hint="allow more, or leave layers out",
+            where=given_by,
+            hint="allow more",
         )
     steps = [
         (_slope(layers[i], a, b), i, n, b) for i, hull in enumerate(hulls) for n, (a, b) in enumerate(pairwise(hull))

@@ -78,7 +78,7 @@ class BlockWalker:
     def __iter__(self) -> Iterator[Visit]:
         """The visits. When the loop goes on to the next, the activations are carried over the block."""
         progress = self.context.progress
-        checkpoint = WalkCheckpoint(self.model, self.context, self.method)
+        checkpoint = WalkCheckpoint(self.model, self.context, self.method, self.layers)
         progress.start(f"{self.method.name if self.method else 'walking'}, block by block", len(self.blocks))
         try:
             device = self.context.device
@@ -229,9 +229,7 @@ class Visit:
 
     def now(self) -> Iterator[dict[str, Array]]:
         """What the block gives as the plan and the weights now stand; in float before there is a plan."""
-        if self._walk.context.plan.units:
-            return self.run(self.lowered(), self.inputs)
-        return self.run_float(self._walk.extract(self.block.inputs, self.block.outputs), self.inputs)
+        return self._run_now(self._walk.extract(self.block.inputs, self.block.outputs), self.inputs)
 
     def lowered(self) -> ir.Model:
         """The block as the plan and the weights now stand, lowered."""
@@ -254,8 +252,8 @@ class Visit:
         return self._inner(names, self.model, self.float_inputs, self.run_float)
 
     def values(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
-        """Values inside the block as the plan and the weights now stand, for each sample."""
-        return self._inner(names, self._walk.model, self.inputs, self._run_lowered)
+        """Values inside the block as the plan and the weights now stand, in float before there is a plan."""
+        return self._inner(names, self._walk.model, self.inputs, self._run_now)
 
     def products(self, units: Sequence[Unit]) -> Iterator[dict[str, Array]]:
         """What units of the block compute before their activation and the rounding of their own output, by the name
@@ -266,6 +264,9 @@ class Visit:
         opened = replace(plan, units=plan.units | raw)
         names = [unit.output for unit in raw.values()]
         return self._inner(names, model, self.inputs, partial(self._run_lowered, plan=opened))
+
+    def _run_now(self, part: ir.Model, feeds: Iterable[Arrays]) -> Iterator[dict[str, Array]]:
+        return self._run_lowered(part, feeds) if self._walk.context.plan.units else self.run_float(part, feeds)
 
     def _run_lowered(
         self, part: ir.Model, feeds: Iterable[Arrays], plan: QuantPlan | None = None

@@ -7,7 +7,8 @@ as codes reads what the codes stand for. Positions that a mask leaves out do not
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import onnx_ir as ir
 from array_api_compat import array_namespace
 
 from qcompile.compiler.block_walker import Visit
-from qcompile.compiler.context import CompileContext, SampleSource
+from qcompile.compiler.context import CompileContext, Sample, SampleSource
 from qcompile.compiler.gram import Gram
 from qcompile.compiler.graph import name_of
 from qcompile.compiler.layer_rows import as_read, every_row
@@ -36,7 +37,7 @@ class LayerInputs:
 
     method: str
     context: CompileContext
-    samples: SampleSource
+    samples: SampleSource | Sequence[Sample]
     mask: Mask | None
     masks: Sequence[npt.NDArray[Any]]
 
@@ -59,15 +60,21 @@ class LayerInputs:
         named = Mask.named(mask, model) if mask else None
         return cls(method, context, samples, named, [s[str(mask)] for s in samples] if mask else [])
 
+    def last(self, count: int) -> LayerInputs:
+        """The same over the last samples, at most so many."""
+        start = max(len(self.samples) - count, 0)
+        return replace(self, samples=list(islice(iter(self.samples), start, None)), masks=self.masks[start:])
+
     def grams(self, nodes: Sequence[ir.Node], visit: Visit, with_float: bool = False) -> dict[str, Gram]:
-        """Those of what `nodes` read, by `source_of` them; their inputs enter the block.
+        """Those of what `nodes` read, by `source_of` them. Inputs that enter the block take no run of their own.
 
         Args:
             with_float: what the float model reads there is summed up too; it runs along.
         """
         sources = {source_of(node): node for node in nodes}
+        names = [name_of(_input(node)) for node in sources.values()]
         found: dict[str, Gram] = {}
-        for i, (given, exact) in enumerate(zip(visit.inputs, _exact(visit, with_float), strict=True)):
+        for i, (given, exact) in enumerate(zip(visit.values(names), _exact(visit, names, with_float), strict=True)):
             for source, node in sources.items():
                 x = self._rows(node, given, i, quantized=True)
                 gram = Gram.of(x, self._rows(node, exact, i) if with_float else None)
@@ -111,8 +118,8 @@ def _input(node: ir.Node) -> ir.Value:
     return node.inputs[0]
 
 
-def _exact(visit: Visit, with_float: bool) -> Iterator[Mapping[str, Array]]:
-    yield from visit.float_inputs if with_float else ({} for _ in range(visit.count))
+def _exact(visit: Visit, names: Sequence[str], with_float: bool) -> Iterator[Mapping[str, Array]]:
+    yield from visit.float_values(names) if with_float else ({} for _ in range(visit.count))
 
 
 def _check_finite(gram: Gram, node: ir.Node) -> None:

@@ -78,9 +78,13 @@ class LinearLayer:
 
     def write(self, weight: npt.NDArray[Any]) -> None:
         """Let W be `weight`, [groups, N, K], in the type of the model."""
-        stored = self._stored()
-        array = np.ascontiguousarray(in_layout(self.node, weight.astype(stored.dtype), stored))
-        self.weight.const_value = ir.tensor(on_disk(array), dtype=self.weight.dtype, name=name_of(self.weight))
+        array = on_disk(self.stored(weight))
+        self.weight.const_value = ir.tensor(array, dtype=self.weight.dtype, name=name_of(self.weight))
+
+    def stored(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """`weight`, [groups, N, K], in the layout and the type of the model."""
+        like = self._stored()
+        return np.ascontiguousarray(in_layout(self.node, weight.astype(like.dtype), like))
 
     def _stored(self) -> npt.NDArray[Any]:
         array = constant(self.weight)

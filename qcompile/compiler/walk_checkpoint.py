@@ -1,7 +1,7 @@
 """What a sequential method found for each block, kept on disk so that a killed run goes on.
 
 One folder for each walk, `OUTPUT.checkpoint.METHOD.DIGEST`, with one file for each block, written by rename.
-The digest is of all that the results depend on: model, plan, samples, options. A run that goes on takes the
+The digest is of all that the results depend on: model, layers, plan, samples, options. A run that goes on takes the
 results from there, applies them as it did, and computes only the activations again.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 class WalkCheckpoint:
     """The results of one walk; without a method, or without a checkpoint in `context`, they are not kept."""
 
-    def __init__(self, model: ir.Model, context: CompileContext, method: Pass | None) -> None:
+    def __init__(self, model: ir.Model, context: CompileContext, method: Pass | None, layers: Collection[str]) -> None:
         self._folder: Path | None = None
         if method is None or context.checkpoint is None:
             return
-        name = f"{context.checkpoint.name}.{method.name}.{_digest(model, context, method)}"
+        name = f"{context.checkpoint.name}.{method.name}.{_digest(model, context, method, layers)}"
         self._folder = context.checkpoint.with_name(name)
         if not context.resume and self._folder.exists():
             shutil.rmtree(self._folder)
@@ -71,18 +71,18 @@ def _load(path: Path) -> Arrays:
         raise DataError("the checkpoint is damaged", where=str(path), hint="start without --resume") from None
 
 
-def _digest(model: ir.Model, context: CompileContext, method: Pass) -> str:
+def _digest(model: ir.Model, context: CompileContext, method: Pass, layers: Collection[str]) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for part in _parts(model, context, method):
+    for part in _parts(model, context, method, layers):
         digest.update(part)
     return digest.hexdigest()
 
 
-def _parts(model: ir.Model, context: CompileContext, method: Pass) -> Iterator[bytes]:
+def _parts(model: ir.Model, context: CompileContext, method: Pass, layers: Collection[str]) -> Iterator[bytes]:
     plan = context.plan
     data = context.calibration.digest() if context.calibration is not None else ""
     passes = [f"{p.name} {p.model_dump_json()}" for p in (method, *context.following)]
-    yield repr((context.target.name, context.seed, data, passes, plan.units)).encode()
+    yield repr((context.target.name, context.seed, data, passes, plan.units, sorted(layers))).encode()
     yield print_model(model).encode()
     for name, params in plan.tensors.items():
         yield name.encode() + params.scale.tobytes() + params.zero_point.tobytes()
