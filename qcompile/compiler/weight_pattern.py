@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from array_api_compat import array_namespace
 
 from qcompile.compiler.graph import constant, is_constant, nodes
 
@@ -58,6 +57,8 @@ class Pattern:
     def largest(self, scores: Array) -> Array:
         """Where the pattern keeps a value: the `kept` largest scores of each group along the last axis, the first of
         equal ones. Its length is a multiple of `group`."""
+        from array_api_compat import array_namespace
+
         xp = array_namespace(scores)
         groups = xp.reshape(scores, (*scores.shape[:-1], -1, self.group))
         order = xp.argsort(groups, axis=-1, descending=True, stable=True)

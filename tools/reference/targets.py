@@ -44,6 +44,11 @@ def _target(target: Target) -> str:
             f"- Linear layers of one input become one product, where their columns are a multiple of "
             f"{target.merging.multiple} and none of {apart} follows; {target.merging.evidence}"
         )
+    if target.sparse is not None:
+        facts.append(
+            f"- Linear layers with N a multiple of {target.sparse.outputs}, K of {target.sparse.inputs} and a weight "
+            f"of the 2:4 pattern are multiplied without its zeros; {target.sparse.evidence}"
+        )
     text = f"\n## {target.name}\n\n" + "\n".join(facts) + "\n"
     if target.unfused:
         text += f"\nNothing is written in Q/DQ: {target.unfused}.\n"

@@ -30,7 +30,17 @@ from qcompile.compiler.targets.conditions import (
 )
 from qcompile.compiler.targets.cuda_storages import CUDA_STORAGES
 from qcompile.compiler.targets.half import CUDA_HALF
-from qcompile.compiler.targets.table import Caches, Cost, Formats, Lowering, Merging, PlacementRule, Row, Target
+from qcompile.compiler.targets.table import (
+    Caches,
+    Cost,
+    Formats,
+    Lowering,
+    Merging,
+    PlacementRule,
+    Row,
+    SparseProducts,
+    Target,
+)
 
 _PLACED = "placement by the CUDA provider of ONNX Runtime 1.31.1"
 
@@ -167,6 +177,12 @@ CUDA = Target(
         activations=frozenset({"Relu", "Gelu", "Silu"}),
         evidence="by count, not timed: one product and a Split start in the place of three products; one product "
         "fills a device that the small ones of few rows do not",
+    ),
+    sparse=SparseProducts(
+        outputs=8,
+        inputs=32,
+        evidence="not measured: operators `Linear24` on codes and in half precision, through cuSPARSELt, whose kernels "
+        "multiply at twice the rate of dense ones and read a bit more than half the weights",
     ),
     placement=PlacementRule.WEIGHTED_INPUTS,
     float_bias=True,

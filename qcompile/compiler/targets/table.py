@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.compiler.formats import NumericFormat
@@ -20,6 +22,7 @@ from qcompile.compiler.targets.half import Half
 from qcompile.compiler.targets.rule import Rule
 from qcompile.compiler.targets.storage import Storage
 from qcompile.compiler.targets.ways import Way
+from qcompile.compiler.weight_pattern import is_sparse
 from qcompile.errors import TargetError
 
 
@@ -163,6 +166,25 @@ class Merging:
 
 
 @dataclass(frozen=True)
+class SparseProducts:
+    """Linear layers whose weight has the 2:4 pattern are multiplied without its zeros.
+
+    Attributes:
+        outputs, inputs: what N and K must be multiples of.
+        evidence: how we know.
+    """
+
+    outputs: int
+    inputs: int
+    evidence: str
+
+    def takes(self, weight: npt.NDArray[Any]) -> bool:
+        """Whether `weight`, [N, K], float or codes that are 0 where it is, has the pattern and a shape for it."""
+        n, k = weight.shape
+        return n % self.outputs == 0 and k % self.inputs == 0 and is_sparse(weight, 1)
+
+
+@dataclass(frozen=True)
 class Formats:
     """A format of activations and one of weights that go together.
 
@@ -222,6 +244,8 @@ class Target:
         swallows: operators whose float weight the runtime quantizes by itself, per tensor, when they stand
             between codes; it is better to do it ourselves, per channel.
         merging: how linear layers of one input become one product; None where that does not pay.
+        sparse: the products it has for weights of the 2:4 pattern, None where they run as dense ones or where the
+            runtime finds them by itself.
         placement: the rule of placement.
         detours: fusions of the runtime that cost time and are kept from happening.
         float_bias: the bias of a quantized unit must stay float.
@@ -252,6 +276,7 @@ class Target:
     swallows: frozenset[str] = frozenset()
     detours: tuple[Detour, ...] = ()
     merging: Merging | None = None
+    sparse: SparseProducts | None = None
     float_bias: bool = False
     unify_concat: bool = False
     caches: tuple[Caches, ...] = ()

@@ -141,10 +141,9 @@ def _is_rounded(conversion: ir.Node | None, target: Target) -> bool:
 
 
 def _operator_call(node: ir.Node) -> Unit | None:
-    """`node` as a unit when it is a linear layer of the domain `qcompile`."""
-    if not is_linear(node):
-        return None
-    return _whole_unit(node, form_of(node))
+    """`node` as a unit when it is a linear layer of the domain `qcompile` on codes."""
+    form = form_of(node) if is_linear(node) else Form.FLOAT
+    return _whole_unit(node, form) if form.low_precision else None
 
 
 def _quantized_value(conversion: ir.Node | None) -> str | None:

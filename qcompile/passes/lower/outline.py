@@ -4,11 +4,12 @@
     scales of each row         QuantizeRows(x) -> LinearW8A8{Bias}{Activation}(x_q, x_scale, w, w_scale, bias)
     weights alone, in blocks   LinearW4A16{Zero}{Bias}(x, w, w_scale, [w_zero], bias)
 
-and LinearE4M3 in the place of LinearW8A8 for FP8 codes. Where a kernel for the operator is registered, it runs;
-elsewhere the runtime inlines the function that the artifact has for it. The codes of a tensor are made once
-for all who read them. The bias Add, and a Relu, Gelu or x * Sigmoid(x) that alone reads the result, become part
-of the operator. w: [N, K], so the weight of a MatMul is transposed here. Only units whose row in the target's table
-says so are written this way.
+and LinearE4M3 in the place of LinearW8A8 for FP8 codes. A weight whose codes have the 2:4 pattern goes to Linear24W8A8
+or Linear24E4M3, which multiply without its zeros; their kernels need cuSPARSELt. Where a kernel for the operator is
+registered, it runs; elsewhere the runtime inlines the function that the artifact has for it. The codes of a tensor are
+made once for all who read them. The bias Add, and a Relu, Gelu or x * Sigmoid(x) that alone reads the result, become
+part of the operator. w: [N, K], so the weight of a MatMul is transposed here. Only units whose row in the target's
+table says so are written this way.
 """
 
 from __future__ import annotations
@@ -17,20 +18,35 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
+from pydantic import Field
 
 from qcompile.compiler.codes import Codes
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.formats import INT4, UINT4
 from qcompile.compiler.graph import name_of
-from qcompile.compiler.operators import Operator, linear_e4m3, linear_w4a16, linear_w8a8, quantize_rows
+from qcompile.compiler.operators import (
+    Operator,
+    linear24_e4m3,
+    linear24_w8a8,
+    linear_e4m3,
+    linear_w4a16,
+    linear_w8a8,
+    quantize_rows,
+)
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.provenance import stamp
 from qcompile.compiler.specs import PerBlock
-from qcompile.compiler.targets.table import Lowering
+from qcompile.compiler.targets.table import Lowering, SparseProducts
 from qcompile.compiler.units import bias_add, planned_as
 from qcompile.passes.lower.packing import blocks_last
 from qcompile.passes.prepare.following_activation import following_activation
+
+_PRODUCTS = {
+    ir.DataType.INT8: (linear_w8a8, linear24_w8a8),
+    ir.DataType.FLOAT8E4M3FN: (linear_e4m3, linear24_e4m3),
+}
+"""The operators on codes of each type: for any weight, and for one with the 2:4 pattern."""
 
 
 class Outline(Pass):
@@ -40,20 +56,23 @@ class Outline(Pass):
     phase: ClassVar[Phase] = Phase.LOWER
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.CODES})
 
+    sparse: bool = Field(default=True, description="weights with the 2:4 pattern go to operators for sparse ones")
+
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         codes = Codes.of(model, context, self.name)
         chosen = planned_as(Lowering.OPERATOR, model, context)
+        sparse = context.target.sparse if self.sparse else None
         for node, unit, _ in chosen:
             kind = _BlockLayer if unit.form is Form.WEIGHTS else _Layer
-            kind(model, node, unit, codes).write()
+            kind(model, node, unit, codes, sparse).write()
         return bool(chosen)
 
 
 class _Layer:
     """One linear layer on its way into an operator."""
 
-    def __init__(self, model: ir.Model, node: ir.Node, unit: Unit, codes: Codes) -> None:
-        self.model, self.node, self.unit, self.codes = model, node, unit, codes
+    def __init__(self, model: ir.Model, node: ir.Node, unit: Unit, codes: Codes, sparse: SparseProducts | None) -> None:
+        self.model, self.node, self.unit, self.codes, self.sparse = model, node, unit, codes, sparse
         assert isinstance(node.graph, ir.Graph)
         self.graph = node.graph
         self.weight = codes.context.plan.weights[str(unit.weight), unit.node]
@@ -74,7 +93,8 @@ class _Layer:
         bias = self.codes.row(self.graph, bias, len(w_scale))
         old = chain[-1].outputs[0]
         assert old.dtype is not None
-        make = linear_w8a8 if self.kind is ir.DataType.INT8 else linear_e4m3
+        dense, sparse = _PRODUCTS[self.kind]
+        make = sparse if self.sparse is not None and self.sparse.takes(w) else dense
         operator = make(bias=bias is not None, activation=activation, dtype=old.dtype)
         stored = self.codes.weight_name(self.unit)
         inputs = [
