@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.description import describe
-from qcompile.compiler.graph import constant, graphs, name_of
+from qcompile.compiler.graph import constant, graphs, is_constant, name_of, rank
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.passes.prepare.dimensions import elements
 
@@ -98,7 +98,27 @@ def _name_dimensions(model: ir.Model) -> bool:
             assert result.shape is not None
             result.shape = ir.Shape([known.get(_symbol(d), d) for d in result.shape])
             modified = True
-    return modified
+    return _name_summed(model) or modified
+
+
+def _name_summed(model: ir.Model) -> bool:
+    """Give dimensions that ONNX made up, and that a product sums over, the size that its constant matrix has."""
+    known = {}
+    for node in model.graph.all_nodes():
+        weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") and node.domain == "" else None
+        source = node.inputs[0] if weight is not None else None
+        if weight is None or source is None or not is_constant(weight) or rank(weight) != 2 or not source.shape:
+            continue
+        name = _symbol(source.shape[0 if node.attributes.get_int("transA", 0) else -1])
+        if name.startswith(_INVENTED) and weight.shape is not None:
+            known[name] = weight.shape[1 if node.attributes.get_int("transB", 0) else 0]
+    found = [
+        v for n in model.graph.all_nodes() for v in n.outputs if v.shape and any(_symbol(d) in known for d in v.shape)
+    ]
+    for value in found:
+        assert value.shape is not None
+        value.shape = ir.Shape([known.get(_symbol(d), d) for d in value.shape])
+    return bool(found)
 
 
 def _beside_the_slice(node: ir.Node) -> dict[str, str | int]:

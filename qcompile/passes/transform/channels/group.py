@@ -79,6 +79,12 @@ class ChannelGroup:
         return next(self.writers).node
 
     @property
+    def together(self) -> set[frozenset[int]]:
+        """Sets of channels of which one must stay, else a tensor would be empty."""
+        axes = [part.channels for part in self.parts] + [value.channels for value in self.activations]
+        return {frozenset(axis.tolist()) for axis in axes if (axis >= 0).all()}
+
+    @property
     def writers(self) -> Iterator[Part]:
         return (p for p in self.parts if p.side is Side.WRITES)
 

@@ -61,8 +61,8 @@ def _narrow(kept: Kept, names: Names) -> None:
     done = set[ir.Value]()
     for of, masks in kept:
         if isinstance(of, ir.Value):
-            assert of.shape is not None
-            of.shape = ir.Shape([int(masks[i].sum()) if i in masks else size for i, size in enumerate(of.shape)])
+            sizes = [int(masks[i].sum()) if i in masks else size for i, size in enumerate(of.shape or ())]
+            of.shape = ir.Shape(sizes) if sizes else None
             continue
         node, index = of
         value = node.inputs[index]

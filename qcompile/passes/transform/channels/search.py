@@ -19,18 +19,21 @@ from qcompile.compiler.graph import is_constant, name_of
 from qcompile.passes.transform.channels.flow import Axes, Flow, Rule
 from qcompile.passes.transform.channels.group import Activation, ChannelGroup, Kind, Part, Side
 from qcompile.passes.transform.channels.indices import FROZEN, Ids
+from qcompile.passes.transform.channels.rules.attention import ATTENTION
 from qcompile.passes.transform.channels.rules.linear import LINEAR
 from qcompile.passes.transform.channels.rules.moving import MOVING
 from qcompile.passes.transform.channels.rules.norms import NORMS
 from qcompile.passes.transform.channels.rules.pointwise import POINTWISE
 
-_RULES = {**LINEAR, **MOVING, **NORMS, **POINTWISE}
+_RULES = {**ATTENTION, **LINEAR, **MOVING, **NORMS, **POINTWISE}
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 
 
 def rule_of(node: ir.Node) -> Rule | None:
     """How channels run through `node`; None where nothing is known."""
-    return _RULES.get(node.op_type) if node.domain in _DOMAINS else None
+    if node.domain not in _DOMAINS:
+        return None
+    return _RULES.get(f"{node.domain}.{node.op_type}", _RULES.get(node.op_type))
 
 
 def channel_groups(model: ir.Model, *, width: bool = False) -> list[ChannelGroup]:
@@ -64,15 +67,15 @@ def _walk(node: ir.Node, flow: Flow) -> None:
 
 
 def _fitting(value: ir.Value, axes: Axes | None, flow: Flow) -> Axes | None:
-    """The axes of `value`, without those that its shape contradicts."""
-    declared = flow.frozen(value)
+    """The axes of `value`, without those that its shape contradicts; the last index of one cannot go."""
+    declared = flow.frozen(value) if value.shape is not None else (None,) * len(axes or ())
     if axes is None or declared is None or len(axes) != len(declared):
         flow.freeze(*(axes or ()))
         return declared
     result = []
     for found, known in zip(axes, declared, strict=True):
         fits = found is not None and (known is None or len(found) == len(known))
-        if not fits:
+        if not fits or (found is not None and len(found) == 1):
             flow.freeze(found)
         result.append(found if fits else known)
     return tuple(result)
@@ -117,6 +120,8 @@ def _group(flow: Flow, family: Ids) -> ChannelGroup | None:
         for place, axis in enumerate(axes)
         if (found := channels(axis)) is not None
     )
+    if not any(part.side is Side.READS for part in parts):
+        return None  # where only activations multiply each other, nothing tells what a channel is worth
     activations = tuple(
         Activation(name_of(value), place, found)
         for value, axes in flow.values.items()

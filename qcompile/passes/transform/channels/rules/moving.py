@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.graph import constant, is_constant
+from qcompile.passes.prepare.dimensions import elements
 from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.prepare.untie import set_constant
 from qcompile.passes.transform.channels.flow import Axes, Axis, Flow, Kept, Rule
@@ -58,9 +59,9 @@ def _new_parts(node: ir.Node, kept: Kept, names: Names) -> None:
     """The sizes of the parts, written out: equal ones may have become unequal."""
     shapes = [v.shape for v in node.outputs if v.shape is not None]
     axis = node.attributes.get_int("axis", 0) % len(shapes[0])
+    sizes = [size for shape in shapes if isinstance(size := shape[axis], int)]
     if axis not in kept.masks(node.inputs[0]):
         return
-    sizes = [int(shape.numpy()[axis]) for shape in shapes]
     node.attributes.pop("num_outputs", None)
     if "split" in node.attributes:
         node.attributes["split"] = ir.AttrInt64s("split", sizes)
@@ -148,8 +149,8 @@ def _reshape(node: ir.Node, flow: Flow) -> list[Axes | None]:
     """Runs of axes with the same elements before and after; axes of size 1 come and go."""
     x, result = flow.axes(node, 0), node.outputs[0]
     source = node.inputs[0]
-    computed = node.op_type == "Reshape" and not is_constant(node.inputs[1])
-    if x is None or computed or source is None or source.shape is None or result.shape is None:
+    asked = elements(node.inputs[1]) if node.op_type == "Reshape" else ()
+    if x is None or asked is None or source is None or source.shape is None or result.shape is None:
         return flow.freeze_inputs(node)
     found = list(flow.frozen(result) or ())
     matched = set[int]()
@@ -164,6 +165,8 @@ def _reshape(node: ir.Node, flow: Flow) -> list[Axes | None]:
             found[i] = axis
         flow.regroup(cut, into)
     flow.freeze(*(axis for i, axis in enumerate(x) if i not in matched))
+    if asked and not is_constant(node.inputs[1]):
+        flow.freeze(*(axis for axis, size in zip(found, asked, strict=True) if size not in (0, -1)))
     return [tuple(found)]
 
 

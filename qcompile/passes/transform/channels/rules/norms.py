@@ -34,8 +34,11 @@ def _row_norm(node: ir.Node, flow: Flow) -> list[Axes | None]:
     over = result[node.attributes.get_int("axis", -1) % len(result) :]
     flow.freeze(*over[:-1])
     flow.width += [axis for axis in over[-1:] if axis is not None]
-    same = [v.shape is not None and len(v.shape) == len(result) for v in node.outputs]
-    return [result if alike else flow.frozen(v) for v, alike in zip(node.outputs, same, strict=True)]
+    return [result if i in (0, _SUM) else flow.frozen(v) for i, v in enumerate(node.outputs)]
+
+
+_SUM = 3
+"""The output of a norm that adds first, with what it added."""
 
 
 def _softmax(node: ir.Node, flow: Flow) -> list[Axes | None]:

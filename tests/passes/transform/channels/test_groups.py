@@ -1,0 +1,94 @@
+"""Which groups there are in small graphs, one for each way to write a layer, and that their dead channels may go."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qcompile.compiler.graph import nodes
+from qcompile.passes.transform.channels.group import Kind
+from qcompile.passes.transform.channels.search import channel_groups
+from tests.passes.harness import Arrays, model_of
+from tests.passes.transform.channels.dead import prepared, without_dead_channels
+from tests.passes.transform.graphs import GRAPHS, HEAD, normal
+
+EXPECTED: dict[str, list[tuple[str, int]]] = {
+    "pre-norm attention": [("heads", 4)],
+    "post-norm attention": [("heads", 4)],
+    "packed attention by Split": [("heads", 4)],
+    "packed attention by Gather": [("heads", 4)],
+    "grouped queries, folded into rows": [("neurons", 2)],
+    "grouped queries, values repeated": [("heads", 2)],
+    "attention as one operator": [("heads", 2)],
+    "attention as one operator, heads apart": [("heads", 2)],
+    "gated product": [("neurons", 12)],
+    "gated product, linear branch first": [("neurons", 12)],
+    "norm written out": [],
+    "root mean square norm written out": [],
+    "root mean square norm": [],
+    "simplified norm with skip": [],
+    "norm with skip": [],
+    "two linear layers": [("neurons", 12)],
+    "tied weights": [],
+    "residual of linear layers": [("neurons", 8)],
+    "convolutions": [("filters", 6)],
+    "convolutions around a depthwise one": [("filters", 6)],
+    "grouped and transposed convolutions": [],
+    "convolution, mean, matrix": [("filters", 6)],
+    "half of the channels": [("neurons", 4), ("neurons", 8)],
+}
+
+
+_KEYS_ARE_VALUES = "grouped queries, folded into rows"
+"""One matrix makes both: what no weight reads of it still meets the queries."""
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_way_to_write_a_layer(name: str) -> None:
+    graph = GRAPHS[name]
+    model = prepared(graph.model)
+    assert [(g.kind.value, g.size) for g in channel_groups(model)] == EXPECTED[name]
+    if name != _KEYS_ARE_VALUES:
+        without_dead_channels(model, graph.feeds, 1e-5)
+
+
+FUSED: dict[str, tuple[str, Arrays, dict[str, int]]] = {
+    "MultiHeadAttention": (
+        "q = MatMul (x, wq) k = MatMul (x, wk) v = MatMul (x, wv) "
+        "o = com.microsoft.MultiHeadAttention <num_heads = 4> (q, k, v, rows) y = MatMul (o, wo)",
+        {"wq": normal(8, 16), "wk": normal(8, 16), "wv": normal(8, 16), "rows": normal(48), "wo": normal(16, 8)},
+        {"num_heads": 2},
+    ),
+    "Attention": (
+        "o = com.microsoft.Attention <num_heads = 4> (x, w, rows) y = MatMul (o, wo)",
+        {"w": normal(8, 48), "rows": normal(48), "wo": normal(16, 8)},
+        {"num_heads": 2},
+    ),
+    "GroupQueryAttention": (
+        "q = MatMul (x, wq) k = MatMul (x, wk) v = MatMul (x, wv) "
+        "o = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2> (q, k, v, , , seen, total) "
+        "y = MatMul (o, wo)",
+        {"wq": normal(8, 32), "wk": normal(8, 16), "wv": normal(8, 16), "wo": normal(32, 8)},
+        {"num_heads": 2, "kv_num_heads": 1},
+    ),
+    "GroupQueryAttention, packed": (
+        "p = MatMul (x, w) "
+        "o = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2> (p, , , , , seen, total) "
+        "y = MatMul (o, wo)",
+        {"w": normal(8, 64), "wo": normal(32, 8)},
+        {"num_heads": 2, "kv_num_heads": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_attention_as_a_contributed_operator(name: str) -> None:
+    body, weights, expected = FUSED[name]
+    constants = {"seen": np.array([2, 2], np.int32), "total": np.array(3, np.int32)}
+    used = weights | {n: a for n, a in constants.items() if n in body}
+    model = prepared(model_of(f"{HEAD} g (float[2,3,8] x) => (float[2,3,8] y) {{ {body} }}", used))
+    groups = channel_groups(model)
+    assert [g.kind for g in groups] == [Kind.HEADS]
+    smaller = without_dead_channels(model, {"x": normal(2, 3, 8)}, 1e-5)
+    node = next(n for n in nodes(smaller) if n.domain == "com.microsoft")
+    assert {name: node.attributes[name].as_int() for name in expected} == expected
