@@ -2,8 +2,8 @@
 
 TensorRT for RTX builds engines ahead of time, for a compute capability that is named, so it needs neither a GPU nor
 CUDA: the two wheels of `PACKAGES`, of 95 MB, are all. Kernels are picked when an engine is loaded; what a layer reads
-and writes is settled here. Where there is a GPU, and TensorRT's own Python package, that builder is asked, with the
-flags that ONNX Runtime's provider would give it.
+and writes is settled here. Where there is a GPU, and TensorRT's own Python package, that builder is asked for what its
+provider takes, with the flags that ONNX Runtime's provider would give it.
 
 The builder runs in a process of its own, since it may end one that asks for what it did not foresee.
 
@@ -25,6 +25,7 @@ from typing import Any
 from qcompile.errors import ModelError, TargetError
 from qcompile.runtime.engine_layers import EngineLayer, from_json, from_log
 from qcompile.runtime.gpu import why_no_gpu
+from qcompile.runtime.providers import TENSORRT
 
 PACKAGES = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")
 """What pip has to install, both in one version."""
@@ -72,35 +73,48 @@ _FLAGS = {"trt_fp16_enable": "FP16", "trt_bf16_enable": "BF16", "trt_int8_enable
 """Options of ONNX Runtime's provider and the builder's flags; TensorRT-RTX has none, types are those of the graph."""
 
 
-def why_no_builder() -> str:
-    """What is missing here to build engines, empty when nothing is."""
-    if _module() == _MODULE and importlib.util.find_spec(_MODULE) is None:
+def why_no_builder(provider: str = TENSORRT) -> str:
+    """What is missing here to build engines for a provider, empty when nothing is."""
+    if _module(provider) == _MODULE and importlib.util.find_spec(_MODULE) is None:
         return f"TensorRT's builder is not installed (pip install {' '.join(PACKAGES)})"
     return ""
 
 
-def _module() -> str:
-    """The Python package of the builder to ask."""
-    return _ON_GPU if importlib.util.find_spec(_ON_GPU) is not None and not why_no_gpu() else _MODULE
+def _module(provider: str = TENSORRT) -> str:
+    """The Python package of the builder to ask; TensorRT-RTX's stands in for that of TensorRT."""
+    on_gpu = provider == TENSORRT and importlib.util.find_spec(_ON_GPU) is not None and not why_no_gpu()
+    return _ON_GPU if on_gpu else _MODULE
 
 
 def build(
-    model: Path, shapes: Mapping[str, Sequence[int]] | None = None, options: Mapping[str, str] | None = None
+    model: Path,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    options: Mapping[str, str] | None = None,
+    provider: str = TENSORRT,
 ) -> Built:
     """Build an engine for `model`, which is thrown away.
 
     Args:
         shapes: input name -> the shape it is built for; free dimensions of others are UNKNOWN_SIZE.
         options: those that ONNX Runtime's provider would be given.
+        provider: the one that is to run it.
 
     Raises:
         TargetError: there is no builder here, or it ended.
         ModelError: it takes every node and yet builds nothing.
     """
-    if missing := why_no_builder():
+    if missing := why_no_builder(provider):
         raise TargetError(missing)
     wanted = json.dumps({name: list(shape) for name, shape in (shapes or {}).items()})
-    command = [sys.executable, "-m", __name__, _module(), str(model.resolve()), wanted, json.dumps(dict(options or {}))]
+    command = [
+        sys.executable,
+        "-m",
+        __name__,
+        _module(provider),
+        str(model.resolve()),
+        wanted,
+        json.dumps(dict(options or {})),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         found = json.loads(done.stdout.rsplit("\n", 2)[-2])

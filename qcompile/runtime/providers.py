@@ -100,6 +100,12 @@ def provider_options(provider: str, device: int, engines: EngineCache | None) ->
     return {"device_id": str(device)} | kept
 
 
+def builder_of(model: Path) -> str:
+    """The best provider of TensorRT's that takes an artifact."""
+    taken = (model_header.manifest(model) or {}).get(OPTIONS) or BUILDERS
+    return next(provider for provider in BUILDERS if provider in taken)
+
+
 def compiled_options(model: Path | bytes, provider: str) -> dict[str, str]:
     """The options of `provider` that an artifact was compiled for, from its manifest.
 
@@ -114,13 +120,20 @@ def compiled_options(model: Path | bytes, provider: str) -> dict[str, str]:
 
 
 def session_entries(provider: str) -> dict[str, str]:
-    """Session options without which a provider's Q/DQ graphs lose their meaning.
+    """Session options without which the Q/DQ graphs made for a provider lose their meaning, wherever they run.
 
-    TensorRT wants biases in float. ONNX Runtime's own optimizer would turn the bias of every Q/DQ
-    convolution into int32 of scale s_x * s_w before TensorRT sees it, and saturate it in channels of
-    tiny weights (EfficientNet-Lite0's first convolution: 18.6 dB instead of 38.0).
+    TensorRT wants biases in float. ONNX Runtime's own optimizer would turn the bias of every Q/DQ convolution and Gemm
+    into int32 of scale s_x * s_w before TensorRT sees it, and saturate it in channels of tiny weights
+    (EfficientNet-Lite0's first convolution: 18.6 dB instead of 38.0). In half precision it rounds bias / (s_x * s_w) in
+    float16, whose range ends at 65504: FP8 layers, whose scales are small, lose their biases on the CPU as well.
     """
     return {"session.disable_quant_qdq": "1"} if provider in BUILDERS else {}
+
+
+def written_for(model: Path | bytes, provider: str) -> str:
+    """The provider whose Q/DQ graph a model is: TensorRT's for its artifacts, also where `provider` stands in."""
+    manifest = model_header.manifest(model) if isinstance(model, Path) else None
+    return TENSORRT if (manifest or {}).get("target") == "tensorrt" else provider
 
 
 def builder_entries(provider: str) -> dict[str, str]:
@@ -153,7 +166,7 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
 
     if provider != CPU:
         libraries.find_libraries()
-    for entry, value in (session_entries(provider) | builder_entries(provider)).items():
+    for entry, value in (session_entries(written_for(model, provider)) | builder_entries(provider)).items():
         options.add_session_config_entry(entry, value)
     kernels.choose(model, provider).register(options)
     settings = compiled_options(model, provider) | provider_options

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from qcompile.errors import ModelError, TargetError
-from qcompile.runtime import engine_builder
+from qcompile.runtime import engine_builder, tensorrt_rtx
 from qcompile.runtime.engine_builder import build, why_no_builder
 from qcompile.runtime.engine_layers import from_json
 from tests.verification.qdq_models import Builder, asymmetric, plain, residual
@@ -113,6 +113,9 @@ def test_on_a_gpu_tensorrt_itself_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setattr(engine_builder, "why_no_gpu", lambda: "")
     assert engine_builder._module() == "tensorrt"
+    assert engine_builder._module(tensorrt_rtx.NAME) == "tensorrt_rtx_bindings", (
+        "which takes codes that TensorRT's cannot"
+    )
     options = {"trt_int8_enable": "1", "trt_fp16_enable": "0", "trt_sparsity_enable": "1"}
     found = engine_builder._build("m.onnx", {}, options, "tensorrt")
     assert found["builder"] == "TensorRT 10.14.1"

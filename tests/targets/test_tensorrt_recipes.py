@@ -14,6 +14,7 @@ import pytest
 import qcompile
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification import engine, prove
+from qcompile.compiler.verification.dispatch import prove_dispatch
 from qcompile.compiler.verification.legality import find_faults
 from qcompile.errors import TargetError
 from qcompile.frontends.builtin_recipes import find_recipe
@@ -102,6 +103,67 @@ def test_layers_of_an_engine_read_the_codes(recipe: str, artifacts: dict[str, Co
     wanted = recipe.split("-")[0]
     assert list(codes.values()) == ([wanted, wanted, "int8"] if recipe == "int4-rtn" else [wanted] * 3), "an 8-bit head"
     assert all(record.proved for record in records)
+
+
+def attention() -> onnx.ModelProto:
+    text = """g (float[N,S,256] x) => (float[N,S,256] y) {
+      q = MatMul (x, wq) q1 = Reshape (q, heads) q2 = Transpose <perm = [0, 2, 1, 3]> (q1)
+      k = MatMul (x, wk) k1 = Reshape (k, heads) k2 = Transpose <perm = [0, 2, 3, 1]> (k1)
+      v = MatMul (x, wv) v1 = Reshape (v, heads) v2 = Transpose <perm = [0, 2, 1, 3]> (v1)
+      s = MatMul (q2, k2) p = Softmax <axis = -1> (s) c = MatMul (p, v2)
+      d = Transpose <perm = [0, 2, 1, 3]> (c) e = Reshape (d, rows) y = MatMul (e, wo) }"""
+    weights = {name: normal(256, 256, seed=i) / 16 for i, name in enumerate(("wq", "wk", "wv", "wo"))}
+    shapes = {"heads": np.array([0, 0, 8, 32]), "rows": np.array([0, 0, 256])}
+    return ir.to_proto(model_of(head(21) + text, weights | shapes))
+
+
+@pytest.mark.skipif(bool(why_no_builder()), reason=why_no_builder())
+def test_the_projection_behind_one_sequence_is_restored(tmp_path: Path) -> None:
+    """Of int4 weights; docs/tensorrt.md says so."""
+    made = compile_in_memory(attention(), [{"x": normal(1, 8, 256)}], find_recipe("int4-rtn").passes(), TARGET)
+    (tmp_path / "m.onnx").write_bytes(made.data)
+    found = {}
+    for batch in (1, 2):
+        _, records, _ = engine.read(
+            tmp_path / "m.onnx", ir.load(tmp_path / "m.onnx"), made.context.plan.units, {"x": [batch, 8, 256]}
+        )
+        found[batch] = [record.proved for record in records]
+    assert found == {1: [True, True, True, False], 2: [True] * 4}
+
+
+@pytest.fixture(scope="module")
+def small_scales(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """A float model, the FP8 artifact, where biases are 10^5 steps of s_x * s_w, and a sample."""
+    folder, random = tmp_path_factory.mktemp("small_scales"), np.random.default_rng(1)
+    text = "g (float[N,16] x) => (float[N,16] y) { a = Gemm (x, w, b) c = Relu (a) y = Gemm (c, v, b) }"
+    weights = {"w": normal(16, 16), "v": normal(16, 16, seed=1), "b": normal(16) * 2}
+    ir.save(model_of(head(21) + text, weights), folder / "float.onnx")
+    sample = {"x": random.random((4, 16)).astype(np.float32)}
+    np.savez(folder / "x.npz", **sample)
+    made = qcompile.compile(
+        folder / "float.onnx",
+        "fp8-static",
+        calibration=folder / "x.npz",
+        target="tensorrt",
+        output=folder / "m.onnx",
+        prove=False,
+    )
+    return folder / "float.onnx", made.path, sample
+
+
+def test_a_session_on_the_cpu_keeps_biases(small_scales: tuple[Path, Path, dict[str, Any]]) -> None:
+    """ONNX Runtime would turn them into int32, by way of float16, which does not reach so far."""
+    original, artifact, sample = small_scales
+    exact = ort.InferenceSession(original, providers=["CPUExecutionProvider"]).run(None, sample)[0]
+    assert sqnr(exact, qcompile.Session(artifact, ["cpu"])(sample)["y"]) > 20
+
+
+@pytest.mark.skipif(bool(why_no_builder()), reason=why_no_builder())
+def test_dispatch_of_what_only_the_second_way_takes(small_scales: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, artifact, sample = small_scales
+    proof = prove_dispatch(artifact, TARGET, shapes={"x": sample["x"].shape}).proof
+    assert proof.passed
+    assert "2 fp8 gemm" in proof.detail
 
 
 def test_convolutions_in_int8() -> None:

@@ -25,7 +25,7 @@ from qcompile.compiler.verification.expectations import INTEGER_OPERATORS, expec
 from qcompile.compiler.verification.optimized import MOVES, OptimizedGraph, optimize, original_name
 from qcompile.errors import QCompileError, TargetError
 from qcompile.runtime.engine_builder import why_no_builder
-from qcompile.runtime.providers import TENSORRT
+from qcompile.runtime.providers import TENSORRT, builder_of
 
 _HEAVY = {
     "Conv", "ConvTranspose", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU", "RNN",
@@ -61,7 +61,7 @@ def prove_dispatch(
     try:
         graph = optimize(artifact, provider)
     except TargetError as error:
-        no_builder = why_no_builder()
+        no_builder = why_no_builder(builder_of(artifact))
         if provider == TENSORRT and not no_builder:
             proof, records = _in_engine(artifact, model, units, shapes or {}, error.what)
         else:

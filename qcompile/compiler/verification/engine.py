@@ -18,7 +18,7 @@ from qcompile.compiler.verification.expectations import dequantizer
 from qcompile.errors import QCompileError
 from qcompile.runtime.engine_builder import Built, build
 from qcompile.runtime.engine_layers import EngineLayer
-from qcompile.runtime.providers import TENSORRT, compiled_options
+from qcompile.runtime.providers import builder_of, compiled_options
 
 
 def read(
@@ -37,7 +37,8 @@ def read(
         A proof that failed or could not be made; one record for each unit; which builder it was.
     """
     try:
-        built = build(artifact, shapes, compiled_options(artifact, TENSORRT))
+        provider = builder_of(artifact)
+        built = build(artifact, shapes, compiled_options(artifact, provider), provider)
     except QCompileError as error:
         return Proof(name="dispatch", passed=None, detail=error.what), [], ""
     if built.refused:
