@@ -38,7 +38,9 @@ def test_change(layer: str) -> None:
 
 
 def test_convolution() -> None:
-    text = '<ir_version: 10, opset_import: ["": 20]> g (float[1, 2, 4, 4] x) => (float[1, 3, 2, 2] y) { y = Conv (x, w) }'
+    text = (
+        '<ir_version: 10, opset_import: ["": 20]> g (float[1, 2, 4, 4] x) => (float[1, 3, 2, 2] y) { y = Conv (x, w) }'
+    )
     rng = np.random.default_rng(0)
     model = model_of(text, {"w": rng.standard_normal((3, 2, 3, 3)).astype(np.float32)})
     run(model, *NAMED)

@@ -1,7 +1,7 @@
 """What channels are worth to the answers of the model: how far these move when the channels do not, to first order.
 
     f(x) - f(x; z_c -> E z_c)  ~  df/dm_c,   z~ = E z + m (z - E z) at m = 1
-    importance_c = E_x E_v [ (d<v, f(x)> / dm_c)^2 ] / ||f(x)||^2  =  E_x ||df/dm_c||^2 / ||f(x)||^2,   v ~ N(0, 1)
+    importance_c = E_x E_v (d<v, f(x)> / dm_c)^2 / E_x ||f(x)||^2  =  E_x ||df/dm_c||^2 / E_x ||f(x)||^2,   v ~ N(0, 1)
 
 z: the activations that read the group's channels; f: all floating-point outputs. One backward run with a random v gives
 all channels of all groups, so labels are not needed, and what is found is comparable over layers. Where the answers are
@@ -67,7 +67,7 @@ def first_order(
         by_value.setdefault(place.value, []).append(place)
     means = _means(graph, feeds, by_value)
     random = torch.Generator(device).manual_seed(seed)
-    found = [np.zeros(size) for size in sizes]
+    found, energy = [np.zeros(size) for size in sizes], 0.0
     for feed in feeds:
         masks = [torch.ones(size + 1, device=device, requires_grad=True) for size in sizes]
 
@@ -80,15 +80,15 @@ def first_order(
             return tensor
 
         answers = [y for y in graph(feed, edit=masked).values() if y.is_floating_point()]
-        energy = sum(float(y.detach().square().sum()) for y in answers)
+        energy += sum(float(y.detach().square().sum()) for y in answers)
         for draw in range(_DRAWS):
             along = [torch.randn(y.shape, generator=random, device=device) for y in answers]
             moved = sum(((y * v).sum() for y, v in zip(answers, along, strict=True)), torch.zeros((), device=device))
             slopes = torch.autograd.grad(moved, masks, retain_graph=draw + 1 < _DRAWS, allow_unused=True)
             for total, slope in zip(found, slopes, strict=True):
-                if slope is not None and energy > 0:
-                    total += slope[:-1].square().cpu().numpy() / energy
-    return [total / (len(feeds) * _DRAWS) for total in found]
+                if slope is not None:
+                    total += slope[:-1].square().cpu().numpy()
+    return [total / (max(energy, float(np.finfo(np.float32).tiny)) * _DRAWS) for total in found]
 
 
 def _means(

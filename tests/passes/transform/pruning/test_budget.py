@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.passes.transform.pruning.budget import Prunable, Step, gone, ranked, shortest
@@ -27,6 +27,7 @@ def test_multiples_stay(size: int, multiple: int, least: int, left: list[int]) -
     assert [size - int(t) for t in taken] == left
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(st.lists(st.integers(0, 50), min_size=1, max_size=5), st.integers(1, 4)), min_size=1, max_size=3

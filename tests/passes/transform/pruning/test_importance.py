@@ -28,7 +28,7 @@ def test_a_constant_channel_is_worth_nothing_however_large() -> None:
     x = np.random.default_rng(0).standard_normal((1, 50, 2)).astype(np.float32)
     x[:, :, 1] = 40
     found = fluctuation(np.ones((1, 3, 2)), Gram.of(x).centred().matrix, np.arange(2), 2)
-    assert found == pytest.approx([1, 0], abs=1e-6)
+    assert found == pytest.approx([1, 0], abs=1e-5)
 
 
 def test_magnitude_is_the_mean_square_of_all_weights() -> None:
@@ -41,7 +41,9 @@ def test_magnitude_is_the_mean_square_of_all_weights() -> None:
 def test_first_order_is_exact_where_answers_are_linear() -> None:
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((5, 3)).astype(np.float32)
-    text = '<ir_version: 10, opset_import: ["": 20]> g (float[N, 5] x) => (float[N, 3] y) { h = Abs(x) y = MatMul(h, w) }'
+    text = (
+        '<ir_version: 10, opset_import: ["": 20]> g (float[N, 5] x) => (float[N, 3] y) { h = Abs(x) y = MatMul(h, w) }'
+    )
     samples = [{"x": rng.standard_normal((1, 5)).astype(np.float32)} for _ in range(400)]
     channels = np.array([0, 1, 1, 2, -1])
     [found] = first_order(model_of(text, {"w": weight}), [Place("h", 1, 0, channels)], [3], samples, 0, "cpu")
@@ -49,5 +51,5 @@ def test_first_order_is_exact_where_answers_are_linear() -> None:
     y, moved = h @ weight, h - h.mean(axis=0)
     for channel in range(3):
         at = channels == channel
-        exact = (np.square(moved[:, at] @ weight[at]).sum(axis=1) / np.square(y).sum(axis=1)).mean()
+        exact = np.square(moved[:, at] @ weight[at]).sum() / np.square(y).sum()
         assert found[channel] == pytest.approx(exact, rel=0.15)  # drawn directions
