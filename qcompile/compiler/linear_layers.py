@@ -59,6 +59,12 @@ class LinearLayer:
         return (1, sizes[0], sizes[1]) if outputs_first else (1, sizes[1], sizes[0])
 
     @property
+    def channels(self) -> int:
+        """How many inputs a group has; K is so many for each tap of the kernel."""
+        assert self.weight.shape is not None
+        return int(self.weight.shape.numpy()[1]) if self.node.op_type == "Conv" else self.shape[2]
+
+    @property
     def bias(self) -> ir.Value | None:
         """The constant that is added to its result: its own third input, or that of the Add which alone reads it."""
         if len(self.node.inputs) > 2 and self.node.inputs[2] is not None:

@@ -29,6 +29,9 @@ BLOCK = 128
 Nearest = Callable[[int, Array], tuple[Array, Array]]
 """Codes of the values [groups, N] of one column, and what they stand for."""
 
+Ahead = Callable[[int, Array], None]
+"""Sees the columns of a block, [groups, columns, N], as they are when their turn comes; gets the first one's number."""
+
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
@@ -83,7 +86,9 @@ def feedback(
     return Feedback(order, _each_by(factor.swapaxes(1, 2), upper, xp), values, upper, damping)
 
 
-def rounded(weight: Array, back: Feedback, nearest: Nearest, codes: Array, block: int = BLOCK) -> None:
+def rounded(
+    weight: Array, back: Feedback, nearest: Nearest, codes: Array, block: int = BLOCK, ahead: Ahead | None = None
+) -> None:
     """Write the codes of `weight`, [groups, K, N], into `codes`.
 
     Args:
@@ -98,6 +103,8 @@ def rounded(weight: Array, back: Feedback, nearest: Nearest, codes: Array, block
         shift = back.errors[:, start:end, :start] @ missed[:, :start]
         if seen is not None and back.values is not None:
             shift += back.values[:, start:end, :start] @ seen[:, :start]
+        if ahead is not None:
+            ahead(start, weight[:, start:end] + shift)
         for j in range(start, end):
             exact = weight[:, j]
             aim = exact + shift[:, j - start]

@@ -1,0 +1,200 @@
+"""What the passes share that set weights to zero: their options, the layers they treat, and the walk over these.
+
+Each layer is treated on what the thinned layers before it give. The weights that stay are then refitted by least
+squares (compiler/refit.py), so that they make good what went; weights that were zero stay zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from array_api_compat import array_namespace, device
+from pydantic import BaseModel, Field, model_validator
+
+from qcompile.compiler.context import CompileContext
+from qcompile.compiler.gram import Gram
+from qcompile.compiler.layer_grams import LayerInputs
+from qcompile.compiler.layer_selection import LayerSelection, idle_roles
+from qcompile.compiler.linear_layers import LinearLayer, linear_layers
+from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.refit import on_positions, relative_error, summary
+from qcompile.compiler.roles import Role, roles
+from qcompile.passes.transform.layer_walk import Wave, walk_layers
+from qcompile.passes.transform.sparsity.arrangement import Arrangement, channels_last
+from qcompile.runtime.device import fetch
+
+Array = Any  # numpy.ndarray or torch.Tensor
+Edits = Mapping[str, npt.NDArray[Any]]
+
+
+class LayerSparsity(LayerSelection):
+    """What is different in the layers of a name or a role."""
+
+    pattern: str | None = Field(default=None, description="how their zeros are arranged")
+    ratio: float | None = Field(default=None, gt=0, lt=1, description="the share of their weights that goes")
+    keep_dense: bool = Field(default=False, description="leave them as they are")
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> LayerSparsity:
+        if self.pattern is not None:
+            Arrangement.parse(self.pattern, self.ratio)
+        return self
+
+
+_HEAD = LayerSparsity.model_validate({"role": Role.HEAD, "keep-dense": True})
+
+
+class SparsityOptions(BaseModel):
+    """What shall become zero."""
+
+    pattern: str = Field(
+        default="2:4",
+        description="how zeros are arranged: N:M (N of every M weights along what is summed over stay), "
+        "`unstructured`, `rows`, `columns`, or blocks of outputs and inputs such as 16x1",
+    )
+    ratio: float | None = Field(
+        default=None, gt=0, lt=1, description="the share that goes, where the pattern does not say it; left out, half"
+    )
+    refit: bool = Field(
+        default=True, description="solve the weights that stay anew, by least squares on the calibration samples"
+    )
+    mask: str | None = Field(
+        default=None, description="name of a model input that is 1 where a position counts, such as `attention_mask`"
+    )
+    layers: tuple[LayerSparsity, ...] = Field(
+        default=(_HEAD,),
+        description="what is different in some layers: entries with `name` (with * and ?) or `role` (attention, mlp, "
+        "embedding, head) or both, and `pattern`, `ratio`, or `keep-dense: true`. They apply in order; left out, the "
+        "head stays dense",
+    )
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> SparsityOptions:
+        self._check(Arrangement.parse(self.pattern, self.ratio))
+        for entry in self.layers:
+            self._check(self._changed(entry, Arrangement.parse(self.pattern, self.ratio)))
+        return self
+
+    def _check(self, wanted: Arrangement) -> None:
+        """Refuse by a ValueError what the method has no way to do."""
+
+    def _changed(self, entry: LayerSparsity, wanted: Arrangement) -> Arrangement:
+        if entry.pattern is None and entry.ratio is None:
+            return wanted
+        return Arrangement.parse(entry.pattern or wanted.text, entry.ratio)
+
+
+class Sparsify(Pass, SparsityOptions):
+    """A pass that sets weights to zero: says how in `thinned`."""
+
+    phase: ClassVar[Phase] = Phase.TRANSFORM
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.UNIQUE_NAMES})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.STATISTICS})
+    changes_function: ClassVar[bool] = True
+
+    def thinned(self, weight: Array, wanted: Arrangement, gram: Gram | None) -> Array:
+        """`weight`, [groups, N, K], with zeros arranged as wanted."""
+        raise NotImplementedError
+
+    def run(self, model: ir.Model, context: CompileContext) -> bool:
+        wanted, dense = self._layers(model, context)
+        errors: dict[str, tuple[float, float]] = {}
+        if wanted and (self.needs_samples or (self.refit and context.calibration)):
+            inputs = LayerInputs.of(self.name, self.mask, model, context)
+            for wave in walk_layers(list(wanted), model, context, inputs, method=self, with_float=self.refit):
+                found = wave.once(partial(self._edits, wave, wanted, context))
+                for layer in wave.layers:
+                    layer.write(found[layer.name])
+                    before, after = found[_ERRORS + layer.name]
+                    errors[layer.name] = float(before), float(after)
+        else:
+            for layer, arrangement in wanted.items():
+                order = channels_last(layer)
+                layer.write(_unordered(self.thinned(layer.matrix()[:, :, order], arrangement, None), order))
+        context.notice(self._treated(wanted, dense))
+        if errors and self.refit:
+            context.notice(summary(self.name, errors))
+        if self.refit and not errors and wanted:
+            context.notice(f"{self.name}: no calibration samples, so the weights that stay are not refitted")
+        return bool(wanted)
+
+    def _layers(
+        self, model: ir.Model, context: CompileContext
+    ) -> tuple[dict[LinearLayer, Arrangement], dict[str, str]]:
+        """What the weight of each layer shall become, and why others stay dense."""
+        known, wanted = roles(model), {}
+        layers, dense = linear_layers(model)
+        if self.layers != (_HEAD,):
+            for role in idle_roles(model, self.layers, known, self.name):
+                context.notice(f"no layer of this model has the role {role} (option layers of {self.name})")
+        for layer in layers:
+            arrangement, reason = Arrangement.parse(self.pattern, self.ratio), ""
+            for entry in self.layers:
+                if entry.selects(layer.node, known.get(layer.name)):
+                    arrangement = self._changed(entry, arrangement)
+                    reason = f"kept dense by the option layers ({entry})" if entry.keep_dense else ""
+            reason = reason or arrangement.obstacle(layer)
+            if not reason and arrangement.holds(layer.matrix()[:, :, channels_last(layer)]):
+                reason = f"it is {arrangement} already"
+            if reason:
+                dense[layer.name] = reason
+            else:
+                wanted[layer] = arrangement
+        return wanted, dense
+
+    def _edits(self, wave: Wave, wanted: Mapping[LinearLayer, Arrangement], context: CompileContext) -> Edits:
+        """The new weights of a wave, with the error of each layer's output before and after refitting."""
+        found: dict[str, npt.NDArray[Any]] = {}
+        for layer in wave.layers:
+            order = channels_last(layer)
+            weight = context.device.put(np.ascontiguousarray(layer.matrix()[:, :, order]))
+            gram = _reordered(wave.gram(layer), order)
+            edited = self.thinned(weight, wanted[layer], gram)
+            errors = [relative_error(weight, edited, gram)] * 2
+            if self.refit:
+                edited = on_positions(weight, gram, (edited != 0) & (weight != 0), edited)
+                errors[1] = relative_error(weight, edited, gram)
+            found[layer.name] = _unordered(fetch(edited), order)
+            found[_ERRORS + layer.name] = np.array(errors)
+        return found
+
+    def _treated(self, wanted: Mapping[LinearLayer, Arrangement], dense: Mapping[str, str]) -> str:
+        """How many layers became what, and why the others did not."""
+        counts: dict[str, int] = {}
+        for arrangement in wanted.values():
+            counts[str(arrangement)] = counts.get(str(arrangement), 0) + 1
+        became = ", ".join(f"{n} layers {text}" for text, n in counts.items()) or "no layer is thinned"
+        reasons: dict[str, list[str]] = {}
+        for name, reason in dense.items():
+            reasons.setdefault(reason, []).append(name)
+        left = "; ".join(f"{_some(names)}: {reason}" for reason, names in reasons.items())
+        return f"{self.name}: {became}" + (f". Left as they were: {left}" if left else "")
+
+
+_ERRORS = "errors of "
+"""Begins the key of what is kept beside an edited weight."""
+
+_NAMED = 3
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _reordered(gram: Gram, order: npt.NDArray[np.intp]) -> Gram:
+    """The same of the inputs in another order."""
+    if (order[1:] > order[:-1]).all():
+        return gram
+    xp = array_namespace(gram.matrix)
+    index = xp.asarray(order, device=device(gram.matrix))
+    matrix, *drift = (m[:, index][:, :, index] for m in (gram.matrix, *(gram.drift or ())))
+    return Gram(matrix, gram.rows, (drift[0], drift[1]) if drift else None)
+
+
+def _unordered(weight: npt.NDArray[Any], order: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+    return weight[:, :, np.argsort(order)]
