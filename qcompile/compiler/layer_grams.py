@@ -77,13 +77,14 @@ class LayerInputs:
         for i, (given, exact) in enumerate(zip(visit.values(names), _exact(visit, names, with_float), strict=True)):
             for source, node in sources.items():
                 x = self._rows(node, given, i, quantized=True)
+                _check_finite(x, node)
                 gram = Gram.of(x, self._rows(node, exact, i) if with_float else None)
                 if source in found:
                     found[source].merge(gram)
                 else:
                     found[source] = gram
         for source, gram in found.items():
-            _check_finite(gram, sources[source])
+            _check_finite(gram.matrix, sources[source])
         return found
 
     def _rows(self, node: ir.Node, given: Mapping[str, Array], sample: int, quantized: bool = False) -> Array:
@@ -122,9 +123,9 @@ def _exact(visit: Visit, names: Sequence[str], with_float: bool) -> Iterator[Map
     yield from visit.float_values(names) if with_float else ({} for _ in range(visit.count))
 
 
-def _check_finite(gram: Gram, node: ir.Node) -> None:
-    xp = array_namespace(gram.matrix)
-    if not bool(xp.all(xp.isfinite(gram.matrix))):
+def _check_finite(x: Array, node: ir.Node) -> None:
+    xp = array_namespace(x)
+    if not bool(xp.all(xp.isfinite(x))):
         raise DataError(
             f"the input of '{node.name}' is not finite on the calibration samples",
             where=name_of(_input(node)),

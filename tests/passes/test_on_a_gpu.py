@@ -30,6 +30,8 @@ from qcompile.passes.quantize.hqq import Hqq
 from qcompile.passes.quantize.place_weights import PlaceWeights
 from qcompile.passes.quantize.round_to_nearest import RoundToNearest
 from qcompile.passes.quantize.search_clip import SearchClip
+from qcompile.passes.transform.sparsity.sparsegpt import SparseGpt
+from qcompile.passes.transform.sparsity.wanda import Wanda
 from qcompile.runtime.device import Device
 from tests.compiler.walks import QUANTIZED, ready
 from tests.gpu.machine import why_not_on_gpu
@@ -69,6 +71,14 @@ def weights_alone(**options: Any) -> State:
     return ready(llama(1), sentences(4, length=12), [*NAMED, PlaceWeights(block_size=16, **options), RoundToNearest()])
 
 
+def float_decoder() -> State:
+    return ready(llama(1), sentences(4, length=12), NAMED)
+
+
+def float_convolutions() -> State:
+    return ready(model_of(IMAGES, dict(IMAGE_WEIGHTS)), images(4), NAMED)
+
+
 CASES: dict[str, tuple[Callable[[], State], Pass]] = {
     "gptq of convolutions": (convolutions, Gptq()),
     "gptaq": (decoder, Gptq(alpha=0.5)),
@@ -77,6 +87,9 @@ CASES: dict[str, tuple[Callable[[], State], Pass]] = {
     "auto-round": (lambda: decoder("int4"), AutoRound(iterations=4)),
     "search-clip": (lambda: weights_alone(format="nvfp4"), SearchClip()),
     "hqq": (lambda: weights_alone(symmetric=False), Hqq()),
+    "wanda": (float_decoder, Wanda(pattern="unstructured")),
+    "sparsegpt": (float_decoder, SparseGpt()),
+    "sparsegpt of convolutions": (float_convolutions, SparseGpt()),
 }
 
 

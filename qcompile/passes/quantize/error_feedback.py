@@ -93,6 +93,7 @@ def rounded(
 
     Args:
         nearest: rounds column `order[., j]`; gets j, in the order of rounding.
+        ahead: looks at each block before it is rounded, where x~ is x.
     """
     from array_api_compat import array_namespace
 
@@ -104,7 +105,8 @@ def rounded(
         if seen is not None and back.values is not None:
             shift += back.values[:, start:end, :start] @ seen[:, :start]
         if ahead is not None:
-            ahead(start, weight[:, start:end] + shift)
+            within = back.errors[:, start:end, start:end]  # each column also makes good what it moves itself
+            ahead(start, weight[:, start:end] + xp.linalg.solve(within, shift))
         for j in range(start, end):
             exact = weight[:, j]
             aim = exact + shift[:, j - start]

@@ -69,7 +69,7 @@ class Arrangement:
         _, outputs, _ = layer.shape
         inputs = layer.channels
         if self.pattern is not None and inputs % self.pattern.group:
-            return f"{inputs} inputs in a group are no multiple of {self.pattern.group}"
+            return f"K = {inputs} is no multiple of {self.pattern.group}"
         if any(size and n % size for n, size in zip((outputs, inputs), self.block, strict=True)):
             return f"{outputs} outputs and {inputs} inputs are no whole number of blocks"
         return ""
