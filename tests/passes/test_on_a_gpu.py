@@ -30,8 +30,8 @@ from qcompile.passes.quantize.hqq import Hqq
 from qcompile.passes.quantize.place_weights import PlaceWeights
 from qcompile.passes.quantize.round_to_nearest import RoundToNearest
 from qcompile.passes.quantize.search_clip import SearchClip
-from qcompile.passes.transform.sparsity.sparsegpt import SparseGpt
-from qcompile.passes.transform.sparsity.wanda import Wanda
+from qcompile.passes.transform.sparsegpt import SparseGpt
+from qcompile.passes.transform.wanda import Wanda
 from qcompile.runtime.device import Device
 from tests.compiler.walks import QUANTIZED, ready
 from tests.gpu.machine import why_not_on_gpu

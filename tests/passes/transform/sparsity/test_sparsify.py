@@ -19,11 +19,11 @@ from qcompile.compiler.printer import print_model
 from qcompile.compiler.recipe import parse_recipe
 from qcompile.compiler.weight_pattern import Pattern, weight_pattern
 from qcompile.errors import DataError, QCompileError, RecipeError
+from qcompile.passes.transform.sparsegpt import SparseGpt, swept
+from qcompile.passes.transform.sparsify_magnitude import SparsifyMagnitude
 from qcompile.passes.transform.sparsity.arrangement import Arrangement
-from qcompile.passes.transform.sparsity.sparsegpt import SparseGpt, swept
 from qcompile.passes.transform.sparsity.sparsify import Sparsify
-from qcompile.passes.transform.sparsity.sparsify_magnitude import SparsifyMagnitude
-from qcompile.passes.transform.sparsity.wanda import Wanda
+from qcompile.passes.transform.wanda import Wanda
 from tests.compiler.walks import ready, whole
 from tests.golden import assert_golden
 from tests.passes.harness import NAMED, model_of
