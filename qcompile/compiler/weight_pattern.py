@@ -79,13 +79,12 @@ PATTERN_2_4 = Pattern(2, 4)
 def weight_pattern(weight: npt.NDArray[Any], summed: int) -> Pattern | None:
     """The pattern that `weight` has along axis `summed`, with at most half of each group kept: of several the one with
     the shortest groups, and of these the sparsest. None for a weight without, and for one of zeros alone."""
-    if weight.ndim < 2 or not weight.size or not (weight != 0).any():
+    if weight.ndim < 2 or not weight.size:
         return None
     rows = np.moveaxis(weight, summed, -1)
-    for group in _GROUPS:
-        if Pattern(group // 2, group).holds(rows):
-            return Pattern(_most(rows, group), group)
-    return None
+    held = next((group for group in _GROUPS if Pattern(group // 2, group).holds(rows)), None)
+    kept = _most(rows, held) if held else 0
+    return Pattern(kept, held) if held and kept else None
 
 
 def is_pruned(weight: npt.NDArray[Any]) -> bool:

@@ -108,6 +108,22 @@ def test_no_samples_leave_the_numbers_open(models: tuple[Path, Path]) -> None:
     assert {p.name: p.passed for p in report.proofs}["numerics"] is None
 
 
+def test_a_pattern_of_zeros_is_counted(tmp_path: Path) -> None:
+    weight = np.tile(np.array([[1, 0, 0, 2, 0, 3, 0, 1]], np.float32), (8, 1)).T
+    for name, matrix in (("sparse", weight), ("dense", weight + 1)):
+        b = Builder()
+        b.constant("W", matrix)
+        b.node("MatMul", ["x", "W"], "y")
+        onnx.save(b.model({"x": ["n", 8]}, ["y"]), tmp_path / f"{name}.onnx")
+    sparse, dense = (tmp_path / f"{name}.onnx" for name in ("sparse", "dense"))
+    samples = [{"x": np.ones((2, 8), np.float32)}]
+    found = {}
+    for model, against in ((sparse, sparse), (dense, sparse), (sparse, dense)):
+        report = verify(model, target_named("cpu"), against=against, samples=samples)
+        found[model, against] = {p.name: p.passed for p in report.proofs}.get("sparsity")
+    assert found == {(sparse, sparse): True, (dense, sparse): False, (sparse, dense): None}
+
+
 def test_an_edit_on_purpose_is_what_has_to_be_kept_and_has_its_price(models: tuple[Path, Path], tmp_path: Path) -> None:
     """The given model is another one than the float form of the artifact, by far."""
     other = onnx.load(models[0])

@@ -6,7 +6,7 @@ Nothing here raises because a proof failed: the report says so, and the caller d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from qcompile.compiler.verification.noise import Runner, compare_outputs, runner
 from qcompile.compiler.verification.placed import placed_nodes
 from qcompile.compiler.verification.reference import Reference
 from qcompile.compiler.verification.room import entries_for, fit, ran_out
+from qcompile.compiler.verification.sparsity import layer_patterns, prove_sparsity
 from qcompile.compiler.verification.speed import prove_speed
 from qcompile.compiler.verification.weights import group_bytes, worst_histograms
 from qcompile.errors import QCompileError
@@ -45,7 +46,7 @@ _FEW = 2
 def prove(report: Report, context: CompileContext, artifact: Path) -> None:
     """Prove what `context` planned and `artifact` holds; fills the report's proofs and findings."""
     prover = _Prover(report, artifact, context.target, context.progress, context.plan, context.unquantized)
-    prover.graph(context.held_out)
+    prover.graph(context.held_out, context.unquantized or ir.load(context.float_model))
     report.metric_float = context.metric_float
     if not context.edits or context.unquantized is None:
         prover.against(context.float_model, context.held_out, context.metric)
@@ -84,7 +85,7 @@ def verify(
         samples=len(samples),
     )
     prover = _Prover(report, model, target, progress or SilentProgress())
-    prover.graph(samples)
+    prover.graph(samples, ir.load(against) if against is not None else None)
     if against is not None:
         prover.against(against, list(samples), metric)
     return report
@@ -125,12 +126,14 @@ class _Prover:
         """Session options for an artifact whose packed weights do not fit into memory."""
         return entries_for(self.artifact)
 
-    def graph(self, samples: Sequence[Sample]) -> None:
-        """What can be seen on the graph alone: validity, legality, dispatch. Engines are built for the first sample."""
+    def graph(self, samples: Sequence[Sample], reference: ir.Model | None) -> None:
+        """What can be seen on the graph alone: validity, legality, dispatch, sparsity. Engines are built for the first
+        sample; weights that `reference` has with a pattern of zeros must have it in the artifact."""
         self.step("validity", "checking the graph", self.validity)
         self.step("legality", "checking the target's rules", lambda: prove_legality(self.model, self.target))
         shapes = {name: array.shape for sample in samples[:1] for name, array in sample.items()}
         self.step("dispatch", "looking at what the runtime executes", lambda: self.dispatch(shapes))
+        self.sparsity(reference)
         reasons = {record.node: record.reason for record in self.report.kept_float}
         self.report.placement = placed_nodes(self.model, self.units, reasons)
         self.report.coded = coded_weights(self.model)
@@ -181,6 +184,13 @@ class _Prover:
 
     def add(self, proof: Proof) -> None:
         self.report.proofs.append(proof)
+
+    def sparsity(self, reference: ir.Model | None) -> None:
+        """A proof where any weight of the float model has a pattern of zeros."""
+        patterns = layer_patterns(reference) if reference is not None else {}
+        if patterns:
+            work = partial(prove_sparsity, self.model, patterns, self.units, self.target)
+            self.step("sparsity", "counting zeros", work)
 
     def validity(self) -> Proof:
         import onnx
