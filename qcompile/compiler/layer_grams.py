@@ -7,8 +7,7 @@ as codes reads what the codes stand for. Positions that a mask leaves out do not
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
@@ -16,7 +15,7 @@ import onnx_ir as ir
 from array_api_compat import array_namespace
 
 from qcompile.compiler.block_walker import Visit
-from qcompile.compiler.context import CompileContext, Sample, SampleSource
+from qcompile.compiler.context import CompileContext, SampleSource
 from qcompile.compiler.gram import Gram
 from qcompile.compiler.graph import name_of
 from qcompile.compiler.layer_rows import as_read, every_row
@@ -37,7 +36,7 @@ class LayerInputs:
 
     method: str
     context: CompileContext
-    samples: SampleSource | Sequence[Sample]
+    samples: SampleSource
     mask: Mask | None
     masks: Sequence[npt.NDArray[Any]]
 
@@ -60,31 +59,38 @@ class LayerInputs:
         named = Mask.named(mask, model) if mask else None
         return cls(method, context, samples, named, [s[str(mask)] for s in samples] if mask else [])
 
-    def last(self, count: int) -> LayerInputs:
-        """The same over the last samples, at most so many."""
-        start = max(len(self.samples) - count, 0)
-        return replace(self, samples=list(islice(iter(self.samples), start, None)), masks=self.masks[start:])
-
     def grams(self, nodes: Sequence[ir.Node], visit: Visit, with_float: bool = False) -> dict[str, Gram]:
         """Those of what `nodes` read, by `source_of` them. Inputs that enter the block take no run of their own.
 
         Args:
             with_float: what the float model reads there is summed up too; it runs along.
         """
+        return self._sums(nodes, visit, 1, with_float)[0]
+
+    def halves(self, nodes: Sequence[ir.Node], visit: Visit) -> tuple[dict[str, Gram], dict[str, Gram]]:
+        """Two of each, of every other sample: one for a method to look at, one to judge what it did."""
+        first, *second = self._sums(nodes, visit, min(2, visit.count))
+        return first, second[0] if second else first
+
+    def _sums(
+        self, nodes: Sequence[ir.Node], visit: Visit, parts: int, with_float: bool = False
+    ) -> list[dict[str, Gram]]:
         sources = {source_of(node): node for node in nodes}
         names = [name_of(_input(node)) for node in sources.values()]
-        found: dict[str, Gram] = {}
+        found: list[dict[str, Gram]] = [{} for _ in range(parts)]
         for i, (given, exact) in enumerate(zip(visit.values(names), _exact(visit, names, with_float), strict=True)):
+            part = found[i % parts]
             for source, node in sources.items():
                 x = self._rows(node, given, i, quantized=True)
                 _check_finite(x, node)
                 gram = Gram.of(x, self._rows(node, exact, i) if with_float else None)
-                if source in found:
-                    found[source].merge(gram)
+                if source in part:
+                    part[source].merge(gram)
                 else:
-                    found[source] = gram
-        for source, gram in found.items():
-            _check_finite(gram.matrix, sources[source])
+                    part[source] = gram
+        for part in found:
+            for source, gram in part.items():
+                _check_finite(gram.matrix, sources[source])
         return found
 
     def _rows(self, node: ir.Node, given: Mapping[str, Array], sample: int, quantized: bool = False) -> Array:

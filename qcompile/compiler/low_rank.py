@@ -59,15 +59,20 @@ class Decomposition:
         left = self.directions[:, :, :rank]
         return Factors(left, left.swapaxes(1, 2) @ self.weight)
 
-    @property
-    def errors(self) -> Array:
-        """What a truncation loses, summed over groups, for each rank from 0 to min(N, K)."""
+    def errors(self, metric: Array | None = None) -> Array:
+        """What truncation loses, summed over groups, for each rank from 0 to min(N, K).
+
+        Args:
+            metric: in which it is measured; left out, the one of the decomposition.
+        """
         from array_api_compat import array_namespace
 
-        xp = array_namespace(self.energies)
-        energies = self.energies.sum(axis=0)
-        lost = xp.flip(xp.cumulative_sum(xp.flip(energies, axis=(0,)), axis=0), axis=(0,))
-        return xp.concat([lost, xp.zeros_like(lost[:1])])
+        xp, lost = array_namespace(self.energies), self.energies
+        if metric is not None:
+            rows = self.directions.swapaxes(1, 2) @ self.weight
+            lost = ((rows @ xp.astype(metric, xp.float64)) * rows).sum(axis=2)
+        lost = xp.flip(lost.sum(axis=0), axis=(0,))
+        return xp.flip(xp.concat([xp.zeros_like(lost[:1]), xp.cumulative_sum(lost, axis=0)]), axis=(0,))
 
 
 def decomposed(weight: Array, metric: Array | None = None) -> Decomposition:

@@ -21,11 +21,17 @@ Array = Any  # numpy.ndarray or torch.Tensor
 Weights = Mapping[str, Array]
 
 
-def errors_with(visit: Visit, layers: Collection[str], candidates: Iterable[Weights]) -> list[float]:
+def errors_with(
+    visit: Visit, layers: Collection[str], candidates: Iterable[Weights], samples: int | None = None
+) -> list[float]:
     """The error of the float block's results for each candidate, which holds a weight for each of `layers`, by node,
-    in float32."""
+    in float32.
+
+    Args:
+        samples: how many samples, the first, are tried; left out, all.
+    """
     behind, given, entering = _behind(visit, layers)
-    known, exact = list(visit.float_values(entering)), list(visit.float_outputs)
+    known, exact = (list(islice(v, samples)) for v in (visit.float_values(entering), visit.float_outputs))
 
     def feeds() -> Iterator[dict[str, Array]]:
         for weights in candidates:

@@ -41,7 +41,7 @@ from qcompile.errors import RecipeError
 from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.transform.layer_walk import Wave, walk_layers
 from qcompile.passes.transform.truncation import two_layers
-from qcompile.passes.transform.truncation.block_errors import block_errors
+from qcompile.passes.transform.truncation.block_errors import Trial, block_errors
 from qcompile.passes.transform.truncation.fit import Method, decomposition, evened, refitted
 from qcompile.passes.transform.truncation.thin_forms import Strips, ThinForm, thin_forms
 from qcompile.runtime.device import fetch
@@ -75,7 +75,9 @@ class LowRank(Pass):
     )
     refit: bool = Field(default=True, description="make good by least squares what can be made good")
     multiple: int = Field(default=8, ge=1, description="ranks are multiples of it, as kernels like them")
-    samples: int = Field(default=8, ge=1, description="calibration samples, from the last, by which ranks are chosen")
+    samples: int = Field(
+        default=8, ge=1, description="calibration samples, the first, on which each layer is tried for its rank"
+    )
     damping: float = Field(
         default=DAMPING, gt=0, description="share of the mean of the metric's diagonal that is added to the diagonal"
     )
@@ -160,9 +162,8 @@ class LowRank(Pass):
             if len(options) > 1
         }
         errors = block_errors(
-            forms, model, context, inputs.last(self.samples),
-            by=self, method=self.method, damping=self.damping, keep=self.keep,
-        )  # fmt: skip
+            forms, model, context, inputs, by=self, trial=Trial(self.method, self.damping, self.keep, self.samples)
+        )
         costs = [
             [Option(o.weights, errors[layer, o.form][o.rank] if o.form and len(options) > 1 else 0.0) for o in options]
             for layer, options in treated.items()

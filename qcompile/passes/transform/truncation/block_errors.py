@@ -1,15 +1,17 @@
 """What truncating each layer does to the results of its block, for every rank.
 
-    e(r) = e(r_0) E(r) / E(r_0)     E: the layer's own error, by its spectrum;  e(r_0): that of the block, measured
+    e(r) = g E'(r) / E'(0)     g = e(r_0) / (E(r_0) / E(0))
 
-One run of the block for each way of writing a layer says how much of the layer's error reaches what later blocks read,
-relative to that; the spectrum says how it grows as the rank falls. So layers of all blocks are told apart by one
-measure (relative_error.py), and none needs a trial for each rank.
+E, the error of the layer's outputs, is a sum over the directions that are discarded, for every rank at once; E' is that
+sum for samples which the directions were not found from, since few samples look as if few directions were enough.
+e(r_0) is measured: one run of the block for each way of writing a layer says how much of the layer's error reaches
+what later blocks read, relative to that (relative_error.py). So layers of all blocks are told apart by one measure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -30,46 +32,49 @@ Errors = npt.NDArray[np.float64]
 Forms = Mapping[LinearLayer, Sequence[ThinForm]]
 
 
-def block_errors(
-    forms: Forms,
-    model: ir.Model,
-    context: CompileContext,
-    inputs: LayerInputs,
-    *,
-    by: Pass,
-    method: Method,
-    damping: float,
-    keep: float,
-) -> dict[tuple[LinearLayer, ThinForm], Errors]:
-    """The error of the block for each rank from 0 on, of each way to write each layer.
+@dataclass(frozen=True)
+class Trial:
+    """How layers are tried.
 
-    Args:
-        keep: the share of its weights that a layer has in the trial.
+    Attributes:
+        keep: the share of its weights that a layer has left.
+        samples: how many samples the block is run on.
     """
+
+    method: Method
+    damping: float
+    keep: float
+    samples: int
+
+
+def block_errors(
+    forms: Forms, model: ir.Model, context: CompileContext, inputs: LayerInputs, *, by: Pass, trial: Trial
+) -> dict[tuple[LinearLayer, ThinForm], Errors]:
+    """The error of the block for each rank from 0 on, of each way to write each layer."""
     found: dict[tuple[LinearLayer, ThinForm], Errors] = {}
     for visit in BlockWalker(model, context, inputs.samples, method=by):
-        inside = [layer for layer in forms if layer.name in visit.block.nodes]
+        inside = {layer: ways for layer, ways in forms.items() if layer.name in visit.block.nodes}
         if inside:
-            work = partial(_of_block, {x: forms[x] for x in inside}, visit, inputs, method, damping, keep)
-            errors = visit.once(work)
-            found |= {(layer, form): errors[_key(layer, form)] for layer in inside for form in forms[layer]}
+            errors = visit.once(partial(_of_block, inside, visit, inputs, trial))
+            found |= {(layer, form): errors[_key(layer, form)] for layer, ways in inside.items() for form in ways}
     return found
 
 
-def _of_block(
-    forms: Forms, visit: Visit, inputs: LayerInputs, method: Method, damping: float, keep: float
-) -> dict[str, Errors]:
-    grams = inputs.grams([layer.node for layer in forms], visit)
+def _of_block(forms: Forms, visit: Visit, inputs: LayerInputs, trial: Trial) -> dict[str, Errors]:
+    halves = inputs.halves([layer.node for layer in forms], visit)
     found = {}
     for layer, ways in forms.items():
         weight = visit.device.put(layer.matrix())
+        seen, unseen = (half[source_of(layer.node)] for half in halves)
         for form in ways:
-            directions = decomposition(form, weight, grams[source_of(layer.node)], method, damping)
-            own = np.asarray(fetch(directions.errors))
-            rank = min(int(keep * weight.size / form.size(1)), _last_lossy(own))
-            trial = fetch(form.expanded(directions.truncated(rank)).product)
-            [measured] = errors_with(visit, [layer.name], [{layer.name: visit.device.put(layer.stored(trial))}])
-            found[_key(layer, form)] = own * (measured / own[rank] if own[rank] > 0 else 0.0)
+            directions = decomposition(form, weight, seen, trial.method, trial.damping)
+            parts = [np.asarray(fetch(directions.errors(form.metric(gram.matrix)))) for gram in (seen, unseen)]
+            whole = parts[0] + parts[1]
+            rank = min(int(trial.keep * weight.size / form.size(1)), _last_lossy(whole))
+            tried = layer.stored(fetch(form.expanded(directions.truncated(rank)).product))
+            [error] = errors_with(visit, [layer.name], [{layer.name: visit.device.put(tried)}], trial.samples)
+            reaches = error * whole[0] / whole[rank] if whole[rank] > 0 else 0.0
+            found[_key(layer, form)] = reaches * parts[1] / max(parts[1][0], np.finfo(np.float64).tiny)
     return found
 
 
