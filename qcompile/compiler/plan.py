@@ -129,7 +129,7 @@ class QuantPlan:
         tensors: parameters of every activation that exists as codes, by value name.
         weights: codes of every quantized initializer.
         kept_float: nodes that stay float although the target has a low-precision form: name -> reason.
-        pinned: nodes that stay float because the user says so.
+        pinned: nodes that stay float whatever a later pass finds: the user says so, or a transform needs it.
         caches: the key-value caches that are kept as codes, by the name of the input.
         float_ms: what a node costs in float beyond each of its forms, by the target's table, conversions aside.
     """
@@ -141,3 +141,22 @@ class QuantPlan:
     pinned: set[str] = field(default_factory=set)
     caches: dict[str, QuantizedCache] = field(default_factory=dict)
     float_ms: dict[tuple[str, Form], float] = field(default_factory=dict)
+
+    def pin(self, node: str, reason: str) -> None:
+        """Let a node stay float for a reason of the pass that made it."""
+        self.pinned.add(node)
+        self.kept_float[node] = reason
+
+    def unpin(self, node: str) -> None:
+        """Leave a node to the passes that place again."""
+        self.pinned.discard(node)
+        self.kept_float.pop(node, None)
+
+    def pinned_because(self, node: str) -> str:
+        """Why an earlier pass keeps a node float; empty where none does."""
+        return self.kept_float.get(node, "") if node in self.pinned else ""
+
+    def unplaced(self) -> QuantPlan:
+        """A plan without decisions, but for the nodes that stay float."""
+        reasons = {node: reason for node in sorted(self.pinned) if (reason := self.pinned_because(node))}
+        return QuantPlan(pinned=set(self.pinned), kept_float=reasons)

@@ -116,6 +116,8 @@ def _heads(graph: ir.Graph) -> Iterator[ir.Node]:
 def _same_columns(node: ir.Node) -> ir.Value | None:
     """The one activation that `node` reads, where it leaves the last axis as it is."""
     given = [v for v in node.inputs if v is not None and not is_constant(v)]
+    if sums_a_branch(node):
+        return node.inputs[0]
     if node.op_type in _MOVES - {"Concat"}:
         columns = [v.shape[-1] if v is not None and v.shape else None for v in (node.inputs[0], node.outputs[0])]
         return node.inputs[0] if isinstance(columns[0], int) and columns[0] == columns[1] else None
@@ -129,8 +131,22 @@ def _multiplies_activations(node: ir.Node) -> bool:
 def _within_layer(node: ir.Node) -> bool:
     """Whether a walk from a product back to the one before it may cross `node`: no sum of two branches, no norm."""
     if node.op_type == "Add":
-        return any(is_constant(v) for v in node.inputs) or _sums_a_gelu(node)
+        return any(is_constant(v) for v in node.inputs) or _sums_a_gelu(node) or sums_a_branch(node)
     return node.op_type in _ACTIVATIONS | _MOVES | _MASKINGS | {"Mul", "Div", "Sub", "Pow"}
+
+
+def sums_a_branch(node: ir.Node) -> bool:
+    """Whether `node` adds to a product with a weight what a low-rank branch makes of the same input:
+    x W + (x A) B, a bias of the first product included."""
+    if node.op_type != "Add" or node.domain != "":
+        return False
+    first, outer = (v.producer() if v is not None else None for v in node.inputs)
+    if first is not None and first.op_type == "Add" and is_constant(first.inputs[1]) and first.inputs[0] is not None:
+        first = first.inputs[0].producer()
+    inner = outer.inputs[0].producer() if outer is not None and outer.inputs[0] is not None else None
+    if first is None or outer is None or inner is None or not all(map(has_weight, (first, outer, inner))):
+        return False
+    return first.inputs[0] is inner.inputs[0]
 
 
 def _sums_a_gelu(node: ir.Node) -> bool:

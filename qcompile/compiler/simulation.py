@@ -28,7 +28,7 @@ def quantized_copy(model: ir.Model, context: CompileContext, statistics: Statist
     Args:
         statistics: of the activations of `model`; left out, those of `context`.
     """
-    copy, apart = model.clone(), _apart(context, QuantPlan(), statistics)
+    copy, apart = model.clone(), _apart(context, context.plan.unplaced(), statistics)
     _run(copy, apart, context, lambda p: p.phase in (Phase.QUANTIZE, Phase.LOWER))
     drop_unread_initializers(copy)
     return copy
@@ -48,7 +48,7 @@ def lowered_copy(model: ir.Model, context: CompileContext, plan: QuantPlan | Non
 
 def placement(model: ir.Model, context: CompileContext) -> QuantPlan:
     """What the rest of the recipe would place, and on which grids; `model` and the plan of `context` stay."""
-    apart = _apart(context, QuantPlan(), None)
+    apart = _apart(context, context.plan.unplaced(), None)
     _run(model, apart, context, lambda p: Fact.PLACEMENT in p.provides)
     return apart.plan
 

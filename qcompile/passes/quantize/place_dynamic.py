@@ -71,7 +71,7 @@ class PlaceDynamic(Pass):
 
     def _place(self, candidate: Candidate, context: CompileContext) -> None:
         name = str(candidate.node.name)
-        if name in context.plan.units or name in context.plan.pinned & context.plan.kept_float.keys():
+        if name in context.plan.units or context.plan.pinned_because(name):
             return
         form = self._form(candidate)
         obstacle = self._refusal(candidate, form) or (_slower(candidate, form, context) if form else "")

@@ -79,7 +79,7 @@ class PlaceInt8(Pass):
     def reached(self, found: list[Candidate], context: CompileContext) -> list[Candidate]:
         """The candidates that are worth observing."""
         formats = self.pair(context)
-        open_to_choice = [c for c in found if not self.refusal(c, formats)]
+        open_to_choice = [c for c in found if not self.refusal(c, formats, context.plan)]
         weighed = context.target.placement is PlacementRule.MINIMUM_CUT and formats.computed
         return within_reach(open_to_choice) if weighed else open_to_choice
 
@@ -96,9 +96,9 @@ class PlaceInt8(Pass):
         """
         return demand(self.pair(context), model, self.name)
 
-    def refusal(self, candidate: Candidate, formats: Formats) -> str:
+    def refusal(self, candidate: Candidate, formats: Formats, plan: QuantPlan) -> str:
         """What speaks against a candidate before any statistic is known."""
-        kept = kept_by(candidate.node, self.keep_float)
+        kept = kept_by(candidate.node, self.keep_float) or plan.pinned_because(str(candidate.node.name))
         if kept:
             return kept
         if _STATIC.isdisjoint(candidate.row.forms):
@@ -153,7 +153,7 @@ class _GraphPlacement:
         reached = {c.node for c in self.options.reached(found, self.context)}
         for candidate in found:
             alone = "" if candidate.node in reached else "no operation around it computes on codes"
-            obstacle = self.options.refusal(candidate, self.formats) or alone or self.obstacle(candidate)
+            obstacle = self.options.refusal(candidate, self.formats, self.plan) or alone or self.obstacle(candidate)
             if obstacle:
                 self.plan.kept_float[str(candidate.node.name)] = obstacle
             else:

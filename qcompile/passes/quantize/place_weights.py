@@ -100,11 +100,13 @@ class PlaceWeights(Pass, WeightOptions):
         self, graph: ir.Graph, known: Mapping[str, Role], context: CompileContext
     ) -> dict[str, tuple[Candidate, Wanted]]:
         """The layers of one graph that are not placed yet, and what their weights shall become."""
-        everywhere = self._everywhere()
+        everywhere, placed = self._everywhere(), context.plan.units
         return {
             str(c.node.name): (c, wanted_of(c.node, known.get(str(c.node.name)), everywhere, self.layers))
             for c in candidates(graph, context.target)
-            if c.row.weight is not None and c.node.name not in context.plan.units
+            if c.row.weight is not None
+            and c.node.name not in placed
+            and not context.plan.pinned_because(str(c.node.name))
         }
 
     def _demand(self, wanted: Wanted, target: Target, model: ir.Model) -> None:

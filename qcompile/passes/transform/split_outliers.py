@@ -155,9 +155,7 @@ class _Splitter:
         return self.parts[graph, x]
 
     def keep_float(self, node: ir.Node, columns: int, size: int) -> None:
-        self.context.plan.pinned.add(str(node.name))
-        reason = f"{columns} of {size} columns of the layer's input hold outliers"
-        self.context.plan.kept_float[str(node.name)] = reason
+        self.context.plan.pin(str(node.name), f"{columns} of {size} columns of the layer's input hold outliers")
 
     def node(
         self, op_type: str, inputs: Sequence[ir.Value], name: str, like: ir.Value, sources: Sequence[ir.Node]
