@@ -1,6 +1,6 @@
 """Take out filters, neurons and attention heads until a share of the work is gone, and let the rest make good for them.
 
-    1. importance of every channel                               pruning/importance.py, pruning/first_order.py
+    1. importance of every channel                               pruning/block_loss.py, importance.py, first_order.py
     2. the cheapest for the work that they save go first         pruning/budget.py
     3. each layer that read them, in order, on what the pruned layers before it give:
            V = argmin E||V (x~_kept - E x~_kept) - W (x - E x)||^2,   b~ = b + W E x - V E x~_kept
@@ -27,16 +27,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from array_api_compat import array_namespace
 from pydantic import Field
 
 from qcompile.compiler.context import CompileContext
-from qcompile.compiler.gram import Gram
 from qcompile.compiler.graph import constant, name_of
 from qcompile.compiler.layer_grams import LayerInputs
 from qcompile.compiler.linear_layers import LinearLayer, linear_layers
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.refit import on_columns, relative_error, summary
+from qcompile.compiler.refit import relative_error, summary
 from qcompile.compiler.tensor_shapes import shapes_of
 from qcompile.errors import RecipeError
 from qcompile.passes.prepare.surgery import Names
@@ -45,14 +43,15 @@ from qcompile.passes.transform.channels.remove import remove
 from qcompile.passes.transform.channels.search import channel_groups
 from qcompile.passes.transform.layer_bias import add_to_bias
 from qcompile.passes.transform.layer_walk import Wave, walk_layers
+from qcompile.passes.transform.pruning.block_loss import block_losses
 from qcompile.passes.transform.pruning.budget import Prunable, Step, gone, ranked, shortest
+from qcompile.passes.transform.pruning.columns import refitted, without
 from qcompile.passes.transform.pruning.first_order import Place, first_order
-from qcompile.passes.transform.pruning.importance import fluctuation, magnitude
+from qcompile.passes.transform.pruning.importance import magnitude
 from qcompile.passes.transform.pruning.latency import race
 from qcompile.passes.transform.pruning.macs import Macs, operands
 from qcompile.runtime.device import fetch
 
-Array = Any  # numpy.ndarray or torch.Tensor
 Gone = Mapping[int, npt.NDArray[np.intp]]
 """The channels that go, by the number of their group."""
 
@@ -76,7 +75,7 @@ class PruneChannels(Pass):
     )
     importance: Literal["activation", "magnitude", "taylor"] = Field(
         default="activation",
-        description="what a channel is worth by: how it moves the layer behind it, its weights, or how it moves the "
+        description="what a channel is worth by: what its block loses without it, its weights, or how it moves the "
         "answers of the model (needs torch)",
     )
     keep: float = Field(default=0.2, gt=0, le=1, description="share of every group that stays in any case")
@@ -151,20 +150,19 @@ class PruneChannels(Pass):
                 device = context.device.in_torch
                 return first_order(model, places, sizes, inputs.samples, context.seed, device)
             case "activation":
-                return self.fluctuations(groups, model, inputs)
+                return self.losses(groups, model, inputs)
 
-    def fluctuations(
+    def losses(
         self, groups: Sequence[_Group], model: ir.Model, inputs: LayerInputs
     ) -> Sequence[npt.NDArray[np.float64]]:
-        found = [np.zeros(group.channels.size) for group in groups]
+        """What the blocks of the readers of each group lose with a channel, summed over the readers."""
         readers = {name: layer for group in groups for name, layer in group.readers.items()}
-        for wave in walk_layers(list(readers.values()), model, inputs.context, inputs, method=self):
-            for layer in wave.layers:
-                gram, weight = wave.gram(layer), inputs.context.device.put(layer.matrix())
-                covariance = gram.centred().matrix
-                for total, group in zip(found, groups, strict=True):
-                    if layer.name in group.columns:
-                        total += fluctuation(weight, covariance, group.columns[layer.name], group.channels.size)
+        reading = {name: [i for i, group in enumerate(groups) if name in group.columns] for name in readers}
+        columns = {name: [groups[i].columns[name] for i in numbers] for name, numbers in reading.items()}
+        found = [np.zeros(group.channels.size) for group in groups]
+        for name, own in block_losses(list(readers.values()), columns, model, inputs, by=self).items():
+            for i, loss in zip(reading[name], own, strict=True):
+                found[i][: loss.size] += loss
         return found
 
     def chosen(
@@ -229,8 +227,8 @@ class PruneChannels(Pass):
         for layer in wave.layers:
             weight, gram = context.device.put(layer.matrix()), wave.gram(layer)
             kept = np.flatnonzero(~idle[layer.name])
-            left = _without(weight, kept)
-            solved = _refitted(weight, gram.centred(), kept) if self.refit else left
+            left = without(weight, kept)
+            solved = refitted(weight, gram.centred(), kept) if self.refit else left
             drift, mean = gram.means[1], gram.means[0]
             change = weight @ (mean + drift)[:, :, None] - solved @ mean[:, :, None]
             found[layer.name] = fetch(solved)
@@ -301,17 +299,4 @@ def _up_to(order: Sequence[Step], most: Sequence[float]) -> list[Step]:
         taken[step.group] += len(step.units)
         if taken[step.group] <= most[step.group]:
             found.append(step)
-    return found
-
-
-def _without(weight: Array, kept: npt.NDArray[np.intp]) -> Array:
-    """`weight` with zeros in the columns that are not kept."""
-    found = array_namespace(weight).zeros_like(weight)
-    found[:, :, kept] = weight[:, :, kept]
-    return found
-
-
-def _refitted(weight: Array, gram: Gram, kept: npt.NDArray[np.intp]) -> Array:
-    found = array_namespace(weight).zeros_like(weight)
-    found[:, :, kept] = on_columns(weight, gram, np.tile(kept, (weight.shape[0], 1)))
     return found

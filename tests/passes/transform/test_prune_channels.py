@@ -60,12 +60,17 @@ def error(model: ir.Model, weights: Arrays, x: npt.NDArray[np.float32]) -> float
     return float(np.square(y - z).sum() / np.square(y - y.mean(axis=0)).sum())
 
 
-@pytest.mark.parametrize("importance", ["activation", "magnitude", "taylor"])
-def test_dead_channels_go_first_and_nothing_changes(importance: str, one_thread: None) -> None:
+def with_dead_channels() -> Arrays:
     weights, dead = mlp(), [2, 3, 11, 12]
     weights["w1"][:, dead] = 0
     weights["b1"][dead] = 0
     weights["w2"][dead] = 0
+    return weights
+
+
+@pytest.mark.parametrize("importance", ["activation", "magnitude", "taylor"])
+def test_dead_channels_go_first_and_nothing_changes(importance: str, one_thread: None) -> None:
+    weights = with_dead_channels()
     model = pruned(weights, with_samples(rows()), budget="ratio", importance=importance, refit=False)
     assert shape(model, "w1") == (INPUTS, HIDDEN - 4)
     assert error(model, weights, rows(seed=5)) == 0
@@ -84,15 +89,14 @@ def test_a_copy_of_a_channel_is_no_loss_after_refitting() -> None:
     weights = mlp()
     weights["w1"][:, 8:], weights["b1"][8:] = weights["w1"][:, :8], weights["b1"][:8]
     weights["w2"][8:] = weights["w2"][:8] / 100  # least important, but not nothing
-    plain, refitted = (
-        pruned(weights, with_samples(rows()), budget="flops", remove=0.5, refit=r) for r in (False, True)
-    )
+    x = rows(1600)
+    plain, refitted = (pruned(weights, with_samples(x), budget="flops", remove=0.5, refit=r) for r in (False, True))
     assert shape(refitted, "w1") == (INPUTS, 8)
-    assert error(refitted, weights, rows()) < 1e-2 * error(plain, weights, rows())
+    assert error(refitted, weights, x) < 1e-2 * error(plain, weights, x)
 
 
 def test_refitting_is_the_least_squares_solution() -> None:
-    weights, x = mlp(), rows()
+    weights, x = mlp(), rows(1600)
     model = pruned(weights, with_samples(x))
     hidden = outputs(_up_to_hidden(model), {"x": x})[0].astype(np.float64)
     design, y = np.column_stack([hidden, np.ones(len(x))]), outputs(model_of(TEXT, weights), {"x": x})[0]
@@ -156,9 +160,8 @@ def test_a_decoder_loses_neurons_and_heads() -> None:
 
 
 def test_golden() -> None:
-    model = model_of(TEXT, mlp())
+    model = model_of(TEXT, with_dead_channels())
     run(model, *NAMED)
     first = print_model(model)
-    on = with_samples(rows())
-    run(model, *NAMED, PruneChannels(remove=0.4), on=on)
+    run(model, *NAMED, PruneChannels(budget="ratio", multiple=4, refit=False), on=with_samples(rows()))
     assert_golden("passes/prune-channels", f"# before\n{first}\n# after\n{print_model(model, provenance=True)}")
