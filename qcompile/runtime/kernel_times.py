@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from qcompile.errors import ModelError, QCompileError
+from qcompile.errors import ModelError, QCompileError, TargetError
 from qcompile.runtime.benchmark.device_clock import DeviceClock
+from qcompile.runtime.libraries import no_cudnn
 from qcompile.runtime.providers import CPU, open_session, provider_options, reason
 
 _WARM, _FEWEST = 2, 5  # runs
@@ -52,7 +53,7 @@ def run_time(model: bytes, provider: str, layouts: bool, options: Mapping[str, s
         options: of the provider.
 
     Raises:
-        TargetError: the provider does not load on this machine.
+        TargetError: the provider, or what it opens for its first kernels, does not load on this machine.
         ModelError: ONNX Runtime refuses the model, or cannot run it.
     """
     try:
@@ -60,6 +61,8 @@ def run_time(model: bytes, provider: str, layouts: bool, options: Mapping[str, s
     except QCompileError:
         raise
     except Exception as error:
+        if fault := no_cudnn(str(error)):
+            raise TargetError(f"{provider} cannot run every kernel here: {fault}") from None
         raise ModelError(f"ONNX Runtime could not run the model: {reason(error)}") from None
     return RunTime(best * (1 - share), best * share)
 

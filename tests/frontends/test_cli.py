@@ -220,6 +220,10 @@ def test_bench(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for sizes in ("0", "1,x", ""):
         assert "are no sizes" in run("bench", model, "--batch", sizes).stderr
     assert "no free sequence" in run("bench", model, "--sequence", "8").stderr
+    assert (
+        "there are CUDA graphs on CUDAExecutionProvider alone"
+        in run("bench", model, "--target", "cpu", "--cuda-graphs").stderr
+    )
     if why_no_gpu():
         lost = run("bench", model, "--target", "cuda")
         assert (lost.exit_code, "does not load" in lost.stderr, "--target" in lost.stderr) == (1, True, True)

@@ -34,6 +34,7 @@ FOUND = Benchmark(
     "asked for",
     "a processor",
     2,
+    False,
     "tokens",
     {"int8": 10_000.0},
     100.0,

@@ -1,4 +1,7 @@
-"""As a program: what autotuning measures on CUDA by some recipes, as JSON. Arguments: a model, names of recipes."""
+"""As a program: what autotuning measures on CUDA by some recipes, as JSON. Arguments: a model, names of recipes.
+
+Where it gives up, the reason stands in the place of the times.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,21 @@ from qcompile.compiler.passes import Phase
 from qcompile.compiler.pipeline import run_pipeline
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.timings import read_timings
+from qcompile.errors import TargetError
 from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.frontends.job import autotuned
 from qcompile.passes.quantize.autotune import Autotune
 
 
-def measured(model: Path, recipe: str, file: Path) -> dict[str, dict[str, float | None]]:
+def measured(model: Path, recipe: str, file: Path) -> dict[str, dict[str, float | None]] | str:
     """Times in ns by kind and form, None for what does not run."""
     passes = [p for p in autotuned(find_recipe(recipe)).passes() if p.phase is not Phase.ANALYZE]
     [tuning] = [p for p in passes if isinstance(p, Autotune)]
     context = CompileContext(target_named("cuda"), model, tuning=file)
-    run_pipeline(passes, ir.load(model), context, last=tuning)
+    try:
+        run_pipeline(passes, ir.load(model), context, last=tuning)
+    except TargetError as error:
+        return str(error)
     found = read_timings(file).kinds
     return {kind: {form: t and t.kernels for form, t in forms.items()} for kind, forms in found.items()}
 

@@ -22,7 +22,8 @@ def show_benchmark(found: Benchmark, inputs: str, console: Console) -> None:
         inputs: where they come from.
     """
     threads = f", {count(found.threads, 'thread')}" if found.threads else ""
-    console.print(Text(plain(f"{found.provider} on {found.device}{threads}"), "bold"))
+    graphs = ", replaying CUDA graphs" if found.cuda_graphs else ""
+    console.print(Text(plain(f"{found.provider} on {found.device}{threads}{graphs}"), "bold"))
     console.print(Padding(Text(f"{plain(found.why)}; inputs {plain(inputs)}", "dim"), (0, 0, 0, 2)))
     console.print(Padding(_table(found), (0, 0, 0, 2)))
     console.print(Padding(Text(_ceilings(found), "dim"), (0, 0, 0, 2)))

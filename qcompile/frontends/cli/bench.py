@@ -40,6 +40,9 @@ def bench_models(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of each session on the CPU; left out, one per core.")
     ] = None,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Replay CUDA graphs; inputs are then copied from the host.")
+    ] = False,
     picture: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw what was found.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture if there is one.")] = False,
     json_output: Json = False,
@@ -52,6 +55,7 @@ def bench_models(
     from qcompile.compiler.reporting.charts.benchmark import benchmark_chart
     from qcompile.frontends.cli.progress import TerminalProgress
     from qcompile.runtime.benchmark.bench import bench
+    from qcompile.runtime.providers import CUDA
 
     if picture is not None:
         check_output(picture, overwrite)
@@ -59,9 +63,19 @@ def bench_models(
     given = calibration(calib, tokenizer, window, windows)
     points = inputs_of(models, given, sizes("--batch", batch), sizes("--sequence", sequence))
     provider, why = provider_of(model, points[0], target)
+    if cuda_graphs and provider != CUDA:
+        raise TargetError(f"there are CUDA graphs on {CUDA} alone; {why}", where=str(model))
     with TerminalProgress() as progress:
         progress.start("Measuring", len(models) + 1 + len(points))
-        found = bench(models, points, provider, why=why, threads=threads or 0, advance=progress.advance)
+        found = bench(
+            models,
+            points,
+            provider,
+            why=why,
+            threads=threads or 0,
+            cuda_graphs=cuda_graphs,
+            advance=progress.advance,
+        )
     if picture is not None:
         write_text(benchmark_chart(found), picture)
     if json_output:

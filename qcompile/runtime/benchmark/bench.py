@@ -21,6 +21,7 @@ def bench(
     *,
     why: str = "",
     threads: int = 0,
+    cuda_graphs: bool = False,
     seconds: float = 2.0,
     advance: Callable[[], None] = lambda: None,
 ) -> Benchmark:
@@ -28,11 +29,12 @@ def bench(
 
     Args:
         models: the first one is what the others are compared with.
+        cuda_graphs: whether sessions on the GPU replay CUDA graphs.
         seconds: for each point.
         advance: called after each of len(models) + 1 + len(points) steps.
 
     Raises:
-        QCompileError: the provider does not load, or cannot run a model at a point.
+        QCompileError: the provider does not load, or cannot run a model at a point, or not by a CUDA graph.
     """
     works = []
     for path in models:
@@ -41,7 +43,7 @@ def bench(
     types = {kind for work in works for one in work for kind in one.operations}
     best = ceilings.measured(types, provider, threads)
     advance()
-    contest = Contest({str(i): path for i, path in enumerate(models)}, provider, threads)
+    contest = Contest({str(i): path for i, path in enumerate(models)}, provider, threads, cuda_graphs)
     rows = []
     for i, point in enumerate(points):
         first, *_ = timings = list(contest.timings(point.sample, seconds).values())
@@ -49,7 +51,8 @@ def bench(
             rows.append(_row(path, point, timing, first, work[i], best))
         advance()
     unit = "tokens" if any(point.sequence is not None for point in points) else "samples"
-    return Benchmark(provider, why, device_name(provider), threads, unit, best.products, best.copy, rows)
+    device = device_name(provider)
+    return Benchmark(provider, why, device, threads, cuda_graphs, unit, best.products, best.copy, rows)
 
 
 def _row(path: Path, point: Point, timing: Timing, first: Timing, work: Work, best: Ceilings) -> Row:

@@ -73,6 +73,7 @@ class Benchmark:
         why: why this provider.
         device: the processor.
         threads: of each session, 0 for ONNX Runtime's choice.
+        cuda_graphs: whether its runs were replayed.
         unit: what `Row.per_second` counts.
         products: ceilings in GFLOP/s by type.
         copy: the ceiling in GB/s.
@@ -82,6 +83,7 @@ class Benchmark:
     why: str
     device: str
     threads: int
+    cuda_graphs: bool
     unit: str
     products: Mapping[str, float]
     copy: float

@@ -22,6 +22,7 @@ Array = np.ndarray[Any, Any]
 Sample = Mapping[str, Array]
 
 _ROUNDS = (3, 200)  # fewest and most turns of each model
+_MOST_COPIES = 64  # of an input
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,17 @@ class Contest:
     Args:
         models: paths by name.
         threads: threads of each session on the CPU, 0 for ONNX Runtime's choice.
+        cuda_graphs: whether sessions on a GPU replay CUDA graphs.
 
     Raises:
         TargetError: the provider does not load on this machine.
         ModelError: ONNX Runtime refuses a model.
     """
 
-    def __init__(self, models: Mapping[str, Path], provider: str = CPU, threads: int = 0) -> None:
-        self._place = place(provider, threads)
+    def __init__(
+        self, models: Mapping[str, Path], provider: str = CPU, threads: int = 0, cuda_graphs: bool = False
+    ) -> None:
+        self._place = place(provider, threads, cuda_graphs)
         self._models = {name: (self._place.open(path), CacheCodes.of(path)) for name, path in models.items()}
 
     def timings(self, sample: Sample, seconds: float = 2.0) -> dict[str, Timing]:
@@ -121,7 +125,7 @@ def ratio(slow: Timing, fast: Timing) -> tuple[float, float]:
     return slow.median / fast.median, float((high - low) / middle)
 
 
-def place(provider: str, threads: int = 0) -> Place:
+def place(provider: str, threads: int = 0, cuda_graphs: bool = False) -> Place:
     """Where models of `provider` run."""
     if provider == CPU:
         from qcompile.runtime.benchmark.on_host import Host
@@ -129,12 +133,9 @@ def place(provider: str, threads: int = 0) -> Place:
         return Host(threads)
     from qcompile.runtime.benchmark.on_device import Device
 
-    return Device(provider)
+    return Device(provider, cuda_graphs)
 
 
 def copies(nbytes: int, cache: int) -> int:
     """How many copies of an input of `nbytes` take turns, so that none is still in a cache of `cache` bytes."""
     return min(_MOST_COPIES, max(1, -(-2 * cache // max(nbytes, 1))))
-
-
-_MOST_COPIES = 64

@@ -355,7 +355,13 @@ def test_on_the_cuda_provider_every_form_opens_and_runs(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     ir.save(model_of(head(21) + LINEAR.replace("N", "4"), SQUARES), path)
     found = cuda_stub.run(
-        "tests.targets.cuda_tuning", tmp_path, str(path), "int8-static", "fp8-static", QCOMPILE_OPS="off"
+        "tests.targets.cuda_tuning",
+        tmp_path,
+        str(path),
+        "int8-static",
+        "fp8-static",
+        "int8-dynamic",
+        QCOMPILE_OPS="off",
     )
     for recipe, codes in (("int8-static", "int8"), ("fp8-static", "fp8-e4m3")):
         kinds = found[recipe]
@@ -363,6 +369,7 @@ def test_on_the_cuda_provider_every_form_opens_and_runs(tmp_path: Path) -> None:
         product = next(forms for kind, forms in kinds.items() if kind.startswith("MatMul"))
         assert [form.split(" sym")[0] for form in product] == ["float16", f"inputs: {codes}"]
         assert all(time is not None and time > 0 for forms in kinds.values() for time in forms.values())
+    assert "cuDNN is unavailable" in found["int8-dynamic"], "it is no property of the form, to be kept with the times"
 
 
 def test_golden(clock: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from onnxruntime import OrtValue
 from qcompile.errors import TargetError
 from qcompile.frontends.model_file import load_model
 from qcompile.frontends.samples.sizes import points
+from qcompile.runtime import graph_execution
 from qcompile.runtime.benchmark import ceilings, on_device
 from qcompile.runtime.benchmark.bench import bench
 from qcompile.runtime.benchmark.device_clock import DeviceClock
 from qcompile.runtime.providers import CUDA
+from tests.runtime import shaped_models
+from tests.runtime.cuda_graph_sessions import REFUSED
 
 
 class Watched:
@@ -63,14 +67,32 @@ def of_no_device() -> str:
 
 def of_bench(decoder: str) -> dict[str, Any]:
     """A decoder in both phases, the first of which has an empty cache."""
-    for name, small in (("_SIDES", (32,)), ("_VECTOR", 64)):
-        getattr(ceilings, name)[CUDA] = small
-    ceilings._SECONDS = 0.0
     path = Path(decoder)
     return bench([path], points(load_model(path), path, None, [2], [6]), CUDA, seconds=0).data()
 
 
+def of_graphs(text: str) -> list[int] | str:
+    """Replays before and after four turns of two runs at least, or why there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(shaped_models.model(text))
+        device = on_device.Device(CUDA, graphs=True)
+        session = device.open(path)
+        try:
+            run = device.runner(session, shaped_models.feed(text, 4, 8))
+        except TargetError as error:
+            return str(error)
+        found = [session.description.state.buckets[0].replays]
+        for _ in range(4):
+            device.turn(run)
+        return [*found, session.description.state.buckets[0].replays]
+
+
 if __name__ == "__main__":
+    for name, small in (("_SIDES", (32,)), ("_VECTOR", 64)):
+        getattr(ceilings, name)[CUDA] = small
+    ceilings._SECONDS = 0.0
+    graph_execution.close = lambda *_: True  # a replay does nothing here
     print(
         json.dumps(
             {
@@ -79,6 +101,8 @@ if __name__ == "__main__":
                 "int64": of_inputs(np.int64),
                 "no device": of_no_device(),
                 "bench": of_bench(sys.argv[1]),
+                "graphs": of_graphs(shaped_models.TOKEN_BY_TOKEN),
+                "no graphs": of_graphs(REFUSED["gather"]),
             }
         )
     )

@@ -43,3 +43,9 @@ def test_a_decoder_in_both_phases(seen: dict[str, Any]) -> None:
     assert (prefill["phase"], decode["phase"]) == ("prefill", "decode")
     assert prefill["operations"]["float32"] == 6 * decode["operations"]["float32"] > 0
     assert prefill["milliseconds"] > 0 < decode["milliseconds"]
+
+
+def test_cuda_graphs_are_replayed_or_the_reason_is_told(seen: dict[str, Any]) -> None:
+    before, after = seen["graphs"]
+    assert after >= before + 16 > 16, "each turn has two runs to look and two to count at least"
+    assert "GatherND copies from memory that is gone" in seen["no graphs"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 
 from qcompile.compiler.operators import catalogue
@@ -22,6 +23,8 @@ from tests.operators.library import options_with
 from tests.operators.operands import CONSTANTS, attributes_of, operands
 from tests.operators.reference import expected
 from tests.operators.running import model_of, run, session
+from tests.passes.harness import model_of as text_model
+from tests.targets.cuda_tuning import measured
 
 LIBRARY = Path(os.environ["QCOMPILE_OPS"])
 OPERATORS = catalogue()
@@ -106,6 +109,15 @@ def captured() -> list[str]:
     return list(made.get_providers())
 
 
+def tuned() -> dict[str, dict[str, float | None]] | str:
+    """What autotuning measures of a linear layer on rows of codes."""
+    text = '<ir_version: 10, opset_import: ["": 21]> g (float[4,32] x) => (float[4,32] y) { y = MatMul (x, w) }'
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(text_model(text, {"w": np.eye(32, dtype=np.float32)}), path)
+        return measured(path, "int8-dynamic", Path(folder) / "times.json")
+
+
 if __name__ == "__main__":
     print(
         json.dumps(
@@ -117,6 +129,7 @@ if __name__ == "__main__":
                 "fed weight": refusal("Linear24W8A8", constant=False),
                 "described": described(),
                 "captured": captured(),
+                "tuned": tuned(),
             }
         )
     )

@@ -52,3 +52,9 @@ def test_a_session_finds_the_library(seen: dict[str, Any]) -> None:
 
 def test_cuda_graphs_are_accepted(seen: dict[str, Any]) -> None:
     assert seen["captured"][0] == "CUDAExecutionProvider"
+
+
+def test_autotuning_times_the_kernels(seen: dict[str, Any]) -> None:
+    [forms] = seen["tuned"].values()
+    assert len(forms) == 2
+    assert all(time is not None and time > 0 for time in forms.values())
