@@ -53,7 +53,7 @@ def found_by_torch_pruning(module: Any, example: Any, ignored: list[Any]) -> set
         members = set()
         for dependency, _ in group:
             layer, way = dependency.target.module, dependency.handler.__name__
-            if layer in names and names[layer]:
+            if names.get(layer):
                 turned = "Transpose" in type(layer).__name__
                 members.add((f"{names[layer]}.weight", int(("out" in way) == turned)))
         found.add((len(group[0].idxs), frozenset(members)))
