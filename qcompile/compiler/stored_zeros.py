@@ -22,7 +22,7 @@ from qcompile.compiler.weight_pattern import summed_axis
 from qcompile.runtime.providers import CPU, open_session
 
 Array = npt.NDArray[Any]
-Mask = npt.NDArray[Any]  # of bool
+Mask = npt.NDArray[np.bool_]
 
 _ZERO_POINT = {"MatMulIntegerToFloat": 5, "DynamicQuantizeMatMul": 3, "MatMulInteger": 3}
 """Where products of codes [K, N] have the zero points of the second operand."""
@@ -37,7 +37,7 @@ def nonzeros(node: ir.Node, model: ir.Model) -> Mask | None:
     axis = summed_axis(node)
     if axis is not None:
         weight = _restored(node.inputs[1], model)
-        return None if weight is None or weight.ndim < 2 else np.moveaxis(weight != 0, axis, -1)
+        return None if weight is None or weight.ndim < 2 else _mask(np.moveaxis(weight, axis, -1))
     if is_linear(node):
         return _of_operator(node)
     if len(node.inputs) < 2 or (codes := constant(node.inputs[1])) is None:
@@ -45,18 +45,23 @@ def nonzeros(node: ir.Node, model: ir.Model) -> Mask | None:
     match node.op_type:
         case op_type if op_type in _ZERO_POINT:
             zero = constant(_input(node, _ZERO_POINT[op_type]))
-            return np.moveaxis(codes != (0 if zero is None else zero), -2, -1)
+            return np.moveaxis(_mask(codes, 0 if zero is None else zero), -2, -1)
         case "MatMulNBits":
             return _of_blocks(node, codes)
         case "MatMulBnb4":
             numbers = _unpacked(codes, 4).reshape(node.attributes.get_int("N", 0), -1)
             zeros = (NF4.levels.index(0.0),) if node.attributes.get_int("quant_type", 0) else (0, 8)
-            return ~np.isin(numbers, zeros)
+            return np.isin(numbers, zeros, invert=True)
         case "MatMulBlockQuantizedFp4Weight":
-            return (_unpacked(codes, 4) & _NUMBER_OF_FP4) != 0
+            return _mask(_unpacked(codes, 4) & _NUMBER_OF_FP4)
         case "MatMulBlockQuantizedFp8Weight":
-            return codes != 0
+            return _mask(codes)
     return None
+
+
+def _mask(codes: Array, zero: Any = 0) -> Mask:
+    found: Mask = np.not_equal(codes, zero)
+    return found
 
 
 def _input(node: ir.Node, position: int) -> ir.Value | None:
@@ -68,9 +73,9 @@ def _of_operator(node: ir.Node) -> Mask | None:
     names = [operand.name for operand in catalogue()[node.op_type].inputs]
     weight = constant(node.inputs[names.index("w")])
     if weight is None or "w_zero" not in names:
-        return None if weight is None else weight != 0
+        return None if weight is None else _mask(weight)
     zero = constant(node.inputs[names.index("w_zero")])
-    return None if zero is None else weight != np.repeat(zero, node.attributes.get_int("block_size", 0), axis=1)
+    return None if zero is None else _mask(weight, np.repeat(zero, node.attributes.get_int("block_size", 0), axis=1))
 
 
 def _of_blocks(node: ir.Node, packed: Array) -> Mask:
@@ -82,7 +87,7 @@ def _of_blocks(node: ir.Node, packed: Array) -> Mask:
     else:
         points = given if given.dtype.kind == "f" else _unpacked(given.reshape(len(codes), -1), bits)
         zero = points.reshape(len(codes), -1)[:, : codes.shape[1], None]
-    return (codes != zero).reshape(len(codes), -1)[:, :inner]
+    return _mask(codes, zero).reshape(len(codes), -1)[:, :inner]
 
 
 def _unpacked(packed: Array, bits: int) -> npt.NDArray[np.uint8]:

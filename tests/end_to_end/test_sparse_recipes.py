@@ -1,0 +1,46 @@
+"""Recipes that make zeros, from file to report: the pattern arrives, and its price is told apart from that of codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import qcompile
+from qcompile.compiler.graph import nodes
+from qcompile.compiler.stored_zeros import nonzeros
+from qcompile.compiler.verification import prove as proving
+from qcompile.compiler.weight_pattern import PATTERN_2_4
+from tests.passes.int8 import normal
+from tests.passes.llama import WIDTH, llama
+
+SAMPLES = [{"x": normal(1, 16, WIDTH, seed=i)} for i in range(6)]
+
+
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proving, "_TIMED", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "target", "weights"),
+    [("sparse24", "cuda", 5), ("sparse24-int8", "cpu", 7), ("sparse24-int8", "cuda", 5), ("sparsegpt-int4", "cpu", 7)],
+)
+def test_zeros_arrive_and_their_price_is_told(recipe: str, target: str, weights: int, tmp_path: Path) -> None:
+    ir.save(llama(layers=1), tmp_path / "m.onnx")
+    made = qcompile.compile(tmp_path / "m.onnx", recipe, calibration=SAMPLES, target=target)
+    proofs = {proof.name: proof for proof in made.report.proofs}
+    assert proofs["sparsity"].passed, proofs["sparsity"].detail
+    assert f"{weights} of {weights} weights with a pattern" in proofs["sparsity"].detail
+    assert proofs["numerics"].passed, proofs["numerics"].detail
+    sparsity = {"sparsegpt-int4": "sparsegpt"}.get(recipe, "wanda")
+    assert f"against the float model as edited by {sparsity}" in proofs["numerics"].detail
+    assert made.report.edit is not None
+    assert made.report.edit.passes == [sparsity]
+    assert 3 < made.report.edit.outputs[0].sqnr < 30
+    assert made.report.outputs[0].sqnr > made.report.edit.outputs[0].sqnr
+    artifact = ir.load(made.path)
+    masks = [mask for node in nodes(artifact) if (mask := nonzeros(node, artifact)) is not None and mask.ndim == 2]
+    assert len([mask for mask in masks if PATTERN_2_4.holds(mask) and np.any(mask)]) == weights
