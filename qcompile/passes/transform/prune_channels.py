@@ -2,7 +2,7 @@
 
     1. importance of every channel                               pruning/block_loss.py, importance.py, first_order.py
     2. the cheapest for the work that they save go first         pruning/budget.py
-    3. each layer that read them, in order, on what the pruned layers before it give:
+    3. the layers that read them are solved anew, in order       pruning/recovery.py
            V = argmin E||V (x~_kept - E x~_kept) - W (x - E x)||^2,   b~ = b + W E x - V E x~_kept
     4. their weights, and all that hangs on them, get narrower   channels/remove.py
 
@@ -34,23 +34,21 @@ from qcompile.compiler.graph import constant, name_of
 from qcompile.compiler.layer_grams import LayerInputs
 from qcompile.compiler.linear_layers import LinearLayer, linear_layers
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.refit import relative_error, summary
+from qcompile.compiler.refit import summary
 from qcompile.compiler.tensor_shapes import shapes_of
 from qcompile.errors import RecipeError
 from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.transform.channels.group import ChannelGroup, Kind
 from qcompile.passes.transform.channels.remove import remove
 from qcompile.passes.transform.channels.search import channel_groups
-from qcompile.passes.transform.layer_bias import add_to_bias
 from qcompile.passes.transform.layer_walk import Wave, walk_layers
 from qcompile.passes.transform.pruning.block_loss import block_losses
 from qcompile.passes.transform.pruning.budget import Prunable, Step, gone, ranked, shortest
-from qcompile.passes.transform.pruning.columns import refitted, without
 from qcompile.passes.transform.pruning.first_order import Place, first_order
 from qcompile.passes.transform.pruning.importance import magnitude
 from qcompile.passes.transform.pruning.latency import race
 from qcompile.passes.transform.pruning.macs import Macs, operands
-from qcompile.runtime.device import fetch
+from qcompile.passes.transform.pruning.recovery import Recovery, write
 
 Gone = Mapping[int, npt.NDArray[np.intp]]
 """The channels that go, by the number of their group."""
@@ -205,36 +203,26 @@ class PruneChannels(Pass):
             for name, layer in groups[i].readers.items():
                 layers[name] = layer
                 idle[name] = idle.get(name, False) | np.isin(groups[i].columns[name], channels)
-        names, errors = Names(model), {}
+        names = Names(model)
+        errors: dict[str, tuple[float, float]] = {}
         for wave in walk_layers(list(layers.values()), model, inputs.context, inputs, method=self, with_float=True):
             work = partial(self.solved, wave, idle, inputs.context)
             found = wave.once(work)
             if any(found[layer.name][:, :, idle[layer.name]].any() for layer in wave.layers):
                 found = work()  # an interrupted run chose otherwise: by times that it had measured
-            for layer in wave.layers:
-                layer.write(found[layer.name])
-                add_to_bias(layer, found[f"{layer.name} bias"], names, self.name)
-                before, after = found[f"{layer.name} errors"]
-                errors[layer.name] = float(before), float(after)
+            errors |= {layer.name: write(layer, found, names, self.name) for layer in wave.layers}
         if self.refit:
             inputs.context.notice(summary(self.name, errors))
 
     def solved(
         self, wave: Wave, idle: Mapping[str, npt.NDArray[np.bool_]], context: CompileContext
     ) -> dict[str, npt.NDArray[Any]]:
-        """V, the change of the bias, and the errors without and with refitting, for each layer of a wave."""
+        """What becomes of each layer of a wave."""
         found: dict[str, npt.NDArray[Any]] = {}
         for layer in wave.layers:
-            weight, gram = context.device.put(layer.matrix()), wave.gram(layer)
             kept = np.flatnonzero(~idle[layer.name])
-            left = without(weight, kept)
-            solved = refitted(weight, gram.centred(), kept) if self.refit else left
-            drift, mean = gram.means[1], gram.means[0]
-            change = weight @ (mean + drift)[:, :, None] - solved @ mean[:, :, None]
-            found[layer.name] = fetch(solved)
-            found[f"{layer.name} bias"] = fetch(change).reshape(-1)
-            errors = [relative_error(weight, v, gram.centred()) for v in (left, solved)]
-            found[f"{layer.name} errors"] = np.array(errors)
+            recovery = Recovery.of(layer, wave.gram(layer), kept, context.device, refit=self.refit, bias=True)
+            found |= recovery.arrays(layer.name)
         return found
 
     def summary(self, groups: Sequence[_Group], chosen: Gone, macs: Macs) -> str:

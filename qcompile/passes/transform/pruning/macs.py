@@ -47,7 +47,7 @@ class Macs:
         """The count of the main graph.
 
         Args:
-            shapes: of the operands and results of `products`.
+            shapes: of `operands`.
         """
         runs: list[dict[_Axis, npt.NDArray[np.intp]]] = []
         sizes: dict[_Axis, int] = {}
@@ -58,8 +58,10 @@ class Macs:
                 found[axis] = np.bincount(channels[channels >= 0], minlength=group.size)
                 sizes[axis] = len(channels)
             runs.append(found)
-        counted = [(_count(node, shapes), [a for a in _axes(node, shapes) if a in sizes]) for node in products(model)]
-        return cls(counted, sizes, runs)
+        done = counts(model, shapes)
+        return cls(
+            [(done[str(n.name)], [a for a in _axes(n, shapes) if a in sizes]) for n in products(model)], sizes, runs
+        )
 
     def total(self, gone: Gone) -> float:
         """What is left of the count."""
@@ -72,6 +74,15 @@ class Macs:
     def saved(self, group: int) -> float:
         """What one channel of a group saves while all others are there."""
         return self.total({}) - self.total({group: np.array([0])})
+
+
+def counts(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, float]:
+    """The count of each product of the main graph, by node.
+
+    Args:
+        shapes: of `operands`.
+    """
+    return {str(node.name): _COUNTS[node.op_type](node, shapes) for node in products(model)}
 
 
 def products(model: ir.Model) -> Iterator[ir.Node]:
@@ -89,10 +100,6 @@ def operands(model: ir.Model) -> list[ir.Value]:
         for v in (*node.inputs[:2], node.outputs[0])
         if v is not None and not is_constant(v)
     ]
-
-
-def _count(node: ir.Node, shapes: Mapping[str, Shape]) -> float:
-    return _COUNTS[node.op_type](node, shapes)
 
 
 def _of_conv(node: ir.Node, shapes: Mapping[str, Shape]) -> float:
