@@ -15,7 +15,16 @@ from qcompile.runtime.ahead import ahead, cores
 from qcompile.runtime.binding import BoundExecution
 from qcompile.runtime.device import Device, fetch
 from qcompile.runtime.execution import AnyExecution, Execution, HostExecution
-from qcompile.runtime.providers import CPU, CUDA, TENSORRT, open_session, provider_options, reason, why_not_loaded
+from qcompile.runtime.providers import (
+    ALL_BITS,
+    CPU,
+    CUDA,
+    TENSORRT,
+    open_session,
+    provider_options,
+    reason,
+    why_not_loaded,
+)
 from qcompile.runtime.streams import Stream
 
 Result = TypeVar("Result")
@@ -27,7 +36,7 @@ _MOST_AT_ONCE = 4
 """Samples in flight on the CPU. Whole samples side by side use the cores better than the threads of one
 operator do (measured: 0.6 s instead of 0.8 s for 64 images on two cores), but each holds its activations."""
 
-_CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+_CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested"} | ALL_BITS
 """Memory that is not needed is left to torch, and what is measured has all bits of float32."""
 
 

@@ -26,6 +26,11 @@ _LARGEST_GRAPH = 64 << 20
 """Bytes of a model file without its external data; a larger one holds weights itself."""
 
 
+def find_weights(folder: Path, options: Any) -> None:
+    """Tell the session that `options` opens from bytes where the files of its external weights lie."""
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
+
+
 def share(model: onnx.ModelProto, folder: Path, options: Any) -> list[Any]:
     """Hand the large external weights of `model`, whose files lie in `folder`, to the session that `options` opens.
 
@@ -34,7 +39,7 @@ def share(model: onnx.ModelProto, folder: Path, options: Any) -> list[Any]:
     """
     import onnxruntime
 
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
+    find_weights(folder, options)
     values = []
     for tensor in model.graph.initializer:
         if tensor.data_location == tensor.EXTERNAL and _is_readable(tensor):

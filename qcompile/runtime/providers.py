@@ -21,6 +21,9 @@ OPTIONS = "provider_options"
 ENGINES = "engines"
 """Key in the manifest of a context model: the provider whose engines it holds."""
 
+ALL_BITS = {"use_tf32": "0"}
+"""Options of the CUDA provider with which products of float32 are not rounded to 10 bits."""
+
 BUILDERS = (TENSORRT, tensorrt_rtx.NAME)
 """Providers that build engines, which takes seconds to minutes and is done again on every other GPU."""
 

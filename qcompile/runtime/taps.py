@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompile.runtime.mapped_weights import mapped, share
-from qcompile.runtime.providers import CPU, open_session
+from qcompile.runtime.mapped_weights import find_weights, mapped, share
+from qcompile.runtime.providers import ALL_BITS, CPU, CUDA, open_session, provider_options
 
 if TYPE_CHECKING:
     import onnx
@@ -60,7 +60,7 @@ def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 
 class Probe:
-    """A session on the CPU that answers with inner values.
+    """A session that answers with inner values.
 
     Args:
         model: the model; it is not changed.
@@ -69,6 +69,7 @@ class Probe:
         entries: session options by key.
         weights: large initializers by name, taken out of the model by `without_weights`: they are fed with
             each run, and opening the session is quick.
+        provider: where it runs; on a GPU floats are computed with all their bits.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Probe:
         folder: Path | None = None,
         entries: Mapping[str, str] | None = None,
         weights: Mapping[str, Array] | None = None,
+        provider: str = CPU,
     ) -> None:
         import onnx
         import onnxruntime as ort
@@ -97,8 +99,11 @@ class Probe:
         options.log_severity_level = 4
         for entry, value in (entries or {}).items():
             options.add_session_config_entry(entry, value)
-        self._shared = share(tapped, folder, options) if folder is not None else []
-        self._session = open_session(tapped.SerializeToString(), options, CPU, {})
+        if folder is not None:
+            find_weights(folder, options)
+        self._shared = share(tapped, folder, options) if folder is not None and provider == CPU else []
+        given = provider_options(provider, 0, None) | (ALL_BITS if provider == CUDA else {})
+        self._session = open_session(tapped.SerializeToString(), options, provider, given)
         self._inputs = {i.name for i in self._session.get_inputs()}
         self._weights = {name: array for name, array in (weights or {}).items() if name in self._inputs}
 

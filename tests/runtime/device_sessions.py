@@ -21,6 +21,7 @@ from onnx import helper as h
 from qcompile.errors import QCompileError
 from qcompile.runtime.language_model import LanguageModel
 from qcompile.runtime.session import Session
+from qcompile.runtime.taps import Probe
 from tests.frontends.models import linear, save
 from tests.runtime.test_binding import Counting
 
@@ -118,6 +119,27 @@ def of_a_decoder(path: Path) -> list[list[str]]:
     return [[type(logits).__name__, *(cache[name].device_name() for name in cache)] for logits, cache in steps]
 
 
+def of_a_probe(folder: str) -> dict[str, Any]:
+    """An inner value, and the providers of the session; a large weight lies in a file."""
+    ports = [h.make_tensor_value_info(name, T.FLOAT, [300, 64]) for name in ("x", "y")]
+    weight = onnx.numpy_helper.from_array(np.ones((300, 64), np.float32), "w")
+    nodes = [h.make_node("Identity", ["x"], ["inner"]), h.make_node("Add", ["inner", "w"], ["y"])]
+    graph = h.make_graph(nodes, "inside", ports[:1], ports[1:], [weight])
+    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, Path(folder) / "inside.onnx", save_as_external_data=True, location="inside.data")
+    probe = Probe(
+        onnx.load(Path(folder) / "inside.onnx", load_external_data=False),
+        ["inner", "y"],
+        Path(folder),
+        None,
+        None,
+        "CUDAExecutionProvider",
+    )
+    x = np.random.default_rng(0).standard_normal((300, 64)).astype(np.float32)
+    found = probe({"x": x})
+    return {"right": np.array_equal(found["inner"], x), "providers": probe._session.get_providers()}
+
+
 class OnAnother:
     """An array on a GPU that the session does not run on."""
 
@@ -152,6 +174,7 @@ if __name__ == "__main__":
             "too small": error(lambda: Session(other, ["cuda"], memory_limit=16)),
             "too small for a run": error(lambda: Session(path, ["cuda"], memory_limit=4096)(feed(4096))),
             "decoder": of_a_decoder(save(decoder(), Path(folder) / "decoder.onnx")),
+            "probe": of_a_probe(folder),
             "missing": error(lambda: Session(path, ["cuda"], device=3)),
             "another": error(lambda: session(feed(3) | {"x": OnAnother()})),
         }

@@ -60,3 +60,7 @@ def test_an_input_on_another_gpu(seen: dict[str, Any]) -> None:
 
 def test_a_gpu_that_is_not_there(seen: dict[str, Any]) -> None:
     assert seen["missing"] == "this machine has no GPU 3 -> they are counted from 0"
+
+
+def test_inner_values_of_a_model_on_the_gpu(seen: dict[str, Any]) -> None:
+    assert seen["probe"] == {"right": True, "providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]}

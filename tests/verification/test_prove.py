@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from qcompile.compiler.context import CompileContext
+from qcompile.compiler.context import CompileContext, SilentProgress
 from qcompile.compiler.report import Report
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification import prove as proving
@@ -19,6 +19,8 @@ from qcompile.compiler.verification.metric import measure, prove_metric
 from qcompile.compiler.verification.prove import prove, verify
 from qcompile.errors import DataError
 from qcompile.runtime.benchmark import Timing
+from qcompile.runtime.device import Device
+from qcompile.runtime.providers import CPU, CUDA
 from tests.verification.qdq_models import Builder, convolutions
 
 SAMPLES = [{"x": np.random.default_rng(i).uniform(-1, 1, (1, 4, 8, 8)).astype(np.float32)} for i in range(2)]
@@ -48,6 +50,35 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
     onnx.save(b.model({"x": [1, 4, 8, 8]}, ["y"]), tmp_path / "float.onnx")
     onnx.save(quantized, tmp_path / "int8.onnx")
     return tmp_path / "float.onnx", tmp_path / "int8.onnx"
+
+
+@pytest.mark.parametrize(
+    ("target", "device", "there", "on"),
+    [
+        ("cuda", Device.CUDA, True, CUDA),
+        ("cuda", Device.CUDA, False, CPU),
+        ("cuda", Device.CPU, True, CPU),
+        ("tensorrt", Device.CUDA, True, CPU),
+        ("cpu", Device.CUDA, True, CPU),
+    ],
+)
+def test_layers_are_measured_on_the_gpu_that_compiles(
+    target: str,
+    device: Device,
+    there: bool,
+    on: str,
+    models: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proving, "why_not_loaded", lambda _: "" if there else "no driver")
+    asked: list[str] = []
+    for name in ("measure_layers", "measure_gains"):
+        monkeypatch.setattr(proving, name, lambda *given: (asked.append(given[-1]), ([], ""))[1])
+    monkeypatch.setattr(proving._Prover, "runner", lambda self, model: lambda _: {"y": np.ones(1, np.float32)})
+    report = Report(model="m", artifact="a", recipe="r", target=target, versions={}, data="", samples=2)
+    prover = proving._Prover(report, models[1], target_named(target), SilentProgress(), device=device)
+    prover.numerics(models[0], SAMPLES)
+    assert asked == [on, on]
 
 
 def test_verify_tells_everything_about_a_foreign_model(models: tuple[Path, Path]) -> None:

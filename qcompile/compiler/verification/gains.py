@@ -25,6 +25,7 @@ from qcompile.compiler.verification.noise import Noise
 from qcompile.compiler.verification.reference import Reference
 from qcompile.compiler.verification.switches import Switcher
 from qcompile.runtime.kv_cache import CacheCodes
+from qcompile.runtime.providers import CPU
 from qcompile.runtime.taps import Probe, tappable_values
 
 Array = np.ndarray[Any, Any]
@@ -51,6 +52,7 @@ def measure_gains(
     plan: QuantPlan | None,
     progress: Progress,
     entries: Mapping[str, str] | None = None,
+    provider: str = CPU,
 ) -> FloatGains | None:
     """Measure the units that are noisiest alone, the noisiest first, until the time is up.
 
@@ -60,6 +62,7 @@ def measure_gains(
         expected: outputs of the float model, for the first samples.
         plan: for the time that a unit in float would cost, where the target's table knows it.
         entries: session options that the artifact needs to be executed as it is written.
+        provider: where it runs.
 
     Returns:
         The gains, the largest first; None when there is nothing to measure.
@@ -68,7 +71,7 @@ def measure_gains(
     switcher = _with_switches(reference, artifact, units, suspects)
     if not switcher.switches or not expected:
         return None
-    bench = _Bench(switcher, artifact, samples, expected, entries)
+    bench = _Bench(switcher, artifact, samples, expected, entries, provider)
     if not bench.outputs:
         return None
     progress.start("measuring what float layers would buy", len(switcher.switches))
@@ -127,12 +130,13 @@ class _Bench:
         samples: Sequence[Sample],
         expected: Sequence[Mapping[str, Array]],
         entries: Mapping[str, str] | None,
+        provider: str,
     ) -> None:
         self.switches, self.samples, self.expected = switcher.switches, samples, expected
         computed = tappable_values(switcher.model)
         floats = (name for name, y in self.expected[0].items() if isinstance(y, np.ndarray) and y.dtype.kind == "f")
         self.outputs = [name for name in floats if name in computed]
-        self.probe = Probe(switcher.model, self.outputs, artifact.parent, entries, switcher.weights)
+        self.probe = Probe(switcher.model, self.outputs, artifact.parent, entries, switcher.weights, provider)
         self.caches = CacheCodes.of(artifact)
 
     def sqnr(self, in_float: Collection[str]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from qcompile.compiler.verification.noise import Noise
 from qcompile.compiler.verification.reference import Reference
 from qcompile.runtime.external_tensors import stored_bytes
 from qcompile.runtime.kv_cache import CacheCodes
+from qcompile.runtime.providers import CPU
 from qcompile.runtime.taps import Probe, body_values, branches, tappable_values
 
 Array = np.ndarray[Any, Any]
@@ -67,6 +69,7 @@ def measure_layers(
     samples: Sequence[Sample],
     progress: Progress,
     entries: Mapping[str, str] | None = None,
+    provider: str = CPU,
 ) -> tuple[list[LayerNoise], str]:
     """Cumulative and isolated noise of every unit's output, over all samples.
 
@@ -74,11 +77,12 @@ def measure_layers(
 
     Args:
         entries: session options that the artifact needs to be executed as it is written.
+        provider: where both models run.
 
     Returns:
         The measured layers in graph order, and in words what was not measured and why.
     """
-    bench = _Bench(reference, artifact, entries)
+    bench = _Bench(reference, artifact, entries, provider)
     layers, skipped = bench.measurable(units)
     progress.start("measuring the noise of each layer", len(layers) * len(samples))
     for home in dict.fromkeys(layer.home for layer in layers):
@@ -95,12 +99,13 @@ def measure_layers(
 class _Bench:
     """Both models, taken apart."""
 
-    def __init__(self, reference: Reference, artifact: Path, entries: Mapping[str, str] | None) -> None:
+    def __init__(self, reference: Reference, artifact: Path, entries: Mapping[str, str] | None, provider: str) -> None:
         self.exact, self.weights = reference.model, reference.weights
         self.compiled = onnx.load(artifact, load_external_data=False)
-        self.index, self.folder, self.entries = Index(self.compiled), artifact.parent, entries
+        self.index, self.provider = Index(self.compiled), provider
+        self.of_artifact = partial(Probe, folder=artifact.parent, entries=entries, provider=provider)
         self.caches = CacheCodes.of(artifact)
-        self.codes = _code_parameters(self.compiled, self.folder)
+        self.codes = _code_parameters(self.compiled, artifact.parent)
 
     def measurable(self, units: Mapping[str, Unit]) -> tuple[list[_Layer], str]:
         known = tappable_values(self.exact) - set(self.weights)
@@ -145,8 +150,13 @@ class _Bench:
         alone = [layer for layer in layers if layer.piece is not None]
         pieces = [layer.piece for layer in alone if layer.piece is not None]
         reads = {name for piece in pieces for name in piece.reads} - inputs
-        float_probe = Probe(self.exact, [*(layer.value for layer in layers), *sorted(reads)], weights=self.weights)
-        compiled_probe = Probe(self.compiled, [layer.tapped for layer in layers], self.folder, self.entries)
+        float_probe = Probe(
+            self.exact,
+            [*(layer.value for layer in layers), *sorted(reads)],
+            weights=self.weights,
+            provider=self.provider,
+        )
+        compiled_probe = self.of_artifact(self.compiled, [layer.tapped for layer in layers])
         pieces_probe: Probe | None = None
         weight = 0
         for sample in samples:
@@ -158,7 +168,7 @@ class _Bench:
             given = self.index.as_read(floats)
             if pieces and pieces_probe is None:
                 model = assemble(pieces, self.index, self.compiled, given)
-                pieces_probe = Probe(model, [o.name for o in model.graph.output], self.folder, self.entries)
+                pieces_probe = self.of_artifact(model, [o.name for o in model.graph.output])
             isolated = pieces_probe(given) if pieces_probe is not None else {}
             for layer in layers:
                 _add(layer, layer.gathered, floats, gathered[layer.tapped], self.codes)

@@ -33,9 +33,10 @@ from qcompile.compiler.verification.sparsity import layer_patterns, prove_sparsi
 from qcompile.compiler.verification.speed import prove_speed
 from qcompile.compiler.verification.weights import group_bytes, worst_histograms
 from qcompile.errors import QCompileError
+from qcompile.runtime.device import Device
 from qcompile.runtime.memory import free_bytes
 from qcompile.runtime.ops.kernels import choose
-from qcompile.runtime.providers import CPU, session_entries, why_not_loaded
+from qcompile.runtime.providers import CPU, CUDA, session_entries, why_not_loaded
 
 _TIMED = 1.0  # seconds for the timing
 
@@ -45,7 +46,9 @@ _FEW = 2
 
 def prove(report: Report, context: CompileContext, artifact: Path) -> None:
     """Prove what `context` planned and `artifact` holds; fills the report's proofs and findings."""
-    prover = _Prover(report, artifact, context.target, context.progress, context.plan, context.unquantized)
+    prover = _Prover(
+        report, artifact, context.target, context.progress, context.plan, context.unquantized, context.device
+    )
     prover.graph(context.held_out, context.unquantized or ir.load(context.float_model))
     report.metric_float = context.metric_float
     if not context.edits or context.unquantized is None:
@@ -102,9 +105,10 @@ class _Prover:
         progress: Progress,
         plan: QuantPlan | None = None,
         unquantized: ir.Model | None = None,
+        device: Device = Device.CPU,
     ) -> None:
         self.report, self.artifact, self.target, self.progress = report, artifact, target, progress
-        self.plan, self.unquantized = plan, unquantized
+        self.plan, self.unquantized, self.device = plan, unquantized, device
         self.model = ir.load(artifact)
         self.provider = target.providers[0]
 
@@ -120,6 +124,12 @@ class _Prover:
             return f"{self.provider} does not load: {reason}"
         closed = self.target.closed_ways(self.model).get(self.provider, "")
         return f"{self.provider} cannot run it: {closed}" if closed else ""
+
+    @property
+    def layers_on(self) -> str:
+        """Where layers are measured: on the GPU that compiles, if the artifact runs there without engines."""
+        on_gpu = self.device is Device.CUDA and self.provider == CUDA and not self.missing
+        return CUDA if on_gpu else CPU
 
     @cached_property
     def unpacked(self) -> dict[str, str]:
@@ -234,7 +244,9 @@ class _Prover:
         reference = Reference.of_state(state) if state is not None else Reference.of_file(float_model)
         entries = session_entries(self.provider) | self.unpacked
         some = samples if fit(float_model) else samples[:_FEW]
-        self.report.layers, skipped = measure_layers(reference, self.artifact, self.units, some, self.progress, entries)
+        self.report.layers, skipped = measure_layers(
+            reference, self.artifact, self.units, some, self.progress, entries, self.layers_on
+        )
         if len(some) < len(samples):
             proof = proof.model_copy(update={"detail": f"{proof.detail}; layers measured on {len(some)} samples"})
         if self.unpacked:
@@ -290,6 +302,7 @@ class _Prover:
                 self.plan,
                 self.progress,
                 session_entries(self.provider) | self.unpacked,
+                self.layers_on,
             )
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
