@@ -97,7 +97,7 @@ class BranchingPass(Pass):
     def solved(self, layer: LinearLayer, aim: Floats, gram: Gram | None, context: CompileContext) -> dict[str, Array]:
         """The factors of one layer, and the share they leave."""
         known = decomposed(context.device.put(aim), _metric(self.metric, gram))
-        factors, errors = known.truncated(self.rank), fetch(known.errors)
+        factors, errors = known.truncated(self.rank), fetch(known.errors())
         left = errors[self.rank] / errors[0] if errors[0] > 0 else 0.0
         parts = {"left": fetch(factors.left), "right": fetch(factors.right), "share": np.asarray(left)}
         return {f"{layer.name} {part}": np.asarray(array, np.float32) for part, array in parts.items()}
