@@ -185,7 +185,7 @@ class LowRank(Pass):
             if self.refit:
                 factors = refitted(form, factors, weight, gram, self.damping)
             errors.append(relative_error(weight, form.expanded(factors).product, gram))
-            factors = evened(factors, context.seed, context.device)
+            factors = evened(factors, context.device)
             parts = {"left": fetch(factors.left), "right": fetch(factors.right), "error": np.array(errors)}
             found |= {f"{layer.name} {part}": array for part, array in parts.items()}
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,22 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.compiler.graph import constant
+from qcompile.compiler.low_rank import Factors, decomposed
+from qcompile.compiler.passes import Phase
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.relative_error import relative_error
 from qcompile.errors import DataError, RecipeError
+from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.passes.transform.low_rank import LowRank
+from qcompile.passes.transform.truncation.fit import evened
+from qcompile.passes.transform.truncation.thin_forms import Strips
+from qcompile.runtime.device import Device
 from tests.golden import assert_golden
 from tests.passes.harness import NAMED, Arrays, assert_close, context, model_of, outputs, run
-from tests.passes.int8 import head, normal
+from tests.passes.int8 import compiled, head, normal
 from tests.passes.llama import WIDTH, llama
 from tests.passes.samples import Samples
+from tests.sweep.harness import sqnr
 
 CONVOLUTIONS = (
     head()
@@ -153,3 +161,56 @@ def test_a_rank_that_saves_nothing_leaves_the_layer_whole() -> None:
     steps = LowRank.model_validate({"keep": 1, "multiple": 1, "layers": [{"name": "MatMul_0", "rank": 16}]})
     assert not run(model, *NAMED, steps, on=on)[-1].modified
     assert "1 stays whole: two of rank 16 would have as many weights or operations" in on.notices[0]
+
+
+@pytest.mark.parametrize(("recipe", "least"), [("int8-static", 30), ("int4-rtn", 12)])
+def test_thin_layers_are_quantized(recipe: str, least: float) -> None:
+    """Both of each pair, on what the truncation left, which is what the result is held against."""
+    samples = sentences(4, seed=1)
+    steps = find_recipe(recipe).passes()
+    at = next(i for i, step in enumerate(steps) if step.phase is not Phase.PREPARE)
+    cut = LowRank(keep=0.7, multiple=1)
+    done = compiled(ir.to_proto(llama(1)), samples, passes=[*steps[:at], cut, *steps[at:]])
+    thin = [n for n in done.plan.units if n.endswith("_thin")]
+    assert thin
+    assert {n.removesuffix("_thin") for n in thin} <= done.plan.units.keys()
+    assert done.context.unquantized is not None
+    edited = outputs(done.context.unquantized, samples[0])[0]
+    assert sqnr(edited, done.optimized["y"]) > least
+
+
+def test_what_lies_between_is_even() -> None:
+    """The same product; channels between the two are of like size, where they had that of the singular values."""
+    rng = np.random.default_rng(0)
+    left = np.linalg.qr(rng.standard_normal((1, 40, 24)))[0]
+    before = Factors(left, np.geomspace(100, 1, 24)[:, None] * rng.standard_normal((1, 24, 24)))
+    after = evened(before, Device.CPU)
+    np.testing.assert_allclose(after.product, before.product, atol=1e-9)
+    np.testing.assert_allclose(after.left.swapaxes(1, 2) @ after.left, np.eye(24)[None], atol=1e-9)
+    energy = np.square(after.right).sum(2)
+    assert energy.max() < 20 * energy.min()
+
+
+def test_strips_and_back() -> None:
+    """The reordered matrix in compact factors is the convolution's weight in expanded ones."""
+    form, weight = Strips(5, 4, 3, 2, 1), normal(1, 5, 24)
+    directions = decomposed(form.matrix(weight)).truncated(form.full)
+    expanded = form.expanded(directions)
+    np.testing.assert_allclose(expanded.product, weight, atol=1e-6)
+    compact = form.compact(expanded)
+    np.testing.assert_allclose(compact.left, directions.left)
+    np.testing.assert_allclose(compact.right, directions.right)
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    """Both walks take what they find on disk, and the result is the same to the last bit."""
+
+    def made(resume: bool) -> bytes:
+        on, model = context(), llama(1)
+        on.calibration, on.checkpoint, on.resume = Samples(*sentences(2, seed=1)), tmp_path / "state", resume
+        run(model, *NAMED, LowRank(keep=0.8, multiple=1), on=on)
+        return ir.to_proto(model).SerializeToString(deterministic=True)
+
+    first = made(resume=False)
+    assert len(list(tmp_path.glob("state.low-rank.*"))) == 2
+    assert made(resume=True) == first

@@ -2,10 +2,10 @@
 
     metric   plain: 1     asvd: diag(rms x_j)     svd-llm: X X^T
     refit    A = argmin ||A B X - W X_float||^2, for the B that was found
-    even     A R, R^T B where A has orthonormal columns and R is a random rotation
+    even     A C^T, C B where A has orthonormal columns and C is the cosine transform
 
-The last changes nothing in float. But what lies between the factors then has the same size in all its r channels,
-where it had that of the singular values, so one scale fits them all; and its noise enters the result as it is.
+The last changes nothing in float. But what lies between the factors then is of like size in all its r channels, where
+it fell as the singular values do, so one scale fits them all; and its noise enters the result as it is.
 
 Source: Yuan et al., "ASVD: Activation-aware Singular Value Decomposition", 2023 (arXiv:2312.05821), whose scales are
 (mean |x_j|)^(1/2): the root mean square, which is on the diagonal of X X^T, is in its place; Wang et al., "SVD-LLM",
@@ -59,10 +59,11 @@ def refitted(form: ThinForm, factors: Factors, weight: Array, gram: Gram, dampin
     return form.compact(Factors(left, spanned.right))
 
 
-def evened(factors: Factors, seed: int, on: Device) -> Factors:
+def evened(factors: Factors, on: Device) -> Factors:
     """The same product by a left factor of orthonormal columns, its directions mixed."""
-    xp = array_namespace(factors.left)
+    xp, rank = array_namespace(factors.left), factors.rank
     left, rest = xp.linalg.qr(factors.left)
-    noise = np.random.default_rng(seed).standard_normal((factors.rank, factors.rank))
-    rotation = on.put(np.linalg.qr(noise)[0])
-    return Factors(left @ rotation, rotation.T @ (rest @ factors.right))
+    places = np.arange(rank)
+    mixing = np.cos(np.pi / rank * (places[:, None] + 0.5) * places) * np.sqrt(np.where(places, 2, 1) / max(rank, 1))
+    mixing = on.put(mixing)
+    return Factors(left @ mixing.T, mixing @ (rest @ factors.right))
