@@ -6,12 +6,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompile.compiler.targets import target_named
 from qcompile.errors import PassError
+from qcompile.passes.prepare.merge_linear import MergeLinear
 from qcompile.passes.transform.channels.group import Kind
 from qcompile.passes.transform.channels.remove import remove
 from qcompile.passes.transform.channels.search import channel_groups
-from tests.passes.decoder import decoder, feed
-from tests.passes.harness import model_of
+from tests.passes.decoder import VOCABULARY, WIDTH, decoder, feed
+from tests.passes.harness import NAMED, context, model_of, outputs, run
 from tests.passes.llama import HEAD, HIDDEN, llama
 from tests.passes.transform.channels.dead import prepared, whole, without_dead_channels
 
@@ -71,3 +73,46 @@ def test_something_stays() -> None:
     with pytest.raises(PassError, match="every channel"):
         remove(model, {group: range(group.size)}, "test")
     assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_the_width_of_a_model_goes_only_when_asked_for() -> None:
+    model = prepared(decoder())
+    assert Kind.WIDTH not in [g.kind for g in channel_groups(model)]
+    [group] = [g for g in channel_groups(model, width=True) if g.kind is Kind.WIDTH]
+    assert group.size == WIDTH
+    remove(model, {group: range(6)}, "test")
+    feeds = feed(np.array([3, 1, 4]), {}, False)
+    assert outputs(model, feeds)[0].shape == (1, 3, VOCABULARY)
+    assert sorted({len(p.channels) for p in channel_groups(model, width=True)[0].parts}) == [WIDTH - 6]
+
+
+def test_merged_projections_lose_whole_heads() -> None:
+    model = prepared(llama())
+    run(model, *NAMED, MergeLinear(), on=context(target_named("cuda")))
+    assert sum(n.op_type == "Split" for n in model.graph) >= 2
+    heads = channel_groups(model)[0]
+    assert (heads.kind, heads.size, len(list(heads.writers))) == (Kind.HEADS, 2, 1)
+    x = np.random.default_rng(0).standard_normal((2, 5, 32)).astype(np.float32)
+    without_dead_channels(model, {"x": x}, 1e-5)
+
+
+FROZEN = {
+    "read in a body": """h = MatMul (x, w) r = ReduceSum <keepdims = 0> (x) t = Greater (r, zero)
+        e = If (t) <then_branch = a () => (float[2,4] p) { p = Relu (h) },
+                    else_branch = b () => (float[2,4] q) { q = Tanh (h) }> y = MatMul (e, w2)""",
+    "no rule": "h = MatMul (x, w) e = CumSum (h, axis) y = MatMul (e, w2)",
+    "softmax": "h = MatMul (x, w) e = Softmax (h) y = MatMul (e, w2)",
+    "returned": "y = MatMul (x, w)",
+    "the largest of them": "h = MatMul (x, w) e = ReduceMax (h, last) y = MatMul (h, w2) z = Add (y, e)",
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_what_stays(name: str) -> None:
+    body = FROZEN[name]
+    result = "z" if "z =" in body else "y"
+    weights = {"w": whole(4, 4), "w2": whole(4, 4, seed=1), "zero": np.array(0, np.float32)}
+    weights |= {"last": np.array([-1]), "axis": np.array(1)}
+    used = {n: a for n, a in weights.items() if f", {n})" in body}
+    text = f'<ir_version: 10, opset_import: ["": 20]> g (float[2,4] x) => (float[2,4] {result}) {{ {body} }}'
+    assert channel_groups(prepared(model_of(text, used))) == []
