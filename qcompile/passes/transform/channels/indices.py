@@ -22,6 +22,9 @@ class Indices:
         self._parent = np.zeros(1024, np.intp)
         self._count = 1
 
+    def __len__(self) -> int:
+        return self._count
+
     def fresh(self, count: int) -> Ids:
         """`count` new indices, each a class of its own."""
         found = np.arange(self._count, self._count + count)

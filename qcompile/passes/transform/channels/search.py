@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.blocks import reads
-from qcompile.compiler.graph import is_constant, name_of
+from qcompile.compiler.graph import name_of
 from qcompile.passes.transform.channels.flow import Axes, Flow, Rule
 from qcompile.passes.transform.channels.group import Activation, ChannelGroup, Kind, Part, Side
 from qcompile.passes.transform.channels.indices import FROZEN, Ids
@@ -53,7 +53,7 @@ def channel_groups(model: ir.Model, *, width: bool = False) -> list[ChannelGroup
     if not width:
         flow.freeze(*flow.width)
     flow.decide()
-    return [group for family in _families(flow) if (group := _group(flow, family)) is not None]
+    return list(_groups(flow))
 
 
 def _walk(node: ir.Node, flow: Flow) -> None:
@@ -81,63 +81,59 @@ def _fitting(value: ir.Value, axes: Axes | None, flow: Flow) -> Axes | None:
     return tuple(result)
 
 
-def _families(flow: Flow) -> Iterator[Ids]:
-    """The channels of each group, by the class of indices that each is."""
-    together = flow.indices.copy()
-    written = [
-        flow.indices.find(axis)
-        for (operand, place), side in flow.sides.items()
-        if side is Side.WRITES and (axis := flow.constants[operand][place]) is not None
-    ]
-    written = [live for ids in written if len(live := np.unique(ids[ids != FROZEN]))]
-    for live in written:
-        together.unite(live, live[:1])
-    done = set[int]()
-    everything = np.unique(np.concatenate(written)) if written else np.zeros(0, np.intp)
-    families = together.find(everything)
-    for live in written:
-        family = int(together.find(live[:1])[0])
-        if family not in done:
-            done.add(family)
-            yield everything[families == family]
+class _Families:
+    """The classes of indices that are channels, by group: those side by side along an axis that a weight writes.
 
+    Attributes:
+        classes: for each group its classes, in the order of its channels.
+    """
 
-def _group(flow: Flow, family: Ids) -> ChannelGroup | None:
-    if len(family) < 2:
-        return None
+    def __init__(self, flow: Flow) -> None:
+        self._indices, together = flow.indices, flow.indices.copy()
+        written = [
+            live[live != FROZEN]
+            for (operand, place), side in flow.sides.items()
+            if side is Side.WRITES and (axis := flow.constants[operand][place]) is not None
+            for live in [np.unique(flow.indices.find(axis))]
+        ]
+        written = [live for live in written if len(live)]
+        for live in written:
+            together.unite(live, live[:1])
+        everything = np.unique(np.concatenate(written)) if written else np.zeros(0, np.intp)
+        families = together.find(everything)
+        order = list(dict.fromkeys(int(together.find(live[:1])[0]) for live in written))
+        self.classes = [everything[families == family] for family in order]
+        self._family, self._channel = (np.full(len(flow.indices), -1) for _ in range(2))
+        for number, classes in enumerate(self.classes):
+            self._family[classes], self._channel[classes] = number, np.arange(len(classes))
 
-    def channels(axis: Ids | None) -> Ids | None:
+    def along(self, axis: Ids | None) -> Iterator[tuple[int, Ids]]:
+        """The groups whose channels run along an axis, each with its channels by index."""
         if axis is None:
-            return None
-        ids = flow.indices.find(axis)
-        places = np.searchsorted(family, ids)
-        found = np.where(np.append(family, -1)[places] == ids, places, -1)
-        return found if (found >= 0).any() else None
-
-    parts = tuple(
-        Part(str(node.name), index, place, found, flow.sides.get(((node, index), place), Side.BESIDE))
-        for (node, index), axes in flow.constants.items()
-        for place, axis in enumerate(axes)
-        if (found := channels(axis)) is not None
-    )
-    if not any(part.side is Side.READS for part in parts):
-        return None  # where only activations multiply each other, nothing tells what a channel is worth
-    activations = tuple(
-        Activation(name_of(value), place, found)
-        for value, axes in flow.values.items()
-        if not is_constant(value)
-        for place, axis in enumerate(axes or ())
-        if (found := channels(axis)) is not None
-    )
-    return ChannelGroup(_kind(flow, family), len(family), parts, activations)
+            return
+        classes = self._indices.find(axis)
+        families = self._family[classes]
+        for family in np.unique(families[families >= 0]):
+            yield int(family), np.where(families == family, self._channel[classes], -1)
 
 
-def _kind(flow: Flow, family: Ids) -> Kind:
-    def meets(axes: list[Ids]) -> bool:
-        return any(np.isin(flow.indices.find(axis), family).any() for axis in axes)
-
-    if meets(flow.heads):
-        return Kind.HEADS
-    if meets(flow.width):
-        return Kind.WIDTH
-    return Kind.FILTERS if meets(flow.filters) else Kind.NEURONS
+def _groups(flow: Flow) -> Iterator[ChannelGroup]:
+    families = _Families(flow)
+    parts: list[list[Part]] = [[] for _ in families.classes]
+    activations: list[list[Activation]] = [[] for _ in families.classes]
+    for (node, index), operand in flow.constants.items():
+        for place, axis in enumerate(operand):
+            side = flow.sides.get(((node, index), place), Side.BESIDE)
+            for family, channels in families.along(axis):
+                parts[family].append(Part(str(node.name), index, place, channels, side))
+    for value, axes in flow.values.items():
+        for place, axis in enumerate(axes or ()):
+            for family, channels in families.along(axis):
+                activations[family].append(Activation(name_of(value), place, channels))
+    kinds: list[Kind] = [Kind.NEURONS] * len(parts)
+    for kind, seen in ((Kind.FILTERS, flow.filters), (Kind.WIDTH, flow.width), (Kind.HEADS, flow.heads)):
+        for family in {family for axis in seen for family, _ in families.along(axis)}:
+            kinds[family] = kind
+    for classes, kind, own, values in zip(families.classes, kinds, parts, activations, strict=True):
+        if len(classes) > 1 and any(part.side is Side.READS for part in own):  # else nothing tells what one is worth
+            yield ChannelGroup(kind, len(classes), tuple(own), tuple(values))
