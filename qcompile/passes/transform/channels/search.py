@@ -20,12 +20,13 @@ from qcompile.passes.transform.channels.flow import Axes, Flow, Rule
 from qcompile.passes.transform.channels.group import Activation, ChannelGroup, Kind, Part, Side
 from qcompile.passes.transform.channels.indices import FROZEN, Ids
 from qcompile.passes.transform.channels.rules.attention import ATTENTION
+from qcompile.passes.transform.channels.rules.images import IMAGES
 from qcompile.passes.transform.channels.rules.linear import LINEAR
 from qcompile.passes.transform.channels.rules.moving import MOVING
 from qcompile.passes.transform.channels.rules.norms import NORMS
 from qcompile.passes.transform.channels.rules.pointwise import POINTWISE
 
-_RULES = {**ATTENTION, **LINEAR, **MOVING, **NORMS, **POINTWISE}
+_RULES = {**ATTENTION, **IMAGES, **LINEAR, **MOVING, **NORMS, **POINTWISE}
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 
 

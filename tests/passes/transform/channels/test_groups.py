@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -92,3 +94,66 @@ def test_attention_as_a_contributed_operator(name: str) -> None:
     smaller = without_dead_channels(model, {"x": normal(2, 3, 8)}, 1e-5)
     node = next(n for n in nodes(smaller) if n.domain == "com.microsoft")
     assert {name: node.attributes[name].as_int() for name in expected} == expected
+
+
+WEIGHTS: Arrays = {
+    "w": normal(8, 4, 1, 1),
+    "w2": normal(5, 8, 1, 1),
+    "w12": normal(12, 4, 1, 1),
+    "back12": normal(5, 12, 1, 1),
+    "w3": normal(5, 3, 1, 1),
+    "cd": normal(4, 8),
+    "de": normal(8, 5),
+    "g": normal(8),
+    "b": normal(8, seed=1),
+    "g2": normal(8, 1, 1),
+    "b2": normal(8, 1, 1, seed=1),
+    "ones": np.ones(4, np.float32),
+    "zeros": np.zeros(4, np.float32),
+    "groups": np.array([0, 4, -1]),
+    "image": np.array([0, 8, 4, 4]),
+    "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+    "scales": np.array([1, 1, 2, 2], np.float32),
+    "wide": np.array([1, 8, 2, 2]),
+    "twice": np.array([1, 1, 2, 2]),
+}
+
+IMAGES = {
+    "squares of depth": (
+        "h = Conv (x, w12) d = DepthToSpace <blocksize = 2> (h) e = Relu (d) s = SpaceToDepth <blocksize = 2> (e) "
+        "y = Conv (s, back12)",
+        3,
+    ),
+    "squares of depth, the other way": (
+        'h = Conv (x, w12) d = DepthToSpace <blocksize = 2, mode = "CRD"> (h) y = Conv (d, w3)',
+        3,
+    ),
+    "norm of groups": ("h = Conv (x, w) n = GroupNormalization <num_groups = 4> (h, g, b) y = Conv (n, w2)", 4),
+    "norm of groups, written out": (
+        "h = Conv (x, w) r = Reshape (h, groups) i = InstanceNormalization (r, ones, zeros) "
+        "u = Reshape (i, image) m = Mul (u, g2) n = Add (m, b2) y = Conv (n, w2)",
+        4,
+    ),
+    "made larger": (
+        'h = Conv (x, w) p = Pad <mode = "edge"> (h, pads) r = Resize <mode = "nearest"> (p, , scales) '
+        "y = Conv (r, w2)",
+        8,
+    ),
+    "repeated": (
+        "h = Conv (x, w) m = GlobalAveragePool (h) e = Expand (m, wide) t = Tile (e, twice) y = Conv (t, w2)",
+        8,
+    ),
+    "sums by letters": (
+        'h = Einsum <equation = "bchw,cd->bdhw"> (x, cd) r = Relu (h) y = Einsum <equation = "bdhw,de->behw"> (r, de)',
+        8,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_operators_on_images(name: str) -> None:
+    body, size = IMAGES[name]
+    used = {n: a for n, a in WEIGHTS.items() if re.search(rf", {n}[,)]", body)}
+    model = prepared(model_of(f"{HEAD} g (float[1,4,4,4] x) => (float[N,5,H,W] y) {{ {body} }}", used))
+    assert [g.size for g in channel_groups(model)] == [size]
+    without_dead_channels(model, {"x": normal(1, 4, 4, 4)}, 1e-5)

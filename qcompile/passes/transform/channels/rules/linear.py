@@ -41,6 +41,23 @@ def _gemm(node: ir.Node, flow: Flow) -> list[Axes | None]:
     return [flow.broadcast((rows, columns), *([c] if c is not None else []))]
 
 
+def _einsum(node: ir.Node, flow: Flow) -> list[Axes | None]:
+    """Axes of one letter are one; a weight reads along those that are summed over."""
+    asked, _, result = node.attributes["equation"].as_string().replace(" ", "").partition("->")
+    letters, operands = asked.split(","), [flow.axes(node, i) for i in range(len(node.inputs))]
+    if "." in asked or not result or any(len(a or ()) != len(word) for a, word in zip(operands, letters, strict=True)):
+        return flow.freeze_inputs(node)
+    axes: dict[str, list[Axis]] = {}
+    for index, (operand, word) in enumerate(zip(operands, letters, strict=True)):
+        for place, (axis, letter) in enumerate(zip(operand or (), word, strict=True)):
+            axes.setdefault(letter, []).append(axis)
+            if is_constant(node.inputs[index]):
+                side = Side.READS if letter not in result else Side.BESIDE if asked.count(letter) > 1 else Side.WRITES
+                flow.sides[(node, index), place] = side
+    joined = {letter: flow.join(*together) for letter, together in axes.items()}
+    return [tuple(joined[letter] for letter in result)]
+
+
 def _conv(node: ir.Node, flow: Flow) -> list[Axes | None]:
     x, w, b = (flow.axes(node, i) for i in range(3))
     if x is None or w is None:
@@ -104,6 +121,7 @@ def _fewer_groups(node: ir.Node, kept: Kept, names: Names) -> None:
 LINEAR = {
     "MatMul": Rule(_matmul),
     "Gemm": Rule(_gemm),
+    "Einsum": Rule(_einsum),
     "Conv": Rule(_conv, _fewer_groups),
     "ConvTranspose": Rule(_conv_transpose, _fewer_groups),
 }

@@ -234,42 +234,6 @@ def _new_shape(node: ir.Node, kept: Kept, names: Names) -> None:
         set_constant(node, 1, sizes, names)
 
 
-# Pad, Tile and Resize
-
-
-def _pad(node: ir.Node, flow: Flow) -> list[Axes | None]:
-    pads = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    x = flow.axes(node, 0)
-    if pads is None or x is None or pads.size != 2 * len(x):
-        return flow.freeze_inputs(node)
-    return _where(node, flow, (pads.reshape(2, -1) == 0).all(axis=0).tolist())
-
-
-def _tile(node: ir.Node, flow: Flow) -> list[Axes | None]:
-    repeats = constant(node.inputs[1])
-    return _where(node, flow, [r == 1 for r in repeats]) if repeats is not None else flow.freeze_inputs(node)
-
-
-def _resize(node: ir.Node, flow: Flow) -> list[Axes | None]:
-    scales = constant(node.inputs[-1]) if node.inputs[-1] is not None else None
-    given = node.attributes.get_ints("axes", ())
-    x = flow.axes(node, 0)
-    if x is not None and given:
-        return _where(node, flow, [i not in {a % len(x) for a in given} for i in range(len(x))])
-    if scales is None or len(node.inputs) > 3:  # sizes name the channels, too
-        return flow.freeze_inputs(node)
-    return _where(node, flow, [s == 1 for s in scales])
-
-
-def _where(node: ir.Node, flow: Flow, untouched: list[bool]) -> list[Axes | None]:
-    """Axes that stay as they are pass; the others keep their size."""
-    x, result = flow.axes(node, 0), flow.frozen(node.outputs[0])
-    if x is None or result is None or len(x) != len(untouched):
-        return flow.freeze_inputs(node)
-    flow.freeze(*(axis for axis, passes in zip(x, untouched, strict=True) if not passes))
-    return [tuple(a if passes else b for a, b, passes in zip(x, result, untouched, strict=True))]
-
-
 def _shape(node: ir.Node, flow: Flow) -> list[Axes | None]:
     """The sizes of a value, of which readers that take only some bind only those."""
     x = flow.axes(node, 0) or ()
@@ -291,8 +255,5 @@ MOVING = {
     "Reshape": Rule(_reshape, _new_shape),
     **dict.fromkeys(("Flatten", "Squeeze", "Unsqueeze"), Rule(_reshape)),
     "Expand": Rule(_expand, _new_shape),
-    "Pad": Rule(_pad),
-    "Tile": Rule(_tile),
-    **dict.fromkeys(("Resize", "Upsample"), Rule(_resize)),
     "Shape": Rule(_shape),
 }

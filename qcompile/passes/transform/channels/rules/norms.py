@@ -1,4 +1,4 @@
-"""Norms, pooling, reductions and softmax: along some axes they work on each channel alone, along others on all of them.
+"""Norms, reductions and softmax: along some axes they work on each channel alone, along others on all of them.
 
 Where a mean or a variance is taken over the channels, those that stay change when one goes: only the width of a
 model runs through such an axis, and only for one who asks for it.
@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.graph import constant
-from qcompile.passes.transform.channels.flow import Axes, Flow, Rule
+from qcompile.passes.prepare.surgery import Names
+from qcompile.passes.transform.channels.flow import Axes, Flow, Kept, Rule
 from qcompile.passes.transform.channels.indices import FROZEN
 
 
@@ -22,6 +23,27 @@ def _channel_norm(node: ir.Node, flow: Flow) -> list[Axes | None]:
         return flow.freeze_inputs(node)
     flow.join(x[1], *(row[0] for row in rows if row is not None))
     return [x, *(flow.frozen(v) for v in node.outputs[1:])]
+
+
+def _group_norm(node: ir.Node, flow: Flow) -> list[Axes | None]:
+    """GroupNormalization, with operands of one value for each channel or, before opset 21, for each group."""
+    x, rows = flow.axes(node, 0), [flow.axes(node, i) for i in (1, 2)]
+    channels = x[1] if x is not None else None
+    if channels is None or None in rows:
+        return flow.freeze_inputs(node)
+    groups = channels.reshape(node.attributes["num_groups"].as_int(), -1)
+    flow.indices.unite(groups, groups[:, :1])
+    for row in rows:
+        if row is not None and row[0] is not None:
+            flow.join(row[0], channels if len(row[0]) == len(channels) else groups[:, 0])
+    return [x]
+
+
+def _fewer_groups(node: ir.Node, kept: Kept, _: Names) -> None:
+    mask = kept.masks(node.inputs[0]).get(1)
+    if mask is not None:
+        left = mask.reshape(node.attributes["num_groups"].as_int(), -1)[:, 0].sum()
+        node.attributes["num_groups"] = ir.AttrInt64("num_groups", int(left))
 
 
 def _row_norm(node: ir.Node, flow: Flow) -> list[Axes | None]:
@@ -51,16 +73,6 @@ def _softmax(node: ir.Node, flow: Flow) -> list[Axes | None]:
     return [x]
 
 
-def _pool(node: ir.Node, flow: Flow) -> list[Axes | None]:
-    x = flow.axes(node, 0)
-    if x is None or len(x) < 3:
-        return flow.freeze_inputs(node)
-    flow.freeze(*x[2:])
-    result = flow.frozen(node.outputs[0])
-    image = (*x[:2], *(result[2:] if result is not None else [None] * len(x[2:])))
-    return [image] * len(node.outputs)
-
-
 def _reduce(node: ir.Node, flow: Flow) -> list[Axes | None]:
     x = flow.axes(node, 0)
     asked = constant(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
@@ -84,6 +96,7 @@ _SUMS = ("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
 
 NORMS = {
     **dict.fromkeys(("BatchNormalization", "InstanceNormalization"), Rule(_channel_norm)),
+    "GroupNormalization": Rule(_group_norm, _fewer_groups),
     **dict.fromkeys(
         (
             "LayerNormalization",
@@ -95,6 +108,5 @@ NORMS = {
         Rule(_row_norm),
     ),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), Rule(_softmax)),
-    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool"), Rule(_pool)),
     **dict.fromkeys((*_SUMS, "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSumExp"), Rule(_reduce)),
 }
