@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.language_tables import language, language_compiling, language_speed
+from benchmarks.pruning_table import pruning
 from benchmarks.record import RESULTS, table
 from tests.zoo import ALL_MODELS
 
@@ -158,7 +159,7 @@ TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         *(accuracy, details, speed, size, seconds, failures, data, headline, compiling, calibrating),
-        *(language, language_speed, language_compiling),
+        *(language, language_speed, language_compiling, pruning),
     )
 }
 
