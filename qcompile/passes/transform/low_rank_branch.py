@@ -54,9 +54,9 @@ class BranchingPass(Pass):
 
     rank: int = Field(default=32, ge=1, description="rank of the branch of each layer")
     metric: Metric = Field(
-        default="inputs",
-        description="what the rest shall be small in: every weight alike (`weights`, without samples), weighted by the "
-        "mean square of its input (`inputs`), or what the layer gives (`outputs`)",
+        default="weights",
+        description="what the branch shall leave little of: of all weights alike (`weights`, without samples), of "
+        "weights by the mean squares of their inputs (`inputs`), or of what the layer gives (`outputs`)",
     )
     mask: str | None = Field(
         default=None, description="name of a model input that is 1 where a position counts, such as `attention_mask`"

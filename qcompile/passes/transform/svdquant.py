@@ -3,9 +3,10 @@
     y = x W^T = x (W - L R)^T + (x R^T) L^T,    L R = argmin over rank r  tr (W - L R) M (W - L R)^T
 
 Codes miss each value by a share of the largest ones around it, so a rest of less energy is missed by less. M says
-whose energy counts (low_rank_branch.py): with diag(H), the default, that of the rest as its inputs weigh it, which
-SVDQuant gets by smoothing before a plain SVD. Where inputs become codes too, put smooth-quant in front. The rest gets
-its codes from the passes behind; with gptq these are chosen together.
+whose energy counts (low_rank_branch.py): by default every weight's alike, the plain SVD of the paper, which takes most
+from the blocks with the largest values; in MiniLM and small decoders it beats a weighting by the inputs. Where inputs
+become codes too, put smooth-quant in front, as the paper does. The rest gets its codes from the passes behind; gptq
+chooses them together.
 
 The layers are those that the recipe places with the fewest bits. Shapes: x [..., K], W [N, K], L [N, r], R [r, K].
 Source: Li et al., "SVDQuant: Absorbing Outliers by Low-Rank Components for 4-Bit Diffusion Models", 2024

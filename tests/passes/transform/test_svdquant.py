@@ -183,7 +183,7 @@ def test_a_branch_is_not_placed_in_a_trial_either() -> None:
 def test_errors() -> None:
     text, weights = next(iter(LAYERS.items()))
     with pytest.raises(DataError, match="no calibration samples"):
-        divided(text, weights, None, rank=1)
+        divided(text, weights, None, rank=1, metric="inputs")
     with pytest.raises(RecipeError, match="no layer to quantize"):
         run(model_of(text, weights), *NAMED, Svdquant(), on=context())
     with pytest.raises(RecipeError, match="rank"):
