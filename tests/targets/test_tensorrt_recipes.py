@@ -45,6 +45,7 @@ OPTIONS: dict[str, dict[str, dict[str, str]]] = {
     "int4-gptq": RTX_ALONE,
     "int4-awq": RTX_ALONE,
     "int4-accurate": RTX_ALONE,
+    "svdquant-int4": RTX_ALONE,
 }
 """The providers that can run what each recipe makes, and the options it needs there."""
 
@@ -87,12 +88,14 @@ def test_legal_true_and_with_its_options(recipe: str, artifacts: dict[str, Compi
     assert {v.dtype for v in model.graph.outputs} == {ir.DataType.FLOAT}
     assert any(v.dtype is ir.DataType.FLOAT16 for node in model.graph for v in node.outputs)
     assert recipe == "fp16" or len(made.context.plan.units) == 3
-    least = 60 if recipe == "fp16" else 18 if recipe.startswith(("int4", "fp8")) else 30
+    least = 60 if recipe == "fp16" else 18 if recipe.startswith(("int4", "fp8", "svdquant")) else 30
     assert sqnr(run(layers().SerializeToString(), SAMPLES[0]), run(made.data, SAMPLES[0])) > least
 
 
 @pytest.mark.skipif(bool(why_no_builder()), reason=why_no_builder())
-@pytest.mark.parametrize("recipe", ["int8-static", "fp8-static", "int4-rtn", "int8-weight-only", "fp8-weight-only"])
+@pytest.mark.parametrize(
+    "recipe", ["int8-static", "fp8-static", "int4-rtn", "int8-weight-only", "fp8-weight-only", "svdquant-int4"]
+)
 def test_layers_of_an_engine_read_the_codes(recipe: str, artifacts: dict[str, Compiled], tmp_path: Path) -> None:
     made = artifacts[recipe]
     (tmp_path / "m.onnx").write_bytes(made.data)
@@ -100,8 +103,8 @@ def test_layers_of_an_engine_read_the_codes(recipe: str, artifacts: dict[str, Co
     fault, records, _ = engine.read(tmp_path / "m.onnx", model, made.context.plan.units, {"ids": [1, 16]})
     assert fault is None
     codes = {node: kernel.split()[0] for node, kernel in ((r.node, r.kernel or "") for r in records) if kernel}
-    wanted = recipe.split("-")[0]
-    assert list(codes.values()) == ([wanted, wanted, "int8"] if recipe == "int4-rtn" else [wanted] * 3), "an 8-bit head"
+    wanted = "int4" if "int4" in recipe else recipe.split("-")[0]
+    assert list(codes.values()) == ([wanted, wanted, "int8"] if wanted == "int4" else [wanted] * 3), "an 8-bit head"
     assert all(record.proved for record in records)
 
 
