@@ -11,8 +11,9 @@ V may be, and the solution is in closed form:
                          with H, preconditioned by the diagonal of H; no step makes the loss larger
 
 `damping` times the mean of H's diagonal is added to H, as a weight on V - W: inputs of which samples say nothing leave
-weights as they were. Shapes: W, V [groups, N, K], B [groups, r, K]. Written against the array API; H in float64 where
-it is solved, float32 in products.
+weights as they were. Left out it is K / rows, a hundredth at least: what few rows say is true of these rows alone.
+Shapes: W, V [groups, N, K], B [groups, r, K]. Written against the array API; H in float64 where it is solved, float32
+in products.
 Source: Hestenes and Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
 """
 
@@ -29,10 +30,13 @@ from qcompile.compiler.gram import Gram
 Array = Any  # numpy.ndarray or torch.Tensor
 
 DAMPING = 0.01
-STEPS = 30
+"""The least, as a share."""
+
+STEPS = 10
+"""Behind which masked weights gain less on other samples than a hundredth of what the first steps gained."""
 
 
-def on_columns(weight: Array, gram: Gram, columns: Array, damping: float = DAMPING) -> Array:
+def on_columns(weight: Array, gram: Gram, columns: Array, damping: float | None = None) -> Array:
     """V for the input columns that are kept: [groups, N, kept].
 
     Args:
@@ -45,7 +49,7 @@ def on_columns(weight: Array, gram: Gram, columns: Array, damping: float = DAMPI
     return _solved(inner, right, xp)
 
 
-def in_span(weight: Array, gram: Gram, basis: Array, damping: float = DAMPING) -> Array:
+def in_span(weight: Array, gram: Gram, basis: Array, damping: float | None = None) -> Array:
     """U [groups, N, r] of V = U `basis`."""
     xp = array_namespace(weight)
     h, goal = _equations(weight, gram, damping, xp)
@@ -54,7 +58,7 @@ def in_span(weight: Array, gram: Gram, basis: Array, damping: float = DAMPING) -
 
 
 def on_positions(
-    weight: Array, gram: Gram, mask: Array, start: Array, damping: float = DAMPING, steps: int = STEPS
+    weight: Array, gram: Gram, mask: Array, start: Array, damping: float | None = None, steps: int = STEPS
 ) -> Array:
     """V that is zero where `mask` is false, at most so many steps from `start`."""
     xp = array_namespace(weight)
@@ -110,10 +114,12 @@ def summary(method: str, errors: Mapping[str, tuple[float, float]]) -> str:
     )
 
 
-def _equations(weight: Array, gram: Gram, damping: float, xp: Any) -> tuple[Array, Array]:
+def _equations(weight: Array, gram: Gram, damping: float | None, xp: Any) -> tuple[Array, Array]:
     """H and W (H + D), damped; H [groups, K, K] and the goal [groups, N, K] in float64."""
     h = xp.asarray(xp.astype(gram.matrix, xp.float64), copy=True)
     diagonal = xp.linalg.diagonal(h)
+    if damping is None:
+        damping = max(DAMPING, h.shape[1] / gram.rows) if gram.rows else DAMPING
     added = damping * xp.mean(diagonal, axis=1) + float(np.finfo(np.float32).tiny)
     h += added[:, None, None] * xp.eye(h.shape[1], dtype=h.dtype, device=_device(h))
     w = xp.astype(weight, xp.float64)

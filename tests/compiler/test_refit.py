@@ -120,3 +120,13 @@ def test_the_summary_names_the_worst() -> None:
     assert "3 layers" in text
     assert "from 20.00% to 10.00%" in text
     assert "b: 40.00% to 20.00%" in text
+
+
+def test_few_rows_say_little_beyond_themselves() -> None:
+    """Left to itself the damping grows as rows get fewer, to the gain of other rows of the same kind."""
+    few, other, mask = X[:, :14], Gram.of(rows(seed=8)), normal(*WEIGHT.shape, seed=2) > 0
+    errors = [
+        relative_error(WEIGHT, on_positions(WEIGHT, Gram.of(few), mask, WEIGHT, damping, steps=60), other)
+        for damping in (1e-4, None)
+    ]
+    assert errors[1] < 0.8 * errors[0]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from array_api_compat import array_namespace
 
 from qcompile.compiler.gram import Gram
-from qcompile.compiler.refit import DAMPING, on_columns
+from qcompile.compiler.refit import on_columns
 
 Array = Any  # numpy.ndarray or torch.Tensor
 
@@ -22,12 +22,7 @@ def without(weight: Array, kept: npt.NDArray[np.intp]) -> Array:
 
 
 def refitted(weight: Array, gram: Gram, kept: npt.NDArray[np.intp]) -> Array:
-    """The same with the columns that stay solved anew, by least squares (refit.py).
-
-    The fewer rows there are for each column, the more weights are held to what they were: with as many of both, least
-    squares alone would fit the samples and nothing else.
-    """
+    """The same with the columns that stay solved anew, by least squares (refit.py)."""
     found = array_namespace(weight).zeros_like(weight)
-    damping = max(DAMPING, weight.shape[2] / max(gram.rows, 1))
-    found[:, :, kept] = on_columns(weight, gram, np.tile(kept, (weight.shape[0], 1)), damping)
+    found[:, :, kept] = on_columns(weight, gram, np.tile(kept, (weight.shape[0], 1)))
     return found
