@@ -26,7 +26,12 @@ def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "target", "weights"),
-    [("sparse24", "cuda", 5), ("sparse24-int8", "cpu", 7), ("sparse24-int8", "cuda", 5), ("sparsegpt-int4", "cpu", 7)],
+    [
+        ("sparse24", "cuda", 5),
+        ("sparse24-int8", "cpu", 7),
+        ("sparse24-int8", "tensorrt", 5),
+        ("sparsegpt-int4", "cpu", 7),
+    ],
 )
 def test_zeros_arrive_and_their_price_is_told(recipe: str, target: str, weights: int, tmp_path: Path) -> None:
     ir.save(llama(layers=1), tmp_path / "m.onnx")

@@ -11,6 +11,7 @@ import pytest
 
 from qcompile.compiler.graph import nodes
 from qcompile.compiler.passes import Pass
+from qcompile.compiler.report import UnitRecord
 from qcompile.compiler.stored_zeros import nonzeros
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification.sparsity import layer_patterns, prove_sparsity
@@ -65,6 +66,15 @@ def test_what_each_target_stores_and_runs(recipe: str, target: str, said: str) -
     passed, detail = proof(find_recipe(recipe).passes(), target)
     assert passed, detail
     assert said in detail
+
+
+def test_kernels_of_an_engine_that_skip_zeros_are_counted() -> None:
+    weights = {"w": pruned(normal(8, 8))}
+    model = model_of(head() + "g (float[N,8] x) => (float[N,8] y) { y = MatMul (x, w) }", weights)
+    kernels = ["sparse int8 gemm", "int8 gemm", None]
+    records = [UnitRecord(node=f"n{i}", op_type="MatMul", form="", kernel=k) for i, k in enumerate(kernels)]
+    found = prove_sparsity(model, layer_patterns(model), {}, target_named("tensorrt"), records)
+    assert "(trt_sparsity_enable); the engine built here names one for 1 of 3 units" in found.detail
 
 
 def test_a_lost_pattern_is_named() -> None:

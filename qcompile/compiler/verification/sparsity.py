@@ -6,7 +6,7 @@ A pattern of zeros saves time only where a kernel leaves them out, so what runs 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +15,7 @@ from qcompile.compiler.graph import constant, nodes
 from qcompile.compiler.operators.definition import DOMAIN
 from qcompile.compiler.plan import Unit
 from qcompile.compiler.provenance import sources
-from qcompile.compiler.report import Proof
+from qcompile.compiler.report import Proof, UnitRecord
 from qcompile.compiler.stored_zeros import Mask, nonzeros
 from qcompile.compiler.targets.table import Target
 from qcompile.compiler.weight_pattern import Pattern, summed_axis, weight_pattern
@@ -36,12 +36,17 @@ def layer_patterns(model: ir.Model) -> dict[ir.Node, Pattern]:
 
 
 def prove_sparsity(
-    artifact: ir.Model, wanted: Mapping[ir.Node, Pattern], units: Mapping[str, Unit], target: Target
+    artifact: ir.Model,
+    wanted: Mapping[ir.Node, Pattern],
+    units: Mapping[str, Unit],
+    target: Target,
+    records: Sequence[UnitRecord] = (),
 ) -> Proof:
     """Count the layers of `artifact` that have the pattern of their counterpart.
 
     Args:
         wanted: layers of the float model with their patterns.
+        records: how the runtime executes the units, where that was seen.
     """
     layers = _Layers(artifact)
     kept: Counter[Pattern] = Counter()
@@ -58,16 +63,18 @@ def prove_sparsity(
     detail = f"{kept.total()} of {len(wanted)} weights with a pattern have it as they are stored: {counts}"
     if lost:
         detail += f"; lost: {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}"
-    return Proof(name="sparsity", passed=not lost, detail=f"{detail}; {_executed(artifact, target)}")
+    return Proof(name="sparsity", passed=not lost, detail=f"{detail}; {_executed(artifact, target, records)}")
 
 
-def _executed(artifact: ir.Model, target: Target) -> str:
+def _executed(artifact: ir.Model, target: Target, records: Sequence[UnitRecord]) -> str:
     """What leaves the zeros out."""
     without = sum(n.domain == DOMAIN and n.op_type.startswith("Linear24") for n in nodes(artifact))
     if without:
         return f"{without} layers are multiplied without zeros on {target.providers[0]}, as Linear24"
     if any(_BUILDERS_OPTION in options for options in target.provider_options(artifact).values()):
-        return f"TensorRT takes kernels without zeros where they are faster ({_BUILDERS_OPTION})"
+        chosen = sum((record.kernel or "").startswith("sparse ") for record in records)
+        seen = f"; the engine built here names one for {chosen} of {len(records)} units" if records else ""
+        return f"TensorRT takes kernels without zeros where they are faster ({_BUILDERS_OPTION}){seen}"
     return f"on {target.name} they run as dense ones: no kernel leaves the zeros out"
 
 
