@@ -10,12 +10,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.block_walker import Visit
 from qcompile.compiler.blocks import extract, reads
 from qcompile.compiler.graph import is_constant, name_of
 from qcompile.compiler.relative_error import relative_error
+from qcompile.runtime.arrays import dtype_name
 
 Array = Any  # numpy.ndarray or torch.Tensor
 Weights = Mapping[str, Array]
@@ -32,6 +34,9 @@ def errors_with(
     """
     behind, given, entering = _behind(visit, layers)
     known, exact = (list(islice(v, samples)) for v in (visit.float_values(entering), visit.float_outputs))
+    for value in behind.graph.inputs:
+        if value.type is None:
+            value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype_name(known[0][name_of(value)]))))
 
     def feeds() -> Iterator[dict[str, Array]]:
         for weights in candidates:
@@ -69,6 +74,6 @@ def _behind(visit: Visit, layers: Collection[str]) -> tuple[ir.Model, dict[str, 
             entering.update(dict.fromkeys(v for v in values if v not in reached and not is_constant(v)))
             reached.update(dict.fromkeys(node.outputs))
     activations = [name_of(v) for v in entering]
-    wanted = set(visit.results)
-    outputs = [n for v in copy.graph.outputs if v in reached and (n := name_of(v)) in wanted]
+    returned = [name_of(v) for v in copy.graph.outputs if v in reached]
+    outputs = [name for name in returned if name in visit.results] or returned
     return extract(copy, [*activations, *given.values()], outputs), given, activations

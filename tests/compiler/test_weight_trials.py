@@ -62,3 +62,19 @@ def test_a_block_is_judged_by_what_goes_on() -> None:
         assert set(outputs) > set(results)
         assert not any(name.startswith("k") for name in results)
     assert set(found[-1][1]) == set(found[-1][0])
+
+
+def test_a_layer_that_no_other_block_reads_is_judged_by_what_it_returns() -> None:
+    layer = "k{0} = MatMul ({1}, w{0}) t{0} = Tanh (k{0}) p{0} = MatMul (t{0}, v{0}) {2} = Add ({1}, p{0}) "
+    layer += "beside{0} = MatMul ({2}, s{0}) "
+    body = layer.format(0, "x", "y0") + layer.format(1, "y0", "y1") + layer.format(2, "y1", "y")
+    returned = ", ".join(f"float[N,8] {name}" for name in ("beside0", "beside1", "beside2", "y"))
+    text = f'<ir_version: 8, opset_import: ["": 17]> g (float[N,8] x) => ({returned}) {{ {body} }}'
+    model = model_of(text, {f"{n}{i}": normal(8, 8, seed=i) for i in range(3) for n in "wvs"})
+    visits = iter(walk(model, [{"x": normal(3, 8)}]))
+    visit = next(visits)
+    assert "beside0" in visit.block.outputs
+    assert "beside0" not in visit.results
+    [node] = [n.name for n in visit.model.graph if n.outputs[0].name == "beside0"]
+    [error] = errors_with(visit, [str(node)], [{str(node): np.zeros((8, 8), np.float32)}])
+    assert error == pytest.approx(1)

@@ -23,6 +23,7 @@ from qcompile.passes.transform.truncation.fit import evened
 from qcompile.passes.transform.truncation.thin_forms import Strips
 from qcompile.runtime.device import Device
 from tests.golden import assert_golden
+from tests.passes.decoder import VOCABULARY, decoder, feed
 from tests.passes.harness import NAMED, Arrays, assert_close, context, model_of, outputs, run
 from tests.passes.int8 import compiled, head, normal
 from tests.passes.llama import WIDTH, llama
@@ -214,3 +215,17 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     first = made(resume=False)
     assert len(list(tmp_path.glob("state.low-rank.*"))) == 2
     assert made(resume=True) == first
+
+
+@pytest.mark.parametrize("operator", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_decoders(operator: bool, half: bool) -> None:
+    """With a cache, whatever computes attention, and in half precision, whose type the thin layers keep."""
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (4, 12))
+    samples = [feed(row, {}, operator, layers=1, half=half) for row in tokens]
+    made, _ = truncated(decoder(1, operator=operator, half=half), samples, keep=0.9)
+    thin = [n for n in made.graph if str(n.name).endswith("_thin")]
+    assert thin
+    assert {n.inputs[1].dtype for n in thin if n.inputs[1]} == {ir.DataType.FLOAT16 if half else ir.DataType.FLOAT}
+    exact, given = (outputs(m, samples[0])[0] for m in (decoder(1, operator=operator, half=half), made))
+    assert sqnr(exact.astype(np.float32), given.astype(np.float32)) > 8
