@@ -1,4 +1,4 @@
-"""Pruning from file to report: tensors are smaller, in float and in int8; its price is told apart from that of codes."""
+"""Pruning from file to report: tensors get smaller, in float and in int8, and its price is told apart."""
 
 from __future__ import annotations
 
