@@ -13,6 +13,7 @@ from qcompile.compiler.plan import Form, Unit
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification import engine
 from qcompile.compiler.verification.dispatch import Dispatch, prove_dispatch
+from qcompile.errors import TargetError
 from qcompile.runtime.engine_builder import Built, Refusal
 from qcompile.runtime.engine_layers import EngineLayer
 from qcompile.runtime.providers import TENSORRT, why_not_loaded
@@ -93,3 +94,13 @@ def test_what_breaks_a_rule_is_named_before_what_is_unknown(tmp_path: Path, monk
     assert fault is not None
     assert fault.passed is False
     assert "refuses b: scale is negative (and 1 more)" in fault.detail
+
+
+def test_a_builder_that_gives_up_says_nothing_of_the_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gives_up(*_: object) -> Built:
+        raise TargetError("TensorRT's builder ended: out of memory")
+
+    monkeypatch.setattr(engine, "build", gives_up)
+    unit = Unit("p", "MatMul", Form.INPUTS, ("x", None), "y")
+    proof, [record], _ = engine.read(tmp_path, ir.from_proto(plain()), {"p": unit}, {})
+    assert (proof and proof.passed, record.proved, record.reason) == (None, None, "no engine was built")

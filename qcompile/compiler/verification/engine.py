@@ -40,7 +40,8 @@ def read(
         provider = builder_of(artifact)
         built = build(artifact, shapes, compiled_options(artifact, provider), provider)
     except QCompileError as error:
-        return Proof(name="dispatch", passed=None, detail=error.what), [], ""
+        records = [_record(unit, None, None, "no engine was built") for unit in units.values()]
+        return Proof(name="dispatch", passed=None, detail=error.what), records, ""
     if built.refused:
         return _refused(built), [_record(u, None, None, "no engine was built") for u in units.values()], built.builder
     quantized = {str(node.name): _operands(node) for node in nodes(model)}
