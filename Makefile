@@ -29,6 +29,8 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.recipes
 	$(BIN)/python -m benchmarks.language --accuracy --speed --compiling
+	$(BIN)/python -m benchmarks.sparsity
+	$(BIN)/python -m benchmarks.sparsity --masks
 	$(BIN)/python -m benchmarks.compile
 	$(BIN)/python -m benchmarks.calibration
 	$(BIN)/python -m benchmarks.tables

@@ -14,15 +14,18 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.peers import LIMIT, Peer
 from benchmarks.record import peak_mib
 from benchmarks.variants import runtime_version, sources
+
+if TYPE_CHECKING:
+    from qcompile.compiler.recipe import Recipe
 
 FLOAT = "float"
 WINDOW, WINDOWS = 256, 64
@@ -73,7 +76,7 @@ class Form:
     """One form of a decoder.
 
     Attributes:
-        kind: "float", "ORT", "peer" or "recipe".
+        kind: what stands together in the tables, such as "float", "ORT", "peer" and "recipe".
         make: writes the file from the float file and the folder of calibration data: seconds and peak_mib, without
             imports where that matters.
         stamp: what decides the bytes of the file besides model and data, as text.
@@ -94,9 +97,9 @@ def forms() -> dict[str, Form]:
     """All of them, in the order of the tables."""
     from qcompile.frontends.builtin_recipes import recipe_names
 
-    found = [Form(FLOAT, "float", _linked, str)]
+    found = [float_form()]
     found += [_ort_form(name, *how) for name, how in _ORT.items()]
-    found += [_peer_form(name, preset) for name, preset in PEER.presets.items()]
+    found += [_quantized_by_peer(name, preset) for name, preset in PEER.presets.items()]
     known = recipe_names()
     found += [_recipe_form(name, *how) for name, how in _RECIPES.items() if how[0] in known]
     return {form.name: form for form in found}
@@ -113,6 +116,11 @@ def write_data(folder: Path, tokenizer: Any, text: str) -> Path:
     there = len(tokens.ids) // WINDOW
     np.save(folder / "windows.npy", tokens.cut(WINDOW, [i * there // WINDOWS * WINDOW for i in range(WINDOWS)]))
     return folder
+
+
+def float_form() -> Form:
+    """The model as it is."""
+    return Form(FLOAT, "float", _linked, str)
 
 
 def _linked(model: Path, data: Path, out: Path) -> dict[str, float]:
@@ -135,9 +143,14 @@ def _ort_form(name: str, bits: int, block: int, symmetric: bool) -> Form:
     return Form(name, "ORT", make, lambda: f"{bits} {block} {symmetric} {runtime_version()} {inspect.getsource(make)}")
 
 
-def _peer_form(name: str, preset: str) -> Form:
+def _quantized_by_peer(name: str, preset: str) -> Form:
     method, block = preset.split("-")
     stored = {"hqq": 32, "gptq": 16, "awq": 20}[method]  # bits of a scale in half precision, and of a zero point
+    return peer_form(name, preset, 4 + stored / int(block))
+
+
+def peer_form(name: str, preset: str, bits: float | None = None) -> Form:
+    """What llm-compressor's environment makes of a decoder's weights."""
 
     def make(model: Path, data: Path, out: Path) -> dict[str, float]:
         from benchmarks import llama_weights
@@ -151,30 +164,40 @@ def _peer_form(name: str, preset: str) -> Form:
 
     script = PEER.script.read_text(encoding="utf-8")
     stamp = f"{PEER.requirements} {PEER.alone} {preset} {LIMIT} {script}"
-    return Form(name, "peer", make, lambda: stamp, 4 + stored / int(block), timed=False)
+    return Form(name, "peer", make, lambda: stamp, bits, timed=False)
 
 
 def _recipe_form(name: str, recipe: str, overrides: tuple[str, ...]) -> Form:
+    from qcompile.frontends.builtin_recipes import find_recipe
+
+    samples = text if recipe in _NEED_SAMPLES else None
+    return compiled_form(name, "recipe", lambda: find_recipe(recipe).with_overrides(overrides), samples)
+
+
+def text(data: Path) -> Any:
+    """Samples as users have them: windows, every other one with its first half in the cache."""
+    import qcompile
+
+    return qcompile.Text(data / "text.txt", data / "tokenizer.json", WINDOW, WINDOWS)
+
+
+def compiled_form(
+    name: str, kind: str, recipe: Callable[[], Recipe], samples: Callable[[Path], Any] | None = text
+) -> Form:
+    """What `recipe` makes of a decoder, calibrated with `samples` of the folder of data."""
+
     def make(model: Path, data: Path, out: Path) -> dict[str, float]:
         import qcompile
-        from qcompile.frontends.builtin_recipes import find_recipe
 
-        given = qcompile.Text(data / "text.txt", data / "tokenizer.json", WINDOW, WINDOWS)
-        chosen = find_recipe(recipe).with_overrides(overrides)
+        given = samples(data) if samples is not None else None
+        chosen = recipe()
         chosen.passes()  # imports
         start = time.perf_counter()
-        qcompile.compile(
-            model,
-            chosen,
-            calibration=given if recipe in _NEED_SAMPLES else None,
-            output=out,
-            overwrite=True,
-            prove=False,
-        )
+        qcompile.compile(model, chosen, calibration=given, output=out, overwrite=True, prove=False)
         return {"seconds": time.perf_counter() - start, "peak_mib": peak_mib()}
 
-    return Form(name, "recipe", make, partial(_stamp, recipe, overrides))
+    return Form(name, kind, make, lambda: _stamp(recipe(), inspect.getsource(samples) if samples else ""))
 
 
-def _stamp(recipe: str, overrides: tuple[str, ...]) -> str:
-    return hashlib.sha256(f"{recipe} {overrides} {WINDOW} {WINDOWS} {sources()}".encode()).hexdigest()
+def _stamp(recipe: Recipe, samples: str) -> str:
+    return hashlib.sha256(f"{recipe} {samples} {WINDOW} {WINDOWS} {sources()}".encode()).hexdigest()

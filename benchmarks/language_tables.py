@@ -31,9 +31,9 @@ def language() -> str:
             [
                 *(name, f"{bits['layers']:.2f} / {bits['head']:.3g}"),
                 "" if row["kind"] == "peer" else f"{row['bytes'] / 1e6:.0f}",
-                *(_perplexity(rows, name, text) for text in texts),
+                *(perplexity(rows, name, text) for text in texts),
                 *agreement,
-                _perplexity(original, name, texts[0]),
+                perplexity(original, name, texts[0]),
             ]
         )
     header = ["", "bits: layers / head", "MB", *texts, "tokens agree", "divergence, nats", f"{texts[0]}, original"]
@@ -61,7 +61,7 @@ def language_compiling() -> str:
     return table(["", "s", "peak MiB"], [[n, f"{r['seconds']:.0f}", f"{r['peak_mib']:.0f}"] for n, r in rows.items()])
 
 
-def _perplexity(rows: dict[str, Row], name: str, text: str) -> str:
+def perplexity(rows: dict[str, Row], name: str, text: str) -> str:
     """With what it is more than float's."""
     row = rows.get(name, {}).get("answers")
     if row is None:

@@ -49,23 +49,28 @@ def export(model: Path, folder: Path) -> None:
     """Write `folder` as transformers reads a model."""
     from safetensors.numpy import save_file
 
-    weights, stored = {}, _initializers(onnx.load(model))
-    for name, initializer in _names(onnx.load(model, load_external_data=False)).items():
-        array = numpy_helper.to_array(stored[initializer])
-        linear = name.endswith("_proj.weight")
-        weights[name] = np.ascontiguousarray(array.T if linear else array)
     folder.mkdir(parents=True)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights(model), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_CONFIG), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER), encoding="utf-8")
     tokenizer().save(str(folder / "tokenizer.json"))
 
 
-def with_weights(model: Path, weights: Path, out: Path) -> None:
-    """`model` with other weights, from an .npz under the names of transformers."""
+def weights(model: Path) -> dict[str, Array]:
+    """The weights of a decoder whose layers are floats and have their names, under those of transformers."""
+    proto = onnx.load(model)
+    stored, found = _initializers(proto), {}
+    for name, initializer in _names(proto).items():
+        array = numpy_helper.to_array(stored[initializer])
+        found[name] = np.ascontiguousarray(array.T if name.endswith("_proj.weight") else array)
+    return found
+
+
+def with_weights(model: Path, file: Path, out: Path) -> None:
+    """`model` with other weights, from a `file` .npz under the names of transformers."""
     proto = onnx.load(model)
     names, stored = _names(proto), _initializers(proto)
-    with np.load(weights) as arrays:
+    with np.load(file) as arrays:
         for name in set(arrays.files) & set(names):
             array: Array = arrays[name].T if name.endswith("_proj.weight") else arrays[name]
             tensor = stored[names[name]]

@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.language_tables import language, language_compiling, language_speed
 from benchmarks.pruning_table import pruning
 from benchmarks.record import RESULTS, table
+from benchmarks.sparsity_tables import masks, sparsity
 from tests.zoo import ALL_MODELS
 
 _ROOT = Path(__file__).parent.parent
@@ -159,7 +160,7 @@ TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         *(accuracy, details, speed, size, seconds, failures, data, headline, compiling, calibrating),
-        *(language, language_speed, language_compiling, pruning),
+        *(language, language_speed, language_compiling, pruning, sparsity, masks),
     )
 }
 

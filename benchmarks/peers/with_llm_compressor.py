@@ -1,4 +1,6 @@
-"""llm-compressor and HQQ on a Llama: with_llm_compressor.py MODEL TOKENS OUT gptq-BLOCK|awq-BLOCK|hqq-BLOCK
+"""llm-compressor and HQQ on a Llama: with_llm_compressor.py MODEL TOKENS OUT PRESET
+
+PRESET is gptq-BLOCK, awq-BLOCK or hqq-BLOCK, or wanda-2:4 or sparsegpt-2:4.
 
 MODEL is a folder as transformers has it, TOKENS an .npy file of windows [n, length]. OUT gets the weights that the
 quantized model computes with, in float32 and under transformers' names, and `peak_mib`. The head stays float, as in the
@@ -18,21 +20,33 @@ import torch
 from transformers import LlamaForCausalLM
 
 
-def compressed(model: Any, tokens: str, method: str, block: int) -> None:
+def quantizers(method: str, block: int) -> Any:
     """GPTQ symmetric with static groups, AWQ asymmetric: each as its documentation has it."""
-    from datasets import Dataset
-    from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
 
-    windows = np.load(tokens)
     weights = {"num_bits": 4, "type": "int", "symmetric": method == "gptq", "strategy": "group", "group_size": block}
     how: dict[str, Any] = {
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
         "ignore": ["lm_head"],
     }
-    recipe = GPTQModifier(**how) if method == "gptq" else [AWQModifier(duo_scaling="both"), QuantizationModifier(**how)]
+    return GPTQModifier(**how) if method == "gptq" else [AWQModifier(duo_scaling="both"), QuantizationModifier(**how)]
+
+
+def pruner(method: str, pattern: str) -> Any:
+    """Wanda or SparseGPT, half of the weights by a pattern."""
+    from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+
+    made = {"wanda": WandaPruningModifier, "sparsegpt": SparseGPTModifier}[method]
+    return made(sparsity=0.5, mask_structure=pattern, ignore=["lm_head"])
+
+
+def compress(model: Any, tokens: str, recipe: Any) -> None:
+    from datasets import Dataset
+    from llmcompressor import oneshot
+
+    windows = np.load(tokens)
     rows = {"input_ids": windows.tolist(), "attention_mask": np.ones_like(windows).tolist()}
     oneshot(
         model=model,
@@ -65,13 +79,13 @@ def effective(layer: Any) -> Any:
 
 
 def main(folder: str, tokens: str, out: str, preset: str) -> None:
-    method, block = preset.split("-")
+    method, how = preset.split("-")
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     start = time.perf_counter()
     if method == "hqq":
-        halfway(model, int(block))
+        halfway(model, int(how))
     else:
-        compressed(model, tokens, method, int(block))
+        compress(model, tokens, pruner(method, how) if ":" in how else quantizers(method, int(how)))
     seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     layers = {n: m for n, m in model.named_modules() if n.startswith(("model.layers", "model.norm"))}
     with torch.no_grad():
