@@ -91,9 +91,11 @@ def depths(nodes: Iterable[ir.Node], layers: Collection[str]) -> dict[ir.Node, i
 def extract(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
     """The part of the main graph between two sets of values, as a model; the tensors are shared, not copied.
 
-    Nodes that were added to `model` between these values belong to it.
+    Nodes that were added to `model` between these values belong to it. Inputs with a default stay inputs.
     """
     graph = ir.convenience.extract(model.graph, inputs, outputs)
+    with_default = {v.name for v in model.graph.inputs if v.is_initializer()}
+    graph.inputs.extend(v for name, v in graph.initializers.items() if name in with_default)
     functions = [function.clone() for function in model.functions.values()]
     return ir.Model(graph, ir_version=model.ir_version, functions=functions)
 

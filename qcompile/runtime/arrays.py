@@ -6,9 +6,11 @@ types that ONNX Runtime does not export (float8), plain bytes that the library r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from qcompile.errors import DataError
 from qcompile.runtime.ports import dtype_named, onnx_number
 
 Array = Any  # numpy.ndarray, torch.Tensor, onnxruntime.OrtValue, or anything with __dlpack__
+
+NO_ADAPTER: Mapping[str, Array] = MappingProxyType({})
 
 _HOST = (1, 3)
 """Device types of DLPack that the CPU reads: memory, and memory pinned for CUDA."""

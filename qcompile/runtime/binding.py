@@ -14,7 +14,7 @@ from typing import Any
 
 from qcompile.errors import DataError
 from qcompile.runtime import arrays
-from qcompile.runtime.arrays import Array, Memory
+from qcompile.runtime.arrays import NO_ADAPTER, Array, Memory
 from qcompile.runtime.description import State
 from qcompile.runtime.ports import Port, onnx_number
 from qcompile.runtime.streams import Stream
@@ -35,8 +35,8 @@ class BoundExecution:
         self._outputs = [Port.of(output) for output in session.get_outputs()]
         self._of_thread = threading.local()
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        held = {name: self._memory(name, value) for name, value in feed.items()}
+    def run(self, feed: Mapping[str, Array], adapter: Mapping[str, Array] = NO_ADAPTER) -> dict[str, Array]:
+        held = {name: self._memory(name, value) for name, value in (*feed.items(), *adapter.items())}
         leading = next((array for array in feed.values() if arrays.on_device(array)), next(iter(feed.values()), None))
         alone = all(memory.device == self._device for memory in held.values())
         binding = self._binding()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from qcompile.runtime.adapters import Adapters
 from qcompile.runtime.device_memory import DeviceMemory
 from qcompile.runtime.engines import EngineCache
 from qcompile.runtime.ops.kernels import Kernels
@@ -34,6 +35,7 @@ class Description:
         state: how it is run.
         memory: of the GPU that it runs on, None on the CPU.
         engines: where its engines are kept, None for a provider that builds none.
+        adapters: that runs may ask for, None where there are none.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Description:
     state: State
     memory: DeviceMemory | None
     engines: EngineCache | None
+    adapters: Adapters | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.model} on {self.provider} ({self.why})"]
@@ -54,7 +57,7 @@ class Description:
         if self.kernels.operators:
             lines.append(f"  {self.kernels}")
         lines += [f"  {entry}" for entry in self.state.buckets]
-        lines += [f"  {entry}" for entry in (self.engines, self.memory) if entry is not None]
+        lines += [f"  {entry}" for entry in (self.adapters, self.engines, self.memory) if entry is not None]
         if self.compiled:
             lines.append("  compiled by recipe {} for {}".format(*self.compiled))
         return "\n".join(lines)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from qcompile.runtime import arrays
-from qcompile.runtime.arrays import Array
+from qcompile.runtime.arrays import NO_ADAPTER, Array
 from qcompile.runtime.binding import BoundExecution
 from qcompile.runtime.cuda_graphs import Uncaptured
 from qcompile.runtime.description import State
@@ -27,11 +27,12 @@ from qcompile.runtime.streams import Stream
 class Execution(Protocol):
     """One way to run a model. Several threads may call it at once."""
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feed: Mapping[str, Array], adapter: Mapping[str, Array] = NO_ADAPTER) -> dict[str, Array]:
         """Run once.
 
         Args:
             feed: input name -> array of the right element type and shape, of any library and on any device.
+            adapter: the same for inputs with a default, as OrtValues on the device of the provider.
 
         Returns:
             Output name -> array of the kind and on the device of the inputs, which no later run writes to.
@@ -48,9 +49,9 @@ class HostExecution:
         self._session = session
         self._outputs = [output.name for output in session.get_outputs()]
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feed: Mapping[str, Array], adapter: Mapping[str, Array] = NO_ADAPTER) -> dict[str, Array]:
         first = next(iter(feed.values()), None)
-        results = self._session.run(None, {name: arrays.to_numpy(value) for name, value in feed.items()})
+        results = self._session.run(None, {name: arrays.to_numpy(value) for name, value in feed.items()} | adapter)
         return {name: arrays.from_numpy(result, first) for name, result in zip(self._outputs, results, strict=True)}
 
     def state(self) -> State:
@@ -63,9 +64,9 @@ class AnyExecution:
     def __init__(self, host: Execution, device: Execution) -> None:
         self._host, self._device = host, device
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feed: Mapping[str, Array], adapter: Mapping[str, Array] = NO_ADAPTER) -> dict[str, Array]:
         chosen = self._device if any(arrays.on_device(value) for value in feed.values()) else self._host
-        return chosen.run(feed)
+        return chosen.run(feed, adapter)
 
     def state(self) -> State:
         return self._device.state()

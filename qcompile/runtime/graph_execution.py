@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qcompile.runtime import arrays
-from qcompile.runtime.arrays import Array
+from qcompile.runtime.arrays import NO_ADAPTER, Array
 from qcompile.runtime.buckets import Buckets, FreeDimensions, Shape, Sizes, text
 from qcompile.runtime.cuda_graphs import Captured
 from qcompile.runtime.description import State
@@ -45,8 +45,8 @@ class NoGraphs:
     def __init__(self, plain: Execution, why: str) -> None:
         self._plain, self._why = plain, why
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        return self._plain.run(feed)
+    def run(self, feed: Mapping[str, Array], adapter: Mapping[str, Array] = NO_ADAPTER) -> dict[str, Array]:
+        return self._plain.run(feed, adapter)
 
     def state(self) -> State:
         return replace(self._plain.state(), buckets=(f"no CUDA graphs: {self._why}",))
@@ -89,10 +89,10 @@ class GraphExecution:
         self._graphs = 0
         self._off = ""
 
-    def run(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feed: Mapping[str, Array], adapter: Mapping[str, Array] = NO_ADAPTER) -> dict[str, Array]:
         with self._lock:
-            if self._off:
-                return self._plain.run(feed)
+            if self._off or adapter:  # a graph has the matrices that it was captured with
+                return self._plain.run(feed, adapter)
             try:
                 answer = self._by_graph(feed)
             except Exception as error:

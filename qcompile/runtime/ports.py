@@ -47,6 +47,12 @@ class Port:
         shape = tuple(d if isinstance(d, int) else None for d in given.shape or ())
         return cls(given.name, dtype_named(given.type), shape)
 
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape fits."""
+        return len(shape) == len(self.shape) and all(
+            want is None or want == got for want, got in zip(self.shape, shape, strict=True)
+        )
+
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} [{', '.join('?' if d is None else str(d) for d in self.shape)}]"
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from qcompile.errors import DataError, ModelError
 from qcompile.runtime import arrays, model_header
+from qcompile.runtime.adapters import Adapters
 from qcompile.runtime.description import Description
 from qcompile.runtime.device_memory import DeviceMemory, used_and_total
 from qcompile.runtime.libraries import no_cudnn
@@ -45,6 +46,7 @@ class Session:
         cuda_graphs: whether to capture and replay CUDA graphs, on the CUDA provider: True for buckets of sizes as they
             turn up, or the only buckets to capture, each with a size for every free dimension of the inputs, such as
             {"batch": 8, "sequence": 128}. While a graph is captured, no other thread may use the GPU.
+        adapters: LoRA adapters that runs may ask for: name -> .onnx_adapter file, for a model with inputs for them.
 
     Attributes:
         provider: the execution provider that runs the model.
@@ -74,6 +76,7 @@ class Session:
         stream: Any = None,
         memory_limit: int | None = None,
         cuda_graphs: bool | Sequence[Mapping[str, int]] = False,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
@@ -92,24 +95,28 @@ class Session:
         self.outputs = [Port.of(o) for o in opened.session.get_outputs()]
         overridable = [Port.of(i) for i in opened.session.get_overridable_initializers()]
         self._accepted = {port.name: port for port in [*self.inputs, *overridable]}
+        self._adapters = Adapters(adapters or {}, {port.name: port for port in overridable}, self.device)
 
-    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, inputs: Mapping[str, Any], *, adapter: str | None = None) -> dict[str, Any]:
         """Run the model once.
 
         Args:
             inputs: input name -> array (numpy, torch, or anything with DLPack), of the exact element type.
+            adapter: name of the LoRA adapter to run with; left out, none.
 
         Returns:
             Output name -> array of the same kind and on the same device as the inputs.
 
         Raises:
             DataError: a name, an element type or a shape is wrong.
+            UsageError: the session has no such adapter.
         """
         self._check_names(inputs)
         for name, value in inputs.items():
             self._check_array(name, value)
+        held = self._adapters.values(adapter)
         try:
-            return self._execution.run(inputs)
+            return self._execution.run(inputs, held)
         except DataError:
             raise
         except Exception as error:
@@ -138,6 +145,7 @@ class Session:
             self._execution.state(),
             self._memory(),
             self._engines,
+            self._adapters if len(self._adapters) else None,
         )
 
     def describe(self) -> str:
@@ -165,10 +173,7 @@ class Session:
         port, dtype, shape = self._accepted[name], arrays.dtype_name(value), arrays.shape_of(value)
         if port.dtype != "object" and dtype != port.dtype:
             raise DataError(f"input '{name}' is {dtype}, the model wants {port.dtype}", hint=f"cast it to {port.dtype}")
-        fits = len(shape) == len(port.shape) and all(
-            want is None or want == got for want, got in zip(port.shape, shape, strict=True)
-        )
-        if not fits:
+        if not port.takes(shape):
             raise DataError(f"input '{name}' has shape {list(shape)}, the model wants {port}")
         if self.provider == CPU and arrays.on_device(value):
             raise DataError(

@@ -58,8 +58,8 @@ class Place:
     @property
     def inputs_first(self) -> bool:
         """The weight is [K, N]."""
-        outputs_first = self.table or self.node.op_type == "Conv" or self.node.attributes.get_int("transB", 0)
-        return not outputs_first
+        transposed: int = self.node.attributes.get_int("transB", 0)
+        return not (self.table or self.node.op_type == "Conv" or transposed)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,7 +91,10 @@ def _has_weight(node: ir.Node) -> bool:
     weight = node.inputs[position]
     if weight is None or not is_constant(weight) or is_constant(node.inputs[1 - position]):
         return False
-    plain = not (node.attributes.get_int("transA", 0) or node.attributes.get_int("axis", 0))
+    attributes = node.attributes
+    plain = (
+        not (attributes.get_int("transA", 0) or attributes.get_int("axis", 0)) and attributes.get_float("alpha", 1) == 1
+    )
     floating = weight.dtype is not None and weight.dtype.is_floating_point()
     ranks = (3, 4, 5) if node.op_type == "Conv" else (2,)
     return plain and floating and weight.shape is not None and len(weight.shape) in ranks

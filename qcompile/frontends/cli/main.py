@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import qcompile
-from qcompile.frontends.cli import bench, calibrate, compile, diff, eval, export, inspect, ops, recipes, verify
+from qcompile.frontends.cli import bench, calibrate, compile, diff, eval, export, inspect, lora, ops, recipes, verify
 from qcompile.frontends.cli.dispatch import MAIN_JOB, MainJobGroup
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("eval")(eval.evaluate_model)
 app.command("export")(export.export_engines)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(ops.app, name="ops")
+app.add_typer(lora.app, name="lora")
 
 
 def _version(wanted: bool) -> None:

@@ -158,7 +158,7 @@ def _layer(node: ir.Node) -> _Layer | None:
     if node.domain != "" or node.op_type not in ("MatMul", "Gemm") or is_constant(node.inputs[0]):
         return None
     weight = node.inputs[1]
-    if weight is None or weight.const_value is None or sole_reader(weight) is not node:
+    if weight is None or weight.is_graph_input() or weight.const_value is None or sole_reader(weight) is not node:
         return None
     shape = weight.shape
     if shape is None or len(shape) != 2 or weight.dtype is None or not weight.dtype.is_floating_point():

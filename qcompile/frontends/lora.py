@@ -1,0 +1,204 @@
+"""LoRA adapters from one end to the other: merged into a model, or in files beside it that sessions switch between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.compiler.artifact import Artifact, check_output, writing
+from qcompile.compiler.lora.adapter import CONFIG, Adapter, read_adapter
+from qcompile.compiler.lora.places import common_end, listed, parts, places
+from qcompile.compiler.lora.ports import DOWN, UP, arrays_for, check_low_rank, modules_of
+from qcompile.compiler.passes import Phase
+from qcompile.compiler.reading import read_structure
+from qcompile.compiler.recipe import Recipe, Step
+from qcompile.errors import DataError, UsageError
+from qcompile.frontends.api import compile
+from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.passes.prepare.lora_inputs import LoraInputs
+from qcompile.passes.prepare.merge_lora import MergeLora
+from qcompile.runtime.adapters import SUFFIX, write_adapter
+
+_BEHIND = ("infer-shapes", "fold-constants")
+"""Passes that find the weights which an adapter goes to; behind them, layers still have the names of their modules."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has written.
+
+    Attributes:
+        model: the model that takes the adapters.
+        compiled: how it was compiled, None where it took adapters already.
+        adapters: one file for each.
+    """
+
+    model: Path
+    compiled: Artifact | None
+    adapters: tuple[Path, ...]
+
+
+def merge(
+    model: str | Path, adapter: str | Path, output: str | Path | None = None, *, overwrite: bool = False, **options: Any
+) -> Artifact:
+    """Merge a LoRA adapter into the weights of a float model.
+
+    Args:
+        model: the float model that the adapter was trained on.
+        adapter: the folder that PEFT wrote.
+        output: where to write; left out, MODEL.ADAPTER.onnx beside the model.
+        options: of `compile`.
+
+    Returns:
+        The merged model, which compiles like any other, and the report.
+
+    Raises:
+        QCompileError: what is wrong, where, and what to do; modules and tensors that do not fit are named.
+    """
+    source = Path(model)
+    destination = output or source.with_name(f"{source.stem}.{Path(adapter).resolve().name}.onnx")
+    recipe = _with_options(find_recipe("lora-merge"), MergeLora.name, {"adapter": str(adapter)})
+    return compile(source, recipe, output=destination, overwrite=overwrite, **options)
+
+
+def export(
+    model: str | Path,
+    adapters: Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Exported:
+    """Write adapters in ONNX Runtime's format, and the model that takes them as inputs, if `model` does not.
+
+    Args:
+        model: a float model, or one with inputs for adapters, for which more are to be written.
+        adapters: folders that PEFT wrote.
+        output: the model to write; left out, MODEL.RECIPE.onnx beside the model. Adapters go beside it, under the names
+            of their folders.
+        recipe: how the base is compiled; left out, it stays float. With `nf4` the result is QLoRA's form.
+        options: of `compile`.
+
+    Raises:
+        QCompileError: what is wrong, where, and what to do; modules that do not fit are named.
+    """
+    source, made = Path(model), None
+    read = [read_adapter(Path(folder)) for folder in adapters]
+    for adapter in read:
+        check_low_rank(adapter)
+    taking, beside = source, Path(output).parent if output is not None else source.parent
+    files = [beside / f"{adapter.name}{SUFFIX}" for adapter in read]
+    if twice := {file.name for file in files if files.count(file) > 1}:
+        raise UsageError(f"two adapters would be written to {min(twice)}", hint="rename one of their folders")
+    for file in files:
+        check_output(file, overwrite)
+    if not modules_of(_inputs(source)):
+        compiled = with_adapters(find_recipe(recipe or LoraInputs.name), [str(folder) for folder in adapters])
+        made = compile(source, compiled, output=output, overwrite=overwrite, **options)
+        taking = made.path
+    elif recipe is not None or output is not None:
+        raise UsageError("the model takes adapters already: it is not compiled again", where=str(source))
+    for adapter, file in zip(read, files, strict=True):
+        values = values_for(adapter, read_structure(taking))
+        with writing(file):
+            write_adapter(file, values)
+    return Exported(taking, made, tuple(files))
+
+
+def with_adapters(recipe: Recipe, adapters: Sequence[str]) -> Recipe:
+    """`recipe` with inputs for the layers that `adapters` were trained for.
+
+    Raises:
+        RecipeError: the recipe is not valid.
+    """
+    options = {"adapters": list(adapters)}
+    if any(step.name == LoraInputs.name for step in recipe.steps):
+        return _with_options(recipe, LoraInputs.name, options)
+    prepared = [i for i, p in enumerate(recipe.passes(), 1) if p.phase is Phase.PREPARE and p.name in _BEHIND]
+    at = max(prepared, default=0)
+    steps = (*recipe.steps[:at], Step(name=LoraInputs.name, options=options), *recipe.steps[at:])
+    return recipe.model_copy(update={"name": f"{recipe.name}.{LoraInputs.name}", "steps": steps})
+
+
+def values_for(adapter: Adapter, model: ir.Model) -> dict[str, np.ndarray[Any, Any]]:
+    """What `adapter` gives the inputs of `model`.
+
+    Raises:
+        DataError: which of its modules the model takes no adapter for, or one of another shape.
+    """
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    known = modules_of(list(inputs))
+    chosen: dict[str, str] = {}
+    for module in adapter.updates:
+        lengths = {name: common_end(parts(module), parts(name)) for name in known}
+        best = max(lengths, key=lengths.__getitem__)
+        if lengths[best]:
+            chosen[module] = best
+    if missing := [module for module in adapter.updates if module not in chosen]:
+        raise DataError(
+            f"the model takes no adapter for {len(missing)} of {len(adapter.updates)} modules of '{adapter.name}': "
+            f"{listed(missing)}",
+            hint="compile the float model with this adapter too: qcompile lora export MODEL ADAPTER...",
+        )
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for name, array in arrays_for(adapter, chosen).items():
+        value = inputs[name]
+        shape = [d if isinstance(d, int) else None for d in value.shape or ()]
+        if any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+            raise DataError(
+                f"'{name}' of adapter '{adapter.name}' is {list(array.shape)}, the model wants {value.shape}"
+            )
+        found[name] = array.astype(value.dtype.numpy() if value.dtype is not None else np.float32)
+    return found
+
+
+def _with_options(recipe: Recipe, name: str, options: Mapping[str, Any]) -> Recipe:
+    steps = [s.model_copy(update={"options": {**s.options, **options}}) if s.name == name else s for s in recipe.steps]
+    return recipe.model_copy(update={"steps": tuple(steps)})
+
+
+def _inputs(path: Path) -> list[str]:
+    return [str(value.name) for value in read_structure(path).graph.inputs]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One line of a list: a layer that an adapter changes or could change.
+
+    Attributes:
+        rank: of its update, or of no adapter yet.
+        shape: [N, K] and the like.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int | None = None
+    scale: float | None = None
+
+
+def layers(path: str | Path) -> list[Layer]:
+    """What adapters change: the modules of an adapter (a folder), the inputs of a model that takes adapters, or else
+    the layers of a model that could."""
+    given = Path(path)
+    if given.is_dir() or given.name == CONFIG:
+        adapter = read_adapter(given if given.is_dir() else given.parent)
+        updates = adapter.updates.values()
+        found = [Layer(update.module, update.shape, update.rank, update.scale) for update in updates]
+        return found + [Layer(name, array.shape) for name, array in adapter.trained.items()]
+    model = read_structure(given)
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    if modules := modules_of(list(inputs)):
+        return [Layer(module, _shape(inputs[module + DOWN], inputs[module + UP])) for module in modules]
+    return [Layer(str(place.node.name), place.shape) for place in places(model)]
+
+
+def _shape(down: ir.Value, up: ir.Value) -> tuple[int, ...]:
+    """The shape of the weight that A and B belong to, the rank left out of theirs."""
+    columns, rows = (tuple(d for d in value.shape or () if isinstance(d, int)) for value in (down, up))
+    return (rows[0], *columns)

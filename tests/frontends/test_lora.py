@@ -1,0 +1,113 @@
+"""`qcompile lora` and its functions, from files to files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+from typer.testing import CliRunner
+
+from qcompile.errors import DataError, OutputError, UsageError
+from qcompile.frontends import lora
+from qcompile.frontends.cli.main import app
+from qcompile.runtime.adapters import write_adapter
+from qcompile.runtime.session import Session
+from tests.passes.adapters import low_rank, write
+from tests.passes.harness import Arrays, model_of
+
+_FEEDS: Arrays = {"x": np.random.default_rng(1).standard_normal((2, 4)).astype(np.float32)}
+_WEIGHT = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    text = '<ir_version: 10, opset_import: ["": 21]> g (float[B,4] x) => (float[B,3] y) { y = MatMul (x, w) }'
+    model = model_of(text, {"w": _WEIGHT})
+    next(iter(model.graph)).name = "/m/a/MatMul"
+    ir.save(model, tmp_path / "base.onnx")
+    return tmp_path / "base.onnx"
+
+
+def _adapter(folder: Path, module: str = "m.a", seed: int = 0, n: int = 3) -> tuple[Path, Arrays]:
+    tensors = low_rank(module, n, 4, seed=seed)
+    return write(folder, tensors), {k.rpartition(".lora_")[2]: v for k, v in tensors.items()}
+
+
+def _expected(tensors: Arrays) -> npt.NDArray[Any]:
+    return _FEEDS["x"] @ (_WEIGHT + 2 * (tensors["B.weight"] @ tensors["A.weight"]).T)
+
+
+def test_merge(base: Path, tmp_path: Path) -> None:
+    folder, tensors = _adapter(tmp_path / "french")
+    found = CliRunner().invoke(app, ["lora", "merge", str(base), str(folder), "--json"])
+    assert found.exit_code == 0, found.output
+    assert "1 layers updated" in json.dumps(json.loads(found.stdout)["notices"])
+    np.testing.assert_allclose(
+        Session(tmp_path / "base.french.onnx", ["cpu"])(_FEEDS)["y"], _expected(tensors), rtol=1e-5
+    )
+    manifest = Session(tmp_path / "base.french.onnx", ["cpu"]).manifest
+    assert str(tmp_path) not in json.dumps(manifest)
+
+
+def test_export_more_adapters_for_one_base(base: Path, tmp_path: Path) -> None:
+    first, one = _adapter(tmp_path / "first")
+    second, two = _adapter(tmp_path / "second", seed=1)
+    made = lora.export(base, [first], recipe="int4-rtn", prove=False)
+    assert made.model.name == "base.int4-rtn.lora-inputs.onnx"
+    more = lora.export(made.model, [second])
+    assert more.compiled is None
+    assert [file.name for file in more.adapters] == ["second.onnx_adapter"]
+    session = Session(made.model, ["cpu"], adapters={"1": made.adapters[0], "2": more.adapters[0]})
+    plain = session(_FEEDS)["y"] - _FEEDS["x"] @ _WEIGHT  # the error of 4 bits is that of the base
+    for name, tensors in (("1", one), ("2", two)):
+        error = session(_FEEDS, adapter=name)["y"] - _expected(tensors)
+        np.testing.assert_allclose(error, plain, atol=1e-4)
+
+
+def test_adapters_that_a_compiled_model_does_not_take(base: Path, tmp_path: Path) -> None:
+    first, _ = _adapter(tmp_path / "first")
+    made = lora.export(base, [first], prove=False)
+    other, _ = _adapter(tmp_path / "other", module="m.b")
+    with pytest.raises(DataError, match=r"takes no adapter for 1 of 1 modules of 'other': m\.b"):
+        lora.export(made.model, [other])
+    wide, _ = _adapter(tmp_path / "wide", n=5)
+    with pytest.raises(DataError, match=r"'m\.a\.lora_B' of adapter 'wide' is \[2, 5\]"):
+        lora.export(made.model, [wide])
+    with pytest.raises(UsageError, match="takes adapters already"):
+        lora.export(made.model, [first], recipe="nf4", overwrite=True)
+    with pytest.raises(OutputError, match="exists already"):
+        lora.export(made.model, [first])
+
+
+def test_files_that_a_session_refuses(base: Path, tmp_path: Path) -> None:
+    folder, _ = _adapter(tmp_path / "first")
+    made = lora.export(base, [folder], prove=False)
+    file = tmp_path / "a.onnx_adapter"
+    for parameters, says in (
+        ({"m.b.lora_A": np.zeros((4, 2), np.float32)}, r"1 of 1 parameters.*are no inputs of the model: m\.b\.lora_A"),
+        (
+            {"m.a.lora_A": np.zeros((3, 2), np.float32)},
+            r"float32 \[3, 2\], the model wants m\.a\.lora_A float32 \[4, \?\]",
+        ),
+    ):
+        write_adapter(file, parameters)
+        with pytest.raises(DataError, match=says):
+            Session(made.model, ["cpu"], adapters={"a": file})
+    file.write_bytes(b"no adapter at all, and rather longer than its header")
+    with pytest.raises(DataError, match="no adapter of ONNX Runtime"):
+        Session(made.model, ["cpu"], adapters={"a": file})
+    session = Session(made.model, ["cpu"], adapters={"first": made.adapters[0]})
+    with pytest.raises(UsageError, match="no adapter 'frist'; did you mean 'first'"):
+        session(_FEEDS, adapter="frist")
+
+
+def test_list(base: Path, tmp_path: Path) -> None:
+    folder, _ = _adapter(tmp_path / "first")
+    made = lora.export(base, [folder], prove=False)
+    listed = [CliRunner().invoke(app, ["lora", "list", str(path)]).stdout for path in (base, folder, made.model)]
+    assert listed == ["/m/a/MatMul  3 x 4\n", "m.a  3 x 4  rank 2, scale 2\n", "m.a  3 x 4\n"]
