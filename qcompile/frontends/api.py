@@ -253,6 +253,7 @@ def _manifest(job: Job, graph: ir.Model) -> dict[str, Any]:
             "steps": [{p.name: p.model_dump(mode="json")} for p in job.passes],
         },
         "versions": versions(),
+        **({} if any(p.phase in (Phase.QUANTIZE, Phase.LOWER) for p in job.passes) else {"float": True}),
         "target": target.name,
         "seed": job.context.seed,
         **({"times": measured.device} if (measured := job.context.measured) else {}),

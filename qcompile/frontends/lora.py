@@ -17,9 +17,12 @@ from qcompile.compiler.lora.ports import DOWN, UP, arrays_for, check_low_rank, m
 from qcompile.compiler.passes import Phase
 from qcompile.compiler.reading import read_structure
 from qcompile.compiler.recipe import Recipe, Step
-from qcompile.errors import DataError, UsageError
+from qcompile.compiler.report import Report
+from qcompile.errors import DataError, ModelError, UsageError
 from qcompile.frontends.api import compile
 from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.frontends.merge_codes import merge_into_codes
+from qcompile.frontends.model_checks import check_not_quantized
 from qcompile.passes.prepare.lora_inputs import LoraInputs
 from qcompile.passes.prepare.merge_lora import MergeLora
 from qcompile.runtime.adapters import SUFFIX, write_adapter
@@ -43,27 +46,45 @@ class Exported:
     adapters: tuple[Path, ...]
 
 
+@dataclass(frozen=True)
+class Merged:
+    """A model with an adapter in its weights.
+
+    Attributes:
+        report: of a float model; None where codes were written anew.
+        notices: what there is to say.
+    """
+
+    model: Path
+    report: Report | None
+    notices: tuple[str, ...]
+
+
 def merge(
     model: str | Path, adapter: str | Path, output: str | Path | None = None, *, overwrite: bool = False, **options: Any
-) -> Artifact:
-    """Merge a LoRA adapter into the weights of a float model.
+) -> Merged:
+    """Merge a LoRA adapter into the weights of a model.
 
     Args:
-        model: the float model that the adapter was trained on.
+        model: the model that the adapter was trained on, or an artifact made of it, whose weights are then rounded
+            anew, in the format that they have.
         adapter: the folder that PEFT wrote.
         output: where to write; left out, MODEL.ADAPTER.onnx beside the model.
-        options: of `compile`.
-
-    Returns:
-        The merged model, which compiles like any other, and the report.
+        options: of `compile`, for a float model, which compiles like any other when it is merged.
 
     Raises:
         QCompileError: what is wrong, where, and what to do; modules and tensors that do not fit are named.
     """
     source = Path(model)
-    destination = output or source.with_name(f"{source.stem}.{Path(adapter).resolve().name}.onnx")
+    destination = Path(output or source.with_name(f"{source.stem}.{Path(adapter).resolve().name}.onnx"))
+    try:
+        check_not_quantized(read_structure(source), source)
+    except ModelError:
+        notices = merge_into_codes(source, read_adapter(Path(adapter)), destination, overwrite)
+        return Merged(destination, None, tuple(notices))
     recipe = _with_options(find_recipe("lora-merge"), MergeLora.name, {"adapter": str(adapter)})
-    return compile(source, recipe, output=destination, overwrite=overwrite, **options)
+    made = compile(source, recipe, output=destination, overwrite=overwrite, **options)
+    return Merged(made.path, made.report, tuple(made.report.notices))
 
 
 def export(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,8 +157,10 @@ def _first_version(name: str, domain: str) -> int:
 
 
 def check_not_quantized(model: ir.Model, path: Path) -> None:
-    """Refuse a model that is quantized already, in whole or in part; names the first such node."""
-    if MANIFEST in model.metadata_props:
+    """Refuse a model that is quantized already, in whole or in part; names the first such node. One that qcompile only
+    edited in float, as it merges adapters or prunes, is a float model still."""
+    said = json.loads(model.metadata_props.get(MANIFEST, "null"))
+    if said is not None and not said.get("float"):
         raise ModelError(
             "the model was compiled by qcompile already", where=str(path), hint="compile the float model it was made of"
         )

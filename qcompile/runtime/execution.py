@@ -51,7 +51,7 @@ class HostExecution:
 
     def run(self, feed: Mapping[str, Array], adapter: Mapping[str, Array] = NO_ADAPTER) -> dict[str, Array]:
         first = next(iter(feed.values()), None)
-        results = self._session.run(None, {name: arrays.to_numpy(value) for name, value in feed.items()} | adapter)
+        results = self._session.run(None, {**{name: arrays.to_numpy(value) for name, value in feed.items()}, **adapter})
         return {name: arrays.from_numpy(result, first) for name, result in zip(self._outputs, results, strict=True)}
 
     def state(self) -> State:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from qcompile.errors import DataError, OutputError, UsageError
 from qcompile.frontends import lora
+from qcompile.frontends.api import compile
 from qcompile.frontends.cli.main import app
 from qcompile.runtime.adapters import write_adapter
 from qcompile.runtime.session import Session
@@ -111,3 +112,63 @@ def test_list(base: Path, tmp_path: Path) -> None:
     made = lora.export(base, [folder], prove=False)
     listed = [CliRunner().invoke(app, ["lora", "list", str(path)]).stdout for path in (base, folder, made.model)]
     assert listed == ["/m/a/MatMul  3 x 4\n", "m.a  3 x 4  rank 2, scale 2\n", "m.a  3 x 4\n"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "target", "operator", "least"),
+    [
+        ("int4-rtn", "cpu", "MatMulNBits", 20),
+        ("int8-weight-only", "cpu", "MatMulNBits", 40),
+        ("nf4", "cpu", "MatMul", 18),
+        ("nf4", "cuda", "MatMulBnb4", 18),
+        ("int4-rtn", "tensorrt", "MatMul", 17),
+        ("int8-static", "cpu", "MatMulIntegerToFloat", 35),
+        ("int8-static", "tensorrt", "MatMul", 35),
+    ],
+)
+def test_merge_into_codes(recipe: str, target: str, operator: str, least: float, tmp_path: Path) -> None:
+    """Codes of the sum, on the spec of the base: an adapter of zeros changes nothing, another one is rounded in."""
+    text = '<ir_version: 10, opset_import: ["": 21]> g (float[B,128] x) => (float[B,64] y) { y = MatMul (x, w) }'
+    rng = np.random.default_rng(0)
+    model = model_of(text, {"w": rng.standard_normal((128, 64)).astype(np.float32)})
+    next(iter(model.graph)).name = "/m/a/MatMul"
+    ir.save(model, tmp_path / "float.onnx")
+    feeds = {"x": rng.standard_normal((64, 128)).astype(np.float32)}
+    samples = [feeds] if recipe == "int8-static" else None
+    whole = ["place-weights.layers=[]"] if recipe in ("nf4", "int4-rtn") else []
+    made = compile(
+        tmp_path / "float.onnx", recipe, target=target, calibration=samples, overrides=whole, prove=False
+    ).path
+    tensors = low_rank("m.a", 64, 128)
+    nothing = write(tmp_path / "nothing", {name: array * ("lora_A" in name) for name, array in tensors.items()})
+    base = Session(made, ["cpu"])(feeds)["y"]
+    same = Session(lora.merge(made, nothing).model, ["cpu"])(feeds)["y"]
+    assert sqnr(base, same) > 60
+    merged = lora.merge(made, write(tmp_path / "some", tensors))
+    wanted = base + feeds["x"] @ (2 * tensors["m.a.lora_B.weight"] @ tensors["m.a.lora_A.weight"]).T
+    assert sqnr(wanted, Session(merged.model, ["cpu"])(feeds)["y"]) > least
+    assert "rounded anew" in merged.notices[1]
+    assert operator in [node.op_type for node in ir.load(merged.model).graph]
+
+
+def test_codes_that_are_not_written_anew(tmp_path: Path) -> None:
+    text = '<ir_version: 10, opset_import: ["": 21]> g (float[B,128] x) => (float[B,64] y) { y = MatMul (x, w) }'
+    model = model_of(text, {"w": np.random.default_rng(0).standard_normal((128, 64)).astype(np.float32)})
+    next(iter(model.graph)).name = "/m/a/MatMul"
+    ir.save(model, tmp_path / "float.onnx")
+    made = compile(tmp_path / "float.onnx", "int8-dynamic", target="cuda", prove=False).path
+    with pytest.raises(DataError, match="no layer of their own") as error:
+        lora.merge(made, write(tmp_path / "some", low_rank("m.a", 64, 128)))
+    assert "cannot be rounded anew: merge the adapter into the float model" in error.value.hint
+
+
+def test_what_was_merged_compiles(base: Path, tmp_path: Path) -> None:
+    folder, tensors = _adapter(tmp_path / "french")
+    merged = lora.merge(base, folder, prove=False).model
+    made = compile(merged, "int8-weight-only", prove=False).path
+    np.testing.assert_allclose(Session(made, ["cpu"])(_FEEDS)["y"], _expected(tensors), rtol=0.05, atol=0.05)
+
+
+def sqnr(exact: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    """In decibels."""
+    return float(10 * np.log10((exact**2).sum() / max(((exact - found) ** 2).sum(), 1e-30)))

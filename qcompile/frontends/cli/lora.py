@@ -40,13 +40,18 @@ def merge_adapter(
     overwrite: _Overwrite = False,
     json_output: Json = False,
 ) -> None:
-    """Add ADAPTER to the weights of MODEL. The result compiles like any other model."""
+    """Add ADAPTER to the weights of MODEL, a float model, which then compiles like any other, or a compiled one."""
     from qcompile.frontends import lora
     from qcompile.frontends.cli.progress import TerminalProgress
 
     with TerminalProgress() as progress:
         merged = lora.merge(model, adapter, output, overwrite=overwrite, progress=progress)
-    show_report(merged.report, json_output)
+    if merged.report is not None:
+        show_report(merged.report, json_output)
+    elif json_output:
+        typer.echo(json.dumps({"model": str(merged.model), "notices": merged.notices}, indent=2))
+    else:
+        typer.echo("\n".join([*merged.notices, str(merged.model)]))
 
 
 @app.command("export")

@@ -10,10 +10,8 @@ Runtime's contrib operators.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.compiler.codes import Codes
@@ -24,7 +22,7 @@ from qcompile.compiler.provenance import stamp
 from qcompile.compiler.specs import PerBlock
 from qcompile.compiler.targets.table import Lowering
 from qcompile.compiler.units import planned_as
-from qcompile.passes.lower.packing import blocks_last
+from qcompile.passes.lower.packing import blocks_last, high_half_first
 from qcompile.passes.lower.stored_scales import stored_scale
 
 _NF4 = 1
@@ -62,7 +60,7 @@ def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
         "MatMulBnb4",
         [
             node.inputs[0],
-            codes.constant(graph, f"{name}_nf4", _high_half_first(rows)),
+            codes.constant(graph, f"{name}_nf4", high_half_first(rows)),
             stored_scale(codes, node, f"{name}_absmax", params, absmax.reshape(-1)),
         ],
         [
@@ -85,9 +83,3 @@ def _lower(node: ir.Node, unit: Unit, codes: Codes) -> None:
         last.outputs[0].type, last.outputs[0].shape = old.type, old.shape
         stamp(last, codes.made_by, [node])
     codes.replace(graph, node, [node], last)
-
-
-def _high_half_first(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    flat = rows.astype(np.uint8).reshape(-1)
-    flat = np.pad(flat, (0, flat.size % 2))
-    return np.asarray(flat[0::2] << 4 | flat[1::2], np.uint8)

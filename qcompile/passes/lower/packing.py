@@ -124,3 +124,17 @@ def packed_codes(codes: Array, bits: int) -> npt.NDArray[np.uint8]:
     parts = filled.reshape(*codes.shape[:-1], -1, each) << (np.arange(each, dtype=np.uint8) * bits)
     packed: npt.NDArray[np.uint8] = np.bitwise_or.reduce(parts, axis=-1)
     return packed
+
+
+def unpacked_codes(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """What `packed_codes` packed, filled up to whole bytes."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes: npt.NDArray[np.uint8] = (packed[..., None] >> shifts & (2**bits - 1)).astype(np.uint8)
+    return codes.reshape(*packed.shape[:-1], -1)
+
+
+def high_half_first(codes: Array) -> npt.NDArray[np.uint8]:
+    """4-bit codes behind one another, two in a byte."""
+    flat = codes.astype(np.uint8).reshape(-1)
+    flat = np.pad(flat, (0, flat.size % 2))
+    return np.asarray(flat[0::2] << 4 | flat[1::2], np.uint8)

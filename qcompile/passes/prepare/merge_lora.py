@@ -21,7 +21,7 @@ from pydantic import Field, field_serializer
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, is_constant
-from qcompile.compiler.lora.adapter import Adapter, Floats, read_adapter
+from qcompile.compiler.lora.adapter import Adapter, Floats, Update, read_adapter
 from qcompile.compiler.lora.places import Place, Places, check_shapes, common_end, listed, parts, places
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.errors import DataError, RecipeError
@@ -57,7 +57,7 @@ class MergeLora(Pass):
                 f"in the model: {listed(missing)}",
                 where=self.adapter,
             )
-        changes = [_merge(chosen[module], adapter, module, names) for module in adapter.updates]
+        changes = [merge_update(chosen[module], update, names) for module, update in adapter.updates.items()]
         for found in trained.values():
             assert found is not None
             found.put(names)
@@ -67,13 +67,13 @@ class MergeLora(Pass):
         return True
 
 
-def _merge(place: Place, adapter: Adapter, module: str, names: Names) -> float:
-    """Add the update; how large it is beside the weight."""
+def merge_update(place: Place, update: Update, names: Names) -> float:
+    """Add the update to a weight; how large it is beside it."""
     stored = constant(place.weight)
     assert stored is not None
     weight = stored.astype(np.float32)
     old = weight.T if place.inputs_first else weight
-    new = adapter.updates[module].applied(old)
+    new = update.applied(old)
     layout = new.T if place.inputs_first else new
     set_constant(place.node, place.position, layout.astype(stored.dtype), names)
     return float(np.linalg.norm(new - old) / max(np.linalg.norm(old), np.finfo(np.float32).tiny))

@@ -1,0 +1,81 @@
+"""An adapter goes into weights that are codes already: dequantize, add, and quantize on the same spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qcompile.compiler.artifact import check_output, write_model
+from qcompile.compiler.graph import nodes
+from qcompile.compiler.lora.adapter import Adapter
+from qcompile.compiler.lora.places import Places, check_shapes, listed, places
+from qcompile.compiler.operators.definition import DOMAIN
+from qcompile.compiler.stored_weights import stored_weight
+from qcompile.compiler.verification.noise import Noise
+from qcompile.errors import DataError
+from qcompile.frontends.model_file import load_model
+from qcompile.passes.lower.recoding import CodedPlace, coded_places
+from qcompile.passes.prepare.merge_lora import merge_update
+from qcompile.passes.prepare.surgery import Names
+from qcompile.runtime.model_header import manifest
+
+_AGAIN = "merge the adapter into the float model, and compile that again"
+
+
+def merge_into_codes(source: Path, adapter: Adapter, destination: Path, overwrite: bool) -> list[str]:
+    """Write the artifact at `source` with `adapter` in its weights.
+
+    Returns:
+        What there is to say.
+
+    Raises:
+        DataError: what does not fit, or cannot be written anew.
+    """
+    check_output(destination, overwrite)
+    if adapter.trained:
+        raise DataError(
+            f"adapter '{adapter.name}' holds whole tensors: {listed(list(adapter.trained))}",
+            hint=_AGAIN,
+        )
+    model = load_model(source)
+    known, names, noise = Places([*places(model), *coded_places(model)]), Names(model), Noise()
+    try:
+        chosen = known.of({module: update.table for module, update in adapter.updates.items()})
+    except DataError as error:
+        raise DataError(error.what, where=error.where, hint=_unreadable(model, known) or error.hint) from None
+    check_shapes(adapter.updates, chosen)
+    for module, update in adapter.updates.items():
+        place = chosen[module]
+        if not isinstance(place, CodedPlace):
+            merge_update(place, update, names)
+            continue
+        if len(place.weight.uses()) > 1:
+            raise DataError(
+                f"other layers read the codes of layer '{place.node.name}' too",
+                hint=_AGAIN,
+            )
+        wanted = update.applied(place.numbers())
+        noise.add(wanted, place.write(wanted))
+    notices = [f"adapter '{adapter.name}': {len(chosen)} layers updated (rank {adapter.ranks})"]
+    if any(isinstance(place, CodedPlace) for place in chosen.values()):
+        notices.append(f"their codes were rounded anew: {noise.sqnr:.1f} dB to the merged weights")
+    if any(node.op_type == "QuantizeLinear" for node in nodes(model)):
+        notices.append(f"activations keep the ranges of the base; where that costs too much, {_AGAIN}")
+    said = manifest(source) or {}
+    write_model(model, destination, said | {"adapters": [*said.get("adapters", []), adapter.name]}, overwrite)
+    return notices
+
+
+def _unreadable(model: ir.Model, known: Places) -> str:
+    """What to do where layers of `model` hold weights in a way that is not written anew; empty where none does."""
+    found = {place.node for place in known.found}
+    layers = [node for node in nodes(model) if node not in found and _holds_codes(node)]
+    if not layers:
+        return ""
+    first = f"'{layers[0].name}' ({layers[0].op_type})"
+    return f"the weights of {len(layers)} layers, such as {first}, cannot be rounded anew: {_AGAIN}"
+
+
+def _holds_codes(node: ir.Node) -> bool:
+    return stored_weight(node) is not None or node.domain == DOMAIN or node.op_type.startswith(("MatMulInteger", "Dyn"))
