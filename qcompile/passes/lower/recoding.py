@@ -71,7 +71,7 @@ class CodedPlace(Place):
         return isinstance(self.coded, _Plain) and super().inputs_first
 
     @cached_property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+    def shape(self) -> tuple[int, ...]:
         shape = self.coded.weight.codes.shape
         return shape[::-1] if self.inputs_first else shape
 
@@ -167,7 +167,8 @@ class _Plain:
 
     def write(self, weight: QuantizedWeight) -> None:
         codes, scale, zero = self.at
-        ratio = weight.params.scale / _array(self.holder, scale).astype(np.float32)
+        old: Floats = _array(self.holder, scale).astype(np.float32)
+        ratio = weight.params.scale / old
         _set(self.holder, codes, weight.codes)
         _set(self.holder, scale, weight.params.scale)
         if self.has_zero and not weight.params.spec.symmetric:
@@ -259,8 +260,7 @@ class _LoadTime:
 
     @property
     def weight(self) -> QuantizedWeight:
-        codes = constant(self.codes)
-        assert codes is not None
+        codes = _values(self.codes)
         rows, _, size = codes.shape
         scale = self.scales.read().reshape(rows, -1)
         spec = QuantSpec(NF4, PerBlock(1, size), symmetric=True, scales=self.scales.kind)
@@ -308,7 +308,7 @@ class _Scales:
 
     def read(self) -> Floats:
         """The scales in effect, one behind the other."""
-        arrays = [a for leaf in self.leaves if (a := constant(leaf)) is not None]
+        arrays = [_values(leaf) for leaf in self.leaves]
         if self.kind is not Scales.DOUBLE:
             return arrays[0].astype(np.float32).reshape(-1)
         codes, step, mean = arrays
@@ -322,8 +322,10 @@ class _Scales:
         assert params.nested is not None
         groups = np.zeros((params.nested.scale.size, GROUP), np.int8)
         groups.reshape(-1)[: self.count] = params.nested.codes.reshape(-1)
-        for leaf, array in zip(self.leaves, (groups, params.nested.scale, params.nested.offset), strict=True):
-            _replace(leaf, array)
+        codes, step, mean = self.leaves
+        _replace(codes, groups)
+        _replace(step, params.nested.scale)
+        _replace(mean, params.nested.offset)
 
 
 def _spec(
@@ -360,7 +362,11 @@ def _input(node: ir.Node, position: int) -> ir.Value:
 
 
 def _array(node: ir.Node, position: int) -> npt.NDArray[Any]:
-    array = constant(_input(node, position))
+    return _values(_input(node, position))
+
+
+def _values(value: ir.Value) -> npt.NDArray[Any]:
+    array = constant(value)
     assert array is not None
     return array
 
