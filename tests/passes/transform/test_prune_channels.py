@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -12,8 +14,11 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.printer import print_model
 from qcompile.errors import DataError, RecipeError
 from qcompile.passes.transform.prune_channels import PruneChannels
+from qcompile.passes.transform.pruning import latency
+from qcompile.passes.transform.pruning.latency import Race
+from qcompile.runtime.providers import CPU
 from tests.golden import assert_golden
-from tests.passes.harness import NAMED, Arrays, context, model_of, outputs, run
+from tests.passes.harness import NAMED, Arrays, assert_close, context, model_of, outputs, run
 from tests.passes.llama import WIDTH, llama
 from tests.passes.samples import Samples
 
@@ -125,8 +130,6 @@ def test_what_stays_is_a_multiple() -> None:
 
 
 def test_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qcompile.passes.transform.pruning.latency import Race
-
     def saved(self: Race, model: ir.Model) -> float:
         return 0.8 * (1 - shape(model, "w1")[1] / HIDDEN)
 
@@ -134,6 +137,31 @@ def test_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shape(pruned(mlp(), with_samples(rows()), remove=0.3, budget="latency"), "w1") == (INPUTS, 10)
     with pytest.raises(RecipeError, match="of the time"):
         pruned(mlp(), with_samples(rows()), remove=0.75, budget="latency")
+
+
+def test_a_resumed_run_may_measure_other_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    x = rows()
+
+    def found(share: float, checkpoint: str, resume: bool) -> ir.Model:
+        monkeypatch.setattr(Race, "saved", lambda _, model: share * (1 - shape(model, "w1")[1] / HIDDEN))
+        on = with_samples(x)
+        on.checkpoint, on.resume = tmp_path / checkpoint, resume
+        return pruned(mlp(), on, remove=0.2, budget="latency")
+
+    interrupted, resumed, fresh = found(0.8, "a", False), found(0.5, "a", True), found(0.5, "b", False)
+    assert [shape(model, "w1")[1] for model in (interrupted, resumed, fresh)] == [12, 9, 9]
+    assert_close(outputs(fresh, {"x": x}), outputs(resumed, {"x": x}), 0)
+
+
+def test_a_smaller_model_saves_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_SECONDS", 0.05)
+    text = """<ir_version: 10, opset_import: ["": 20]>
+        g (float[64, 64] x) => (float[64, 64] y) { h = MatMul (x, a) y = MatMul (h, b) }"""
+    large, small = (
+        model_of(text, {"a": np.ones((64, n), np.float32), "b": np.ones((n, 64), np.float32)}) for n in (2048, 16)
+    )
+    with latency.race(large, {"x": np.ones((64, 64), np.float32)}, CPU) as race:
+        assert 0.3 < race.saved(small) < 1
 
 
 def test_too_much_is_an_error() -> None:
