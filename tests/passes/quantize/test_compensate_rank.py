@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -27,7 +28,8 @@ from tests.passes.int8 import Lowered, compiled, head, normal
 from tests.passes.llama import llama
 from tests.passes.low_rank import LAYERS, branch, together, with_step
 from tests.passes.samples import Samples
-from tests.sweep.harness import eager_target, sqnr
+from tests.sweep.harness import eager_target, session, sqnr
+from tests.zoo import MiniLM
 
 INT4 = [p for p in find_recipe("int4-rtn").passes() if p.phase.value == "lower"]
 ONE = head(21) + "g (float[1,S,32] x) => (float[1,S,24] y) { y = MatMul (x, w) }"
@@ -139,6 +141,31 @@ def test_a_branch_of_codes() -> None:
     assert abs(sqnr(exact, done.optimized["y"]) - sqnr(exact, plain.optimized["y"])) < 0.3
     assert done.kernels().count("MatMulNBits") == 3 * plain.kernels().count("MatMulNBits")
     assert not any(name.endswith(("_inner", "_outer")) for name in done.plan.kept_float)
+
+
+@pytest.mark.models
+def test_a_layer_of_a_real_model_gains_at_equal_size() -> None:
+    """On samples that it was not solved on."""
+    proto, zoo = onnx.load(MiniLM().path()), MiniLM()
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in proto.graph.initializer}
+    layer = [n for n in proto.graph.node if n.op_type == "MatMul" and n.input[1] in weights][10]
+    proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(layer.input[0]))
+    whole_model = session(proto.SerializeToString(), optimized=True)
+    given = [{"x": whole_model.run([layer.input[0]], dict(sample))[0]} for sample in zoo.calibration(16)]
+    text = head(21) + "g (float[B,S,384] x) => (float[B,S,1536] y) { y = MatMul (x, w) }"
+    alone = ir.to_proto(model_of(text, {"w": weights[layer.input[1]]}))
+    rtn, more = find_recipe("int4-rtn"), Step(name="compensate-rank", options={"rank": 16, "branch": "int8"})
+    exact = np.concatenate([(sample["x"] @ weights[layer.input[1]]).ravel() for sample in given[12:]])
+    found = {}
+    for name, recipe, block in (("plain", rtn, 16), ("branched", with_step(rtn, "round-to-nearest", more), 32)):
+        options = f"place-weights.block-size={block}", "place-weights.layers=[]"
+        done = compiled(alone, given[:12], *options, recipe=recipe)
+        opened = session(done.data, optimized=True)
+        got = np.concatenate([opened.run(None, dict(sample))[0].ravel() for sample in given[12:]])
+        found[name] = sqnr(exact, got), len(done.data)
+    (plain, plain_size), (branched, size) = found["plain"], found["branched"]
+    assert size < plain_size
+    assert branched > plain + 1
 
 
 def test_an_interrupted_walk_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
