@@ -41,7 +41,10 @@ class Svdquant(BranchingPass):
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         units = placement(model, context).units
         if not any(unit.weight_spec for unit in units.values()):
-            raise RecipeError(f"{self.name} finds no layer to quantize", hint="put place-weights behind it")
+            raise RecipeError(
+                f"{self.name} finds no layer to quantize",
+                hint="put a step that places layers behind it, and in front a calibrate where that needs statistics",
+            )
         layers, left_out = layers_for_branches(model, units, self.rank)
         branches, shares = Branches(model, context, self.name), []
         for layer, factors, share in self.branches(layers, LinearLayer.matrix, model, context):

@@ -152,6 +152,17 @@ def test_few_bits_lose_less_beside_a_branch() -> None:
     assert loss("svdquant-int4", "svdquant.rank=4") > chosen + 0.3
 
 
+def test_behind_smoothing_static_codes_lose_less() -> None:
+    recipe, step = find_recipe("int8-smoothquant"), Step(name="svdquant", options={"rank": 4})
+    gains = []
+    for chosen in (recipe, with_step(recipe, "smooth-quant", step)):
+        fast = "calibrate.method=min-max", "smooth-quant.alpha=0.5"
+        done = compiled(ir.to_proto(llama(1)), together(), *fast, recipe=chosen)
+        assert {unit.form.name for unit in done.plan.units.values()} == {"INPUTS", "PASS"}
+        gains.append(sqnr(done.expected["y"], done.optimized["y"]))
+    assert gains[1] > gains[0] + 0.5
+
+
 def test_an_eight_bit_head_has_no_branch() -> None:
     text = head(21) + "g (float[1,S,32] x) => (float[1,S,32] y) { h = MatMul (x, w) t = Mul (h, x) y = MatMul (t, v) }"
     weights = {"w": normal(32, 32), "v": normal(32, 32, seed=1)}
