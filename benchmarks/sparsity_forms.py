@@ -4,7 +4,8 @@
   told otherwise; and in static int8 on top.
 - llm-compressor's Wanda and SparseGPT, in an environment of its own, on the same windows of the same text.
 - Truncated SVD by the weights alone, ASVD and SVD-LLM, with 10, 20 and 30 % fewer weights in the layers.
-- 4-bit codes with zeros (SparseGPT) or beside a float branch (SVDQuant), and without either.
+- 4-bit codes with zeros (SparseGPT), beside a float branch (SVDQuant) or one in 8 bits for what they miss, and without
+  either.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _WHOLE_HEAD = "low-rank.layers=[{role: head, keep-whole: true}]"
 _FOUR_BITS = {"int4-rtn": None, "int4-gptq": text, "sparsegpt-int4": text, "svdquant-int4": text}
 """Recipes, and the samples they need."""
 
+_LAST_CODES = {"int4-rtn": "round-to-nearest", "int4-gptq": "gptq"}
+"""Recipes, and the step behind which a branch of rank 32 in 8 bits makes good what the codes miss."""
+
 
 @cache
 def forms() -> dict[str, Form]:
@@ -52,6 +56,8 @@ def forms() -> dict[str, Form]:
             found.append(compiled_form(f"{share} % less, {title}", "low rank", partial(_recipe, "low-rank", *options)))
     for name, samples in _FOUR_BITS.items():
         found.append(compiled_form(name, "4 bits", partial(_recipe, name), samples))
+    for name, last in _LAST_CODES.items():
+        found.append(compiled_form(f"{name}, compensated", "4 bits", partial(_compensated, name, last)))
     return {form.name: form for form in found}
 
 
@@ -73,6 +79,14 @@ def _thinned(recipe: str, method: str, **options: Any) -> Recipe:
 
     found = _recipe(recipe)
     steps = [Step(name=method, options=options) if step.name == "wanda" else step for step in found.steps]
+    return found.model_copy(update={"steps": tuple(steps)})
+
+
+def _compensated(recipe: str, behind: str) -> Recipe:
+    from qcompile.compiler.recipe import Step
+
+    found, more = _recipe(recipe), Step(name="compensate-rank", options={"rank": 32, "branch": "int8"})
+    steps = [step for own in found.steps for step in ((own, more) if own.name == behind else (own,))]
     return found.model_copy(update={"steps": tuple(steps)})
 
 
