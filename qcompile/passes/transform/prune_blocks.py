@@ -4,7 +4,7 @@
 
 Branches that move their stream least for the multiply-accumulates that they cost go first (pruning/budget.py). Then the
 linear layers behind are solved anew in order, each to give what it gave, from what the shortened model gives it
-(pruning/recovery.py); a layer without a bias gets none.
+(recovery.py); a layer without a bias gets none.
 Source: Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", 2024, which takes
 whole layers by the cosine of x and y; Veit et al., "Residual Networks Behave Like Ensembles", 2016.
 
@@ -36,8 +36,9 @@ from qcompile.errors import RecipeError
 from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.transform.channels.branches import Branch, remove_branches, residual_branches
 from qcompile.passes.transform.pruning.budget import Prunable, ranked, shortest
+from qcompile.passes.transform.pruning.columns import refitted
 from qcompile.passes.transform.pruning.macs import counts, operands
-from qcompile.passes.transform.pruning.recovery import Recovery, write
+from qcompile.passes.transform.recovery import Recovery, write
 
 
 class PruneBlocks(Pass):
@@ -127,9 +128,10 @@ class PruneBlocks(Pass):
         grams = inputs.grams([layer.node for layer in wave], visit, with_float=True)
         found: dict[str, npt.NDArray[Any]] = {}
         for layer in wave:
-            gram, columns = grams[source_of(layer.node)], np.arange(layer.shape[2])
-            bias = layer.bias is not None
-            found |= Recovery.of(layer, gram, columns, visit.device, refit=True, bias=bias).arrays(layer.name)
+            gram, weight = grams[source_of(layer.node)], visit.device.put(layer.matrix())
+            solve = partial(refitted, weight, kept=np.arange(layer.shape[2]))
+            recovery = Recovery.of(weight, weight, gram, refitted=solve, bias=layer.bias is not None)
+            found |= recovery.arrays(layer.name)
         return found
 
 

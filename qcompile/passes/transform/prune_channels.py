@@ -2,7 +2,7 @@
 
     1. importance of every channel                               pruning/block_loss.py, importance.py, first_order.py
     2. the cheapest for the work that they save go first         pruning/budget.py
-    3. the layers that read them are solved anew, in order       pruning/recovery.py
+    3. the layers that read them are solved anew, in order       recovery.py
            V = argmin E||V (x~_kept - E x~_kept) - W (x - E x)||^2,   b~ = b + W E x - V E x~_kept
     4. their weights, and all that hangs on them, get narrower   channels/remove.py
 
@@ -44,11 +44,12 @@ from qcompile.passes.transform.channels.search import channel_groups
 from qcompile.passes.transform.layer_walk import Wave, walk_layers
 from qcompile.passes.transform.pruning.block_loss import block_losses
 from qcompile.passes.transform.pruning.budget import Prunable, Step, gone, ranked, shortest
+from qcompile.passes.transform.pruning.columns import refitted, without
 from qcompile.passes.transform.pruning.first_order import Place, first_order
 from qcompile.passes.transform.pruning.importance import magnitude
 from qcompile.passes.transform.pruning.latency import race
 from qcompile.passes.transform.pruning.macs import Macs, operands
-from qcompile.passes.transform.pruning.recovery import Recovery, write
+from qcompile.passes.transform.recovery import Recovery, write
 
 Gone = Mapping[int, npt.NDArray[np.intp]]
 """The channels that go, by the number of their group."""
@@ -221,7 +222,9 @@ class PruneChannels(Pass):
         found: dict[str, npt.NDArray[Any]] = {}
         for layer in wave.layers:
             kept = np.flatnonzero(~idle[layer.name])
-            recovery = Recovery.of(layer, wave.gram(layer), kept, context.device, refit=self.refit, bias=True)
+            weight = context.device.put(layer.matrix())
+            solve = partial(refitted, weight, kept=kept) if self.refit else None
+            recovery = Recovery.of(weight, without(weight, kept), wave.gram(layer), refitted=solve, bias=True)
             found |= recovery.arrays(layer.name)
         return found
 

@@ -1,7 +1,8 @@
 """What the passes share that set weights to zero: their options, the layers they treat, and the walk over these.
 
 Each layer is treated on what the thinned layers before it give. The weights that stay are then refitted by least
-squares (compiler/refit.py), so that they make good what went; weights that were zero stay zero.
+squares (recovery.py), a bias that is there with them, so that they make good what went; weights that were zero stay
+zero.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from array_api_compat import array_namespace, device
 from pydantic import BaseModel, Field, model_validator
@@ -22,14 +22,14 @@ from qcompile.compiler.layer_grams import LayerInputs
 from qcompile.compiler.layer_selection import LayerSelection, idle_roles
 from qcompile.compiler.linear_layers import LinearLayer, linear_layers
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.refit import on_positions, relative_error, summary
+from qcompile.compiler.refit import on_positions, summary
 from qcompile.compiler.roles import Role, roles
+from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.transform.layer_walk import Wave, walk_layers
+from qcompile.passes.transform.recovery import Arrays, Recovery, write
 from qcompile.passes.transform.sparsity.arrangement import Arrangement, channels_last
-from qcompile.runtime.device import fetch
 
 Array = Any  # numpy.ndarray or torch.Tensor
-Edits = Mapping[str, npt.NDArray[Any]]
 
 
 class LayerSparsity(LayerSelection):
@@ -106,16 +106,13 @@ class Sparsify(Pass, SparsityOptions):
         errors: dict[str, tuple[float, float]] = {}
         if wanted and (self.needs_samples or (self.refit and context.calibration)):
             inputs = LayerInputs.of(self.name, self.mask, model, context)
+            names = Names(model)
             for wave in walk_layers(list(wanted), model, context, inputs, method=self, with_float=self.refit):
                 found = wave.once(partial(self._edits, wave, wanted, context))
-                for layer in wave.layers:
-                    layer.write(found[layer.name])
-                    before, after = found[_ERRORS + layer.name]
-                    errors[layer.name] = float(before), float(after)
+                errors |= {layer.name: write(layer, found, names, self.name) for layer in wave.layers}
         else:
             for layer, arrangement in wanted.items():
-                order = channels_last(layer)
-                layer.write(_unordered(self.thinned(layer.matrix()[:, :, order], arrangement, None), order))
+                layer.write(self._left(layer, layer.matrix(), arrangement, None))
         context.notice(self._treated(wanted, dense))
         if errors and self.refit:
             context.notice(summary(self.name, errors))
@@ -147,21 +144,23 @@ class Sparsify(Pass, SparsityOptions):
                 wanted[layer] = arrangement
         return wanted, dense
 
-    def _edits(self, wave: Wave, wanted: Mapping[LinearLayer, Arrangement], context: CompileContext) -> Edits:
-        """The new weights of a wave, with the error of each layer's output before and after refitting."""
-        found: dict[str, npt.NDArray[Any]] = {}
+    def _edits(self, wave: Wave, wanted: Mapping[LinearLayer, Arrangement], context: CompileContext) -> Arrays:
+        """What becomes of each layer of a wave."""
+        found: Arrays = {}
         for layer in wave.layers:
-            order = channels_last(layer)
-            weight = context.device.put(np.ascontiguousarray(layer.matrix()[:, :, order]))
-            gram = _reordered(wave.gram(layer), order)
-            edited = self.thinned(weight, wanted[layer], gram)
-            errors = [relative_error(weight, edited, gram)] * 2
-            if self.refit:
-                edited = on_positions(weight, gram, (edited != 0) & (weight != 0), edited)
-                errors[1] = relative_error(weight, edited, gram)
-            found[layer.name] = _unordered(fetch(edited), order)
-            found[_ERRORS + layer.name] = np.array(errors)
+            weight, gram = context.device.put(layer.matrix()), wave.gram(layer)
+            left = self._left(layer, weight, wanted[layer], gram)
+            solve = partial(_refitted, weight, left) if self.refit else None
+            bias = self.refit and layer.bias is not None
+            found |= Recovery.of(weight, left, gram, refitted=solve, bias=bias).arrays(layer.name)
         return found
+
+    def _left(self, layer: LinearLayer, weight: Array, wanted: Arrangement, gram: Gram | None) -> Array:
+        """What `thinned` leaves of the weight of a layer: it sees the channels of a convolution side by side."""
+        xp, order = array_namespace(weight), channels_last(layer)
+        there, back = (xp.asarray(places, device=device(weight)) for places in (order, np.argsort(order)))
+        seen = Gram(gram.matrix[:, there][:, :, there], gram.rows) if gram is not None else None
+        return self.thinned(weight[:, :, there], wanted, seen)[:, :, back]
 
     def _treated(self, wanted: Mapping[LinearLayer, Arrangement], dense: Mapping[str, str]) -> str:
         """How many layers became what, and why the others did not."""
@@ -176,9 +175,6 @@ class Sparsify(Pass, SparsityOptions):
         return f"{self.name}: {became}" + (f". Left as they were: {left}" if left else "")
 
 
-_ERRORS = "errors of "
-"""Begins the key of what is kept beside an edited weight."""
-
 _NAMED = 3
 
 
@@ -186,15 +182,6 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
-def _reordered(gram: Gram, order: npt.NDArray[np.intp]) -> Gram:
-    """The same of the inputs in another order."""
-    if (order[1:] > order[:-1]).all():
-        return gram
-    xp = array_namespace(gram.matrix)
-    index = xp.asarray(order, device=device(gram.matrix))
-    matrix, *drift = (m[:, index][:, :, index] for m in (gram.matrix, *(gram.drift or ())))
-    return Gram(matrix, gram.rows, (drift[0], drift[1]) if drift else None)
-
-
-def _unordered(weight: npt.NDArray[Any], order: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
-    return weight[:, :, np.argsort(order)]
+def _refitted(weight: Array, left: Array, gram: Gram) -> Array:
+    """`left` with the weights that are not zero solved anew."""
+    return on_positions(weight, gram, (left != 0) & (weight != 0), left)

@@ -1,14 +1,15 @@
-"""How a layer makes good for what was taken from before it: its weights solved anew, its bias for what the mean misses.
+"""How a layer makes good for what was taken from it or before it: its weights solved anew, its bias for what the mean
+misses.
 
-    V = argmin E||V (x~ - E x~) - W (x - E x)||^2 over the columns that stay,   b~ = b + W E x - V E x~
+    V = argmin E||V (x~ - E x~) - W (x - E x)||^2 over the weights that stay,   b~ = b + W E x - V E x~
 
-x, x~: what the layer reads in the float model and in the pruned one. A layer that shall have no bias is solved through
+x, x~: what the layer reads in the float model and in the edited one. A layer that shall have no bias is solved through
 the origin instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,9 @@ from qcompile.compiler.linear_layers import LinearLayer
 from qcompile.compiler.refit import relative_error
 from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.transform.layer_bias import add_to_bias
-from qcompile.passes.transform.pruning.columns import refitted, without
-from qcompile.runtime.device import Device, fetch
+from qcompile.runtime.device import fetch
 
+Array = Any  # numpy.ndarray or torch.Tensor
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -42,13 +43,18 @@ class Recovery:
 
     @classmethod
     def of(
-        cls, layer: LinearLayer, gram: Gram, kept: npt.NDArray[np.intp], device: Device, *, refit: bool, bias: bool
+        cls, weight: Array, left: Array, gram: Gram, *, refitted: Callable[[Gram], Array] | None, bias: bool
     ) -> Recovery:
-        """By what `layer` reads in both models, with the columns `kept` of its matrix."""
+        """That of a layer by what it reads in both models.
+
+        Args:
+            weight: W.
+            left: what is left of it without refitting.
+            refitted: V for the sums over what the layer reads, around the means with a bias; None leaves it as it is.
+            bias: the layer shall have one.
+        """
         around = gram.centred() if bias else gram
-        weight = device.put(layer.matrix())
-        left = without(weight, kept)
-        solved = refitted(weight, around, kept) if refit else left
+        solved = left if refitted is None else refitted(around)
         before, after = (relative_error(weight, v, around) for v in (left, solved))
         if not bias:
             return cls(fetch(solved), None, (before, after))
