@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.compiler.artifact import Artifact, check_output, writing
+from qcompile.compiler.artifact import Artifact, check_output, write_model, writing
+from qcompile.compiler.context import Progress
 from qcompile.compiler.lora.adapter import CONFIG, Adapter, read_adapter
 from qcompile.compiler.lora.places import common_end, listed, parts, places
 from qcompile.compiler.lora.ports import DOWN, UP, arrays_for, check_low_rank, modules_of
@@ -21,10 +22,14 @@ from qcompile.compiler.report import Report
 from qcompile.errors import DataError, ModelError, UsageError
 from qcompile.frontends.api import compile
 from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.frontends.job import Job
 from qcompile.frontends.merge_codes import merge_into_codes
 from qcompile.frontends.model_checks import check_not_quantized
+from qcompile.frontends.versions import versions
 from qcompile.passes.prepare.lora_inputs import LoraInputs
+from qcompile.passes.prepare.merge_linear import MergeLinear
 from qcompile.passes.prepare.merge_lora import MergeLora
+from qcompile.passes.transform.loftq import Loftq
 from qcompile.runtime.adapters import SUFFIX, write_adapter
 
 _BEHIND = ("infer-shapes", "fold-constants")
@@ -44,6 +49,15 @@ class Exported:
     model: Path
     compiled: Artifact | None
     adapters: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A base and the adapter that its fine-tuning starts from."""
+
+    base: Path
+    adapter: Path
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -132,6 +146,52 @@ def export(
     return Exported(taking, made, tuple(files))
 
 
+def init(
+    model: str | Path,
+    adapter: str | Path,
+    output: str | Path | None = None,
+    *,
+    recipe: str | Path | Recipe = "nf4",
+    rank: int = 16,
+    target: str = "cpu",
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Started:
+    """Write where the fine-tuning of a quantized base starts: an adapter that makes good what its codes miss (LoftQ).
+
+    Args:
+        adapter: the folder to write it to, as PEFT reads it.
+        output: the base to write, in float: the weights that `recipe` rounds to the codes the adapter was made for;
+            left out, MODEL.loftq.onnx beside the model.
+        recipe: what the base will be compiled with: `export(base, [tuned], recipe=recipe)`.
+        rank: of the adapter.
+
+    Raises:
+        QCompileError: what is wrong, where, and what to do.
+    """
+    start = find_recipe(recipe)
+    steps = [step for step in start.steps if step.name != MergeLinear.name]
+    quantize = [i for i, p in enumerate(_recipe_of(start, steps).passes()) if p.phase is Phase.QUANTIZE]
+    if not quantize:
+        raise UsageError(f"recipe '{start.name}' quantizes nothing", hint="name the one that the base is compiled with")
+    own = Step(name=Loftq.name, options={"adapter": str(adapter), "rank": rank})
+    whole = _recipe_of(start, [*steps[: quantize[0]], own, *steps[quantize[0] :]], Loftq.name)
+    job = Job(model, whole, overrides, target, output, ".onnx", 0, False, progress)
+    destination = job.destination if output is not None else job.source.with_name(f"{job.source.stem}.loftq.onnx")
+    check_output(destination, overwrite)
+    graph, _ = job.load()
+    job.open_data(graph, None)
+    job.run(graph, next(p for p in job.passes if isinstance(p, Loftq)))
+    write_model(graph, destination, {"float": True, "versions": versions()}, overwrite)
+    return Started(destination, Path(adapter), tuple(job.context.notices))
+
+
+def _recipe_of(recipe: Recipe, steps: Sequence[Step], suffix: str = "") -> Recipe:
+    name = f"{recipe.name}.{suffix}" if suffix else recipe.name
+    return recipe.model_copy(update={"name": name, "steps": tuple(steps)})
+
+
 def with_adapters(recipe: Recipe, adapters: Sequence[str]) -> Recipe:
     """`recipe` with inputs for the layers that `adapters` were trained for.
 
@@ -144,7 +204,7 @@ def with_adapters(recipe: Recipe, adapters: Sequence[str]) -> Recipe:
     prepared = [i for i, p in enumerate(recipe.passes(), 1) if p.phase is Phase.PREPARE and p.name in _BEHIND]
     at = max(prepared, default=0)
     steps = (*recipe.steps[:at], Step(name=LoraInputs.name, options=options), *recipe.steps[at:])
-    return recipe.model_copy(update={"name": f"{recipe.name}.{LoraInputs.name}", "steps": steps})
+    return _recipe_of(recipe, steps, LoraInputs.name)
 
 
 def values_for(adapter: Adapter, model: ir.Model) -> dict[str, np.ndarray[Any, Any]]:

@@ -1,4 +1,4 @@
-"""`qcompile lora`: adapters merged into a model, kept beside it as files, and listed."""
+"""`qcompile lora`: adapters merged into a model, kept beside it as files, started and listed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qcompile.frontends.cli.options import (
 )
 from qcompile.frontends.cli.outcome import reported, show_report
 
-app = typer.Typer(no_args_is_help=True, help="LoRA adapters: merge them, keep them as inputs, list them.")
+app = typer.Typer(no_args_is_help=True, help="LoRA adapters: merge them, keep them as inputs, start them, list them.")
 
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model that the adapter was trained on.")]
 _Folder = Annotated[Path, typer.Argument(metavar="ADAPTER", help="The folder that PEFT's save_pretrained wrote.")]
@@ -104,6 +104,44 @@ def export_adapters(
         show_report(made.compiled.report, machine=False)
     for file in made.adapters:
         typer.echo(f"adapter: {file}")
+
+
+@app.command("init")
+@reported
+def init_adapter(
+    model: _Model,
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="The folder to write, as PEFT reads it.")],
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="What the base will be compiled with.")] = "nf4",
+    rank: Annotated[int, typer.Option(min=1, metavar="R", help="Rank of the adapter.")] = 16,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The float base to write [MODEL.loftq.onnx].")
+    ] = None,
+    target: Target = TargetName.CPU,
+    overrides: Overrides = None,
+    overwrite: _Overwrite = False,
+    json_output: Json = False,
+) -> None:
+    """Start the fine-tuning of a quantized MODEL where base and ADAPTER together lie near it (LoftQ)."""
+    from qcompile.frontends import lora
+    from qcompile.frontends.cli.progress import TerminalProgress
+
+    with TerminalProgress() as progress:
+        made = lora.init(
+            model,
+            adapter,
+            output,
+            recipe=recipe,
+            rank=rank,
+            target=target.value,
+            overrides=overrides or (),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if json_output:
+        found = {"base": str(made.base), "adapter": str(made.adapter), "notices": made.notices}
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        typer.echo("\n".join([*made.notices, f"base: {made.base}", f"adapter: {made.adapter}"]))
 
 
 @app.command("list")
