@@ -217,8 +217,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert made(resume=True) == first
 
 
-@pytest.mark.parametrize("operator", [False, True])
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("operator", "half"), [(False, False), (True, True)])
 def test_decoders(operator: bool, half: bool) -> None:
     """With a cache, whatever computes attention, and in half precision, whose type the thin layers keep."""
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (4, 12))
