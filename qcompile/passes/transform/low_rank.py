@@ -52,7 +52,7 @@ Array = Any  # numpy.ndarray or torch.Tensor
 class LayerRank(LayerSelection):
     """What is different in the layers of a name or a role."""
 
-    rank: int | None = Field(default=None, ge=1, description="their rank, outside of the budget")
+    rank: int | None = Field(default=None, ge=1, description="their rank, whatever the others lose by it")
     keep_whole: bool = Field(default=False, description="leave them as they are")
 
 

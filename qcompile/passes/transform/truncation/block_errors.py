@@ -52,7 +52,8 @@ def block_errors(
 ) -> dict[tuple[LinearLayer, ThinForm], Errors]:
     """The error of the block for each rank from 0 on, of each way to write each layer."""
     found: dict[tuple[LinearLayer, ThinForm], Errors] = {}
-    for visit in BlockWalker(model, context, inputs.samples, method=by):
+    walk = BlockWalker(model, context, inputs.samples, method=by) if forms else ()
+    for visit in walk:
         inside = {layer: ways for layer, ways in forms.items() if layer.name in visit.block.nodes}
         if inside:
             errors = visit.once(partial(_of_block, inside, visit, inputs, trial))
