@@ -103,6 +103,9 @@ FROZEN = {
     "no rule": "h = MatMul (x, w) e = CumSum (h, axis) y = MatMul (e, w2)",
     "softmax": "h = MatMul (x, w) e = Softmax (h) y = MatMul (e, w2)",
     "returned": "y = MatMul (x, w)",
+    "compared with itself": """h = MatMul (x, w) t = Transpose (h) s = MatMul (h, t) p = Softmax (s) m = MatMul (p, h)
+        y = MatMul (m, w2)""",
+    "the sum of them": "h = MatMul (x, w) e = ReduceSum (h, last) y = MatMul (h, w2) z = Add (y, e)",
     "the largest of them": "h = MatMul (x, w) e = ReduceMax (h, last) y = MatMul (h, w2) z = Add (y, e)",
 }
 

@@ -2,7 +2,8 @@
 
     y[j] = sum_i x[i] W[i, j]      i runs along x and the first axis of W, j along the second and y.
 
-A convolution in groups loses whole groups, with all that they read and write.
+A convolution in groups loses whole groups, with all that they read and write. A product of two activations needs every
+channel that it sums over, whether a weight reads it or not.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def _matmul(node: ir.Node, flow: Flow) -> list[Axes | None]:
     _mark(node, flow, 0, writes=len(a) - 2, reads=len(a) - 1)
     _mark(node, flow, 1, writes=len(b) - 1, reads=len(b) - 2)
     flow.join(a[-1], b[-2])
+    _sum(node, flow, a[-1])
     return [(*flow.broadcast((*a[:-2], _ONE), (*b[:-2], _ONE))[:-1], a[-2], b[-1])]
 
 
@@ -38,6 +40,7 @@ def _gemm(node: ir.Node, flow: Flow) -> list[Axes | None]:
     also, columns = b[::-1] if turned else b
     _mark(node, flow, 1, writes=0 if turned else 1, reads=1 if turned else 0)
     flow.join(summed, also)
+    _sum(node, flow, summed)
     return [flow.broadcast((rows, columns), *([c] if c is not None else []))]
 
 
@@ -55,6 +58,7 @@ def _einsum(node: ir.Node, flow: Flow) -> list[Axes | None]:
                 side = Side.READS if letter not in result else Side.BESIDE if asked.count(letter) > 1 else Side.WRITES
                 flow.sides[(node, index), place] = side
     joined = {letter: flow.join(*together) for letter, together in axes.items()}
+    _sum(node, flow, *(axis for letter, axis in joined.items() if letter not in result))
     return [tuple(joined[letter] for letter in result)]
 
 
@@ -104,6 +108,11 @@ def _image(node: ir.Node, flow: Flow, x: Axes, w: Axes, written: Axis, bias: Axe
         flow.filters.append(written)
     result = flow.frozen(node.outputs[0])
     return (x[0], written, *(result[2:] if result is not None else [None] * len(x[2:])))
+
+
+def _sum(node: ir.Node, flow: Flow, *summed: Axis) -> None:
+    if not any(is_constant(v) for v in node.inputs[:2]):
+        flow.freeze(*summed)
 
 
 def _mark(node: ir.Node, flow: Flow, index: int, writes: int, reads: int) -> None:

@@ -1,7 +1,7 @@
 """Norms, reductions and softmax: along some axes they work on each channel alone, along others on all of them.
 
-Where a mean or a variance is taken over the channels, those that stay change when one goes: only the width of a
-model runs through such an axis, and only for one who asks for it.
+Where a sum, a mean or a variance is taken over the channels, it is another one when a channel goes, even if no weight
+reads it: only the width of a model runs through such an axis, and only for one who asks for it.
 """
 
 from __future__ import annotations
@@ -82,17 +82,16 @@ def _reduce(node: ir.Node, flow: Flow) -> list[Axes | None]:
     over = {axis % len(x) for axis in given}
     for axis in over:
         along = x[axis]
-        if node.op_type == "ReduceMean" and along is not None:
+        if node.op_type in _SUMS and along is not None:
             flow.width.append(along)
-        elif node.op_type not in _SUMS:
+        else:
             flow.freeze(along)
     keeps = node.attributes.get_int("keepdims", 1)
     one = np.full(1, FROZEN)
     return [tuple(one if i in over else axis for i, axis in enumerate(x) if keeps or i not in over)]
 
 
-_SUMS = ("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
-"""A channel of zeros adds nothing to these."""
+_SUMS = ("ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
 
 NORMS = {
     **dict.fromkeys(("BatchNormalization", "InstanceNormalization"), Rule(_channel_norm)),
@@ -108,5 +107,5 @@ NORMS = {
         Rule(_row_norm),
     ),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), Rule(_softmax)),
-    **dict.fromkeys((*_SUMS, "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSumExp"), Rule(_reduce)),
+    **dict.fromkeys((*_SUMS, "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSumExp"), Rule(_reduce)),
 }
