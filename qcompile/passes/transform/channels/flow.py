@@ -115,29 +115,44 @@ class Flow:
         self._splits.append((list(before), list(after)))
 
     def decide(self) -> None:
-        """Let channels run along one axis on either side of each regrouping: the outermost along which more than one
-        can go. The other axes keep their size."""
-        for before, after in self._splits:
-            sizes = [len(a) for a in before], [len(a) for a in after]
-            for j, i in product(range(len(after)), range(len(before))):
-                if min(self.indices.live(before[i]), self.indices.live(after[j])) < 2:
-                    continue
-                trial = self.indices.copy()
-                trial.unite(*(_spread(axes[k], k, s) for axes, k, s in ((before, i, sizes[0]), (after, j, sizes[1]))))
-                if trial.live(before[i]) > 1:
-                    self.indices = trial
-                    self.freeze(*(a for k, a in enumerate(before) if k != i))
-                    self.freeze(*(a for k, a in enumerate(after) if k != j))
-                    break
-            else:
-                self.freeze(*before, *after)
+        """Let channels run along one axis on either side of each regrouping, and the other axes keep their size: along
+        heads, the outermost if they are two axes, else where most channels can go one by one."""
+        waiting = self._splits
+        while waiting:  # what one decides tells of others where heads are
+            of_heads = [self._is_heads(*before, *after) for before, after in waiting]
+            for split, first in zip(waiting, of_heads, strict=True):
+                if first or not any(of_heads):
+                    self._decide(*split)
+            waiting = [split for split, first in zip(waiting, of_heads, strict=True) if any(of_heads) and not first]
+
+    def _decide(self, before: list[Ids], after: list[Ids]) -> None:
+        pairs = [(i, j) for j, i in product(range(len(after)), range(len(before)))]
+        live = {(i, j): count for i, j in pairs if (count := self._live(before, after, i, j)) > 1}
+        if not live:
+            self.freeze(*before, *after)
+            return
+        heads = [(i, j) for i, j in live if self._is_heads(before[i], after[j])]
+        i, j = heads[0] if heads else max(live, key=lambda pair: live[pair])
+        self.indices.unite(_spread(before, i), _spread(after, j))
+        self.freeze(*(axis for k, axis in enumerate(before) if k != i))
+        self.freeze(*(axis for k, axis in enumerate(after) if k != j))
+
+    def _live(self, before: list[Ids], after: list[Ids], i: int, j: int) -> int:
+        """How many channels can go where they run along axis `i` before and `j` after."""
+        trial = self.indices.copy()
+        trial.unite(_spread(before, i), _spread(after, j))
+        return trial.live(before[i])
+
+    def _is_heads(self, *axes: Ids) -> bool:
+        heads = self.indices.find(np.concatenate(self.heads)) if self.heads else np.zeros(0, np.intp)
+        return bool(np.isin(self.indices.find(np.concatenate(axes)), heads[heads != FROZEN]).any())
 
 
-def _spread(axis: Ids, place: int, sizes: list[int]) -> Ids:
-    """For each element of a tensor of `sizes`, its index along one axis."""
-    shape = [1] * len(sizes)
-    shape[place] = len(axis)
-    return np.broadcast_to(axis.reshape(shape), sizes).reshape(-1)
+def _spread(axes: list[Ids], place: int) -> Ids:
+    """For each element of a tensor with these axes, its index along one of them."""
+    shape = [1] * len(axes)
+    shape[place] = -1
+    return np.broadcast_to(axes[place].reshape(shape), [len(axis) for axis in axes]).reshape(-1)
 
 
 def _is_row(value: ir.Value) -> bool:

@@ -106,6 +106,7 @@ WEIGHTS: Arrays = {
     "ones": np.ones(4, np.float32),
     "zeros": np.zeros(4, np.float32),
     "groups": np.array([0, 4, -1]),
+    "halves": np.array([0, 2, -1, 4, 4]),
     "image": np.array([0, 8, 4, 4]),
     "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
     "scales": np.array([1, 1, 2, 2], np.float32),
@@ -137,6 +138,11 @@ IMAGES = {
     "repeated": (
         "h = Conv (x, w) m = GlobalAveragePool (h) e = Expand (m, wide) t = Tile (e, twice) y = Conv (t, w2)",
         8,
+    ),
+    "shuffled channels": (
+        "h = Conv (x, w) r = Reshape (h, halves) t = Transpose <perm = [0, 2, 1, 3, 4]> (r) s = Reshape (t, image) "
+        "y = Conv (s, w2)",
+        4,
     ),
     "sums by letters": (
         'h = Einsum <equation = "bchw,cd->bdhw"> (x, cd) r = Relu (h) y = Einsum <equation = "bdhw,de->behw"> (r, de)',

@@ -22,6 +22,8 @@ def _channel_norm(node: ir.Node, flow: Flow) -> list[Axes | None]:
     if x is None or len(x) < 2 or None in rows:
         return flow.freeze_inputs(node)
     flow.join(x[1], *(row[0] for row in rows if row is not None))
+    if node.op_type == "InstanceNormalization":
+        flow.freeze(*x[2:])
     return [x, *(flow.frozen(v) for v in node.outputs[1:])]
 
 
