@@ -18,8 +18,8 @@ from qcompile.frontends.api import compile
 from qcompile.frontends.cli.main import app
 from qcompile.runtime.adapters import write_adapter
 from qcompile.runtime.session import Session
-from tests.passes.adapters import low_rank, write
-from tests.passes.harness import Arrays, model_of
+from tests.passes.adapters import low_rank, named_llama, path, sample, write
+from tests.passes.harness import Arrays, model_of, outputs
 
 _FEEDS: Arrays = {"x": np.random.default_rng(1).standard_normal((2, 4)).astype(np.float32)}
 _WEIGHT = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
@@ -172,6 +172,25 @@ def test_what_was_merged_compiles(base: Path, tmp_path: Path) -> None:
 def sqnr(exact: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
     """In decibels."""
     return float(10 * np.log10((exact**2).sum() / max(((exact - found) ** 2).sum(), 1e-30)))
+
+
+@pytest.mark.parametrize(("recipe", "target"), [("int8-dynamic", "cuda"), ("int8-smoothquant", "cpu")])
+def test_adapters_beside_a_quantized_decoder(recipe: str, target: str, tmp_path: Path) -> None:
+    """Merged queries, keys and values, moved scales and placed activations leave the branches as they are."""
+    model, feeds = named_llama(), sample()
+    tensors: Arrays = {}
+    for seed, letter in enumerate("qv"):
+        tensors |= low_rank(path(letter, 0), 32 if letter == "q" else 16, 32, seed=seed)
+    folder = write(tmp_path / "some", {name: array / 6 for name, array in tensors.items()})
+    ir.save(model, tmp_path / "m.onnx")
+    samples = [sample(seed) for seed in range(4)] if target == "cpu" else None
+    made = lora.export(tmp_path / "m.onnx", [folder], recipe=recipe, target=target, calibration=samples, prove=False)
+    session = Session(made.model, ["cpu"], adapters={"some": made.adapters[0]})
+    merged = lora.merge(tmp_path / "m.onnx", folder, prove=False).model
+    base, wanted = outputs(model, feeds)[0], Session(merged, ["cpu"])(feeds)["y"]
+    assert sqnr(base, wanted) < 20, "the adapter says more than the codes miss"
+    assert sqnr(base, session(feeds)["y"]) > 25
+    assert sqnr(wanted, session(feeds, adapter="some")["y"]) > 25
 
 
 def test_init_and_the_way_back(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The small decoder with the names of a language model, its twin in torch, and adapters that PEFT writes for it."""
+"""The small decoder's twin in torch, and adapters that PEFT writes for it."""
 
 from __future__ import annotations
 
@@ -10,30 +10,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from tests.passes.harness import Arrays
-from tests.passes.llama import HEAD, HEADS, WIDTH, llama, matrices
-
-_ATTENTION = ("q", "k", "v", "o")
-
-
-def path(letter: str, layer: int) -> str:
-    """The module that weight `w_{letter}{layer}` belongs to."""
-    group = "self_attn" if letter in _ATTENTION else "mlp"
-    return f"model.layers.{layer}.{group}.{letter}_proj"
-
-
-def named_llama(layers: int = 2) -> ir.Model:
-    """The decoder with nodes and weights called as torch's exporter calls them."""
-    model = llama(layers)
-    for i in range(layers):
-        for letter in matrices():
-            model.graph.initializers[f"w_{letter}{i}"].name = path(letter, i) + ".weight"
-    for node in model.graph:
-        weight = node.inputs[1] if len(node.inputs) > 1 else None
-        if weight is not None and str(weight.name).endswith("_proj.weight"):
-            words = str(weight.name).removesuffix(".weight").replace(".layers.", "/layers#").replace(".", "/")
-            node.name = f"/{words.replace('#', '.')}/MatMul"
-    return model
+from tests.passes.adapters import ATTENTION, path
+from tests.passes.llama import HEAD, matrices
 
 
 class _Layer(nn.Module):
@@ -44,7 +22,7 @@ class _Layer(nn.Module):
             linear = nn.Linear(1, 1, bias=False)
             linear.weight = nn.Parameter(weights[path(letter, i) + ".weight"].T.contiguous())
             linear.out_features, linear.in_features = linear.weight.shape
-            setattr(self.self_attn if letter in _ATTENTION else self.mlp, f"{letter}_proj", linear)
+            setattr(self.self_attn if letter in ATTENTION else self.mlp, f"{letter}_proj", linear)
         self.gammas = [weights[f"gamma{norm}{i}"] for norm in "af"]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -101,11 +79,3 @@ def peft_adapter(folder: Path, model: ir.Model, x: np.ndarray[Any, Any], seed: i
         result = adapted(torch.from_numpy(x)).numpy()
     adapted.save_pretrained(folder)
     return result
-
-
-def sample(seed: int = 3, rows: int = 5) -> Arrays:
-    """One input of the decoder."""
-    return {"x": np.random.default_rng(seed).standard_normal((2, rows, WIDTH)).astype(np.float32)}
-
-
-assert HEADS * HEAD == WIDTH

@@ -14,8 +14,9 @@ from qcompile.passes.prepare.merge_lora import MergeLora
 from qcompile.runtime.binding import BoundExecution
 from qcompile.runtime.session import Session
 from qcompile.runtime.streams import Stream
+from tests.passes.adapters import named_llama, sample
 from tests.passes.harness import NAMED, assert_close, outputs, run
-from tests.passes.lora import named_llama, peft_adapter, sample
+from tests.passes.lora import peft_adapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
