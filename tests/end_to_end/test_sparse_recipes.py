@@ -29,7 +29,7 @@ def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("sparse24", "cuda", 5),
         ("sparse24-int8", "cpu", 7),
-        ("sparse24-int8", "tensorrt", 5),
+        ("sparse24-int8", "tensorrt", 7),
         ("sparsegpt-int4", "cpu", 7),
     ],
 )
