@@ -257,6 +257,7 @@ def _manifest(job: Job, graph: ir.Model) -> dict[str, Any]:
         "target": target.name,
         "seed": job.context.seed,
         **({"times": measured.device} if (measured := job.context.measured) else {}),
+        **({"edits": list(dict.fromkeys(job.context.edits))} if job.context.edits else {}),
         "data": {"digest": data.digest(), "samples": len(data), "synthetic": data.synthetic} if data else None,
         **({"provider_options": target.provider_options(graph)} if target.ways else {}),
     }

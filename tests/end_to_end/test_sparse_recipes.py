@@ -11,7 +11,9 @@ import pytest
 import qcompile
 from qcompile.compiler.graph import nodes
 from qcompile.compiler.stored_zeros import nonzeros
+from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification import prove as proving
+from qcompile.compiler.verification.prove import verify
 from qcompile.compiler.weight_pattern import PATTERN_2_4
 from tests.passes.int8 import normal
 from tests.passes.llama import WIDTH, llama
@@ -46,6 +48,10 @@ def test_zeros_arrive_and_their_price_is_told(recipe: str, target: str, weights:
     assert made.report.edit.passes == [sparsity]
     assert 3 < made.report.edit.outputs[0].sqnr < 30
     assert made.report.outputs[0].sqnr > made.report.edit.outputs[0].sqnr
+    again = verify(made.path, target_named(target), against=tmp_path / "m.onnx", samples=SAMPLES[:1])
+    [numerics] = [proof for proof in again.proofs if proof.name == "numerics"]
+    assert numerics.passed or f"{sparsity} changed the float model on purpose" in numerics.detail
+    assert numerics.passed is not False
     artifact = ir.load(made.path)
     masks = [mask for node in nodes(artifact) if (mask := nonzeros(node, artifact)) is not None and mask.ndim == 2]
     assert len([mask for mask in masks if PATTERN_2_4.holds(mask) and np.any(mask)]) == weights

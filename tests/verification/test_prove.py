@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qcompile.compiler.verification.prove import prove, verify
 from qcompile.errors import DataError
 from qcompile.runtime.benchmark import Timing
 from qcompile.runtime.device import Device
+from qcompile.runtime.model_header import MANIFEST
 from qcompile.runtime.providers import CPU, CUDA
 from tests.verification.qdq_models import Builder, convolutions
 
@@ -184,6 +186,20 @@ def test_an_edit_on_purpose_is_what_has_to_be_kept_and_has_its_price(models: tup
     assert edited.metric_compiled is not None
     assert edited.edit.metric == pytest.approx(edited.metric_compiled, rel=0.1)
     assert edited.edit.metric != pytest.approx(edited.metric_float, rel=0.1)
+
+
+def test_noise_of_an_artifact_that_was_edited_refutes_nothing(models: tuple[Path, Path]) -> None:
+    edited = onnx.load(models[0])
+    weight = next(i for i in edited.graph.initializer if i.name == "W2")
+    weight.CopyFrom(onnx.numpy_helper.from_array(-4 * onnx.numpy_helper.to_array(weight), "W2"))
+    found = []
+    for edits in ([], ["prune"]):
+        onnx.helper.set_model_props(edited, {MANIFEST: json.dumps({"edits": edits} if edits else {"recipe": {}})})
+        onnx.save(edited, models[1])
+        report = verify(models[1], target_named("cpu"), against=models[0], samples=SAMPLES)
+        found += [proof for proof in report.proofs if proof.name == "numerics"]
+    assert [proof.passed for proof in found] == [False, None]
+    assert "prune changed the float model on purpose" in found[1].detail
 
 
 def test_a_slower_model_is_said_to_be_slower_with_its_costly_nodes(
