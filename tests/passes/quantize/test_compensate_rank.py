@@ -22,12 +22,14 @@ from qcompile.passes.quantize.compensate_rank import CompensateRank
 from qcompile.passes.quantize.place_weights import PlaceWeights
 from qcompile.passes.quantize.round_to_nearest import RoundToNearest
 from qcompile.passes.transform.low_rank_branch import Metric
+from qcompile.runtime.device import Device
 from tests.golden import assert_golden
 from tests.passes.harness import NAMED, assert_close, context, model_of, outputs, run
 from tests.passes.int8 import Lowered, compiled, head, normal
 from tests.passes.llama import llama
 from tests.passes.low_rank import LAYERS, branch, together, with_step
 from tests.passes.samples import Samples
+from tests.pretend_gpu import pretend_gpu
 from tests.sweep.harness import eager_target, session, sqnr
 from tests.zoo import MiniLM
 
@@ -37,11 +39,11 @@ ONE_WEIGHT = {"w": normal(32, 24)}
 
 
 def compensated(
-    text: str, weights: dict[str, Any], samples: list[Sample], **options: Any
+    text: str, weights: dict[str, Any], samples: list[Sample], device: Device = Device.CPU, **options: Any
 ) -> tuple[ir.Model, CompileContext]:
     """A model whose layers have 4-bit weights of nearest codes, behind the pass."""
     model, on = model_of(text, weights), context(eager_target())
-    on.calibration = Samples(*samples) if samples else None
+    on.calibration, on.device = Samples(*samples) if samples else None, device
     steps = [*NAMED, PlaceWeights(format="int4"), RoundToNearest(), CompensateRank(**options)]
     run(model, *steps, on=on)
     on.following = INT4
@@ -89,6 +91,14 @@ def test_the_more_of_the_inputs_it_knows_the_less_is_missed() -> None:
     nearest = errors["weights"][0]
     assert nearest > errors["weights"][1] > errors["inputs"][1] > errors["outputs"][1]
     assert errors["outputs"][1] < 0.5 * nearest
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_pretended_gpu_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretend_gpu(monkeypatch):
+        found = [branch(compensated(ONE, ONE_WEIGHT, together(), device, rank=4)[0], "MatMul_0") for device in Device]
+    expected, got = (inner @ outer for inner, outer in found)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_golden() -> None:
