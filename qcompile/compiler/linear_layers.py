@@ -68,7 +68,7 @@ class LinearLayer:
     def bias(self) -> ir.Value | None:
         """The constant that is added to its result: its own third input, or that of the Add which alone reads it."""
         if len(self.node.inputs) > 2 and self.node.inputs[2] is not None:
-            return self.node.inputs[2] if is_constant(self.node.inputs[2]) else None
+            return self.node.inputs[2]
         result = self.node.outputs[0]
         uses = list(result.uses())
         if len(uses) != 1 or result.is_graph_output() or uses[0].node.op_type != "Add":
@@ -138,4 +138,15 @@ def _obstacle(node: ir.Node) -> str:
         return "its weight is no matrix"
     if node.attributes.get_int("transA", 0):
         return "it reads its input transposed"
-    return ""
+    if any(node.attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")):
+        return "it scales its product"
+    return "" if _has_plain_bias(node) else "what it adds is no constant with a number for each output"
+
+
+def _has_plain_bias(node: ir.Node) -> bool:
+    """Whether a third input, if there is one, is a bias."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        return True
+    outputs = LinearLayer(node).groups * LinearLayer(node).shape[1]
+    return is_constant(bias) and bias.shape is not None and int(np.prod(bias.shape.numpy())) == outputs

@@ -78,3 +78,22 @@ def test_weights_keep_their_type(dtype: ir.DataType) -> None:
     layer.write(halves)
     assert layer.weight.const_value.dtype == dtype
     np.testing.assert_array_equal(layer.matrix(), halves)
+
+
+def test_products_that_are_scaled_or_shifted_otherwise_are_left_alone() -> None:
+    text = (
+        head()
+        + """g (float[3,12] x, float[5] c) => (float[3,5] a, float[3,5] b, float[3,5] d, float[3,5] e) {
+        a = Gemm <alpha = 2.0> (x, wa, row)  b = Gemm (x, wb, table)  d = Gemm (x, wd, c)  e = Gemm (x, we, one) }"""
+    )
+    weights = {f"w{n}": normal(12, 5) for n in "abde"}
+    others = {"row": normal(5), "table": normal(3, 5), "one": normal(1, 1)}
+    model = model_of(text, weights | others)
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    layers, left_out = linear_layers(model)
+    assert not layers
+    assert list(left_out.values()) == [
+        "it scales its product",
+        *3 * ["what it adds is no constant with a number for each output"],
+    ]

@@ -257,3 +257,15 @@ def test_golden(method: type[Sparsify]) -> None:
         if value.const_value is not None and name.startswith("w")
     ]
     assert_golden(f"passes/{method.name}", f"# before\n{before}\n# after\n{''.join(zeros)}\n{context.notices[0]}\n")
+
+
+def test_biases_take_over_the_mean_of_what_went() -> None:
+    text = head() + "g (float[N,16] x) => (float[N,8] y) { y = Gemm <transB = 1> (x, w, b) }"
+    dense = model_of(text, {"w": normal(8, 16), "b": normal(8, seed=1)})
+    feeds: list[Sample] = [{"x": normal(30, 16, seed=i) + np.float32(2)} for i in range(3)]
+    means = []
+    for options in ({"refit": True}, {"refit": False}):
+        model, _ = thin(Wanda(**options, layers=()), dense.clone(), feeds)
+        lost = [a["y"] - b["y"] for a, b in zip(whole(model, feeds), whole(dense, feeds), strict=True)]
+        means.append(np.abs(np.mean(np.concatenate(lost), axis=0)).max())
+    assert means[0] < 1e-4 < 0.1 < means[1]
