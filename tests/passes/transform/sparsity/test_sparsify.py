@@ -63,15 +63,15 @@ def loss(model: ir.Model, reference: ir.Model, feeds: Sequence[Sample]) -> float
 
 def test_order_of_the_methods_is_that_of_the_papers() -> None:
     """Without refitting: magnitude loses most, then Wanda, then SparseGPT. Refitting helps each."""
-    feeds, apart, losses = sentences(12), sentences(4, seed=100), {}
+    feeds, apart, losses = sentences(8), sentences(4, seed=100), {}
     for method in METHODS:
         for refit in (False, True):
-            model, context = thin(method(refit=refit), llama(3), feeds)
-            losses[method.name, refit] = loss(model, llama(3), apart)
+            model, context = thin(method(refit=refit), llama(2), feeds)
+            losses[method.name, refit] = loss(model, llama(2), apart)
             for layer in linear_layers(model)[0]:
                 assert weight_pattern(layer.matrix()[0], 1) == Pattern(2, 4)
-            assert context.notices[0] == f"{method.name}: 21 layers 2:4"
-            assert refit == any("refitting 21 layers" in n for n in context.notices)
+            assert context.notices[0] == f"{method.name}: 14 layers 2:4"
+            assert refit == any("refitting 14 layers" in n for n in context.notices)
     plain = [losses[m.name, False] for m in METHODS]
     assert plain[0] > plain[1] > plain[2]
     assert all(losses[m.name, True] < losses[m.name, False] for m in METHODS)
