@@ -103,7 +103,8 @@ TENSORRT = Target(
             conditions=(MATRIX_WEIGHT,),
             evidence=_BUILT
             + ": one layer reads int4 in blocks of 16 to 128 along what is summed over; where a channel is one "
-            "block a kernel of its own restores the weight",
+            "block a kernel of its own restores the weight, as it does for the projection behind attention over a "
+            "single sequence",
         ),
         Storage(
             op_types=_LINEAR,
