@@ -94,7 +94,7 @@ class PruneChannels(Pass):
             return False
         macs = Macs.of(model, [g.channels for g in groups], self.shapes(model, context))
         prunable = [
-            Prunable(importance, macs.saved(i), *self.limits(group.channels))
+            self.prunable(group.channels, importance, macs.saved(i))
             for i, (group, importance) in enumerate(zip(groups, self.worth(groups, model, inputs), strict=True))
         ]
         chosen = self.chosen(ranked(prunable), groups, macs, model, context)
@@ -130,9 +130,13 @@ class PruneChannels(Pass):
         assert context.calibration is not None
         return shapes_of(operands(model), model, next(iter(context.calibration)), context.target.providers)
 
-    def limits(self, group: ChannelGroup) -> tuple[int, int]:
-        """As many channels of `group` stay as a multiple of the first, and never fewer than the second."""
-        return 1 if group.kind is Kind.HEADS else self.multiple, max(int(np.ceil(self.keep * group.size)), 1)
+    def prunable(self, group: ChannelGroup, importance: npt.NDArray[np.float64], saved: float) -> Prunable:
+        """`group` with what it may lose; of channels that make up a whole tensor the best one stays."""
+        worth = importance.copy()
+        for together in group.together:
+            worth[max(together, key=lambda channel: importance[channel])] = np.inf
+        least = max(int(np.ceil(self.keep * group.size)), int(np.isinf(worth).sum()))
+        return Prunable(worth, saved, 1 if group.kind is Kind.HEADS else self.multiple, least)
 
     def worth(
         self, groups: Sequence[_Group], model: ir.Model, inputs: LayerInputs

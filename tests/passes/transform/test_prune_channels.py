@@ -164,6 +164,19 @@ def test_a_smaller_model_saves_time(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0.3 < race.saved(small) < 1
 
 
+def test_one_channel_of_every_tensor_stays() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float[N, 8] x) => (float[N, 3] y) {
+        a = MatMul (x, w1) b = MatMul (x, w2) c = Concat <axis = 1> (a, b) h = Relu (c) y = MatMul (h, w3) }"""
+    rng = np.random.default_rng(0)
+    weights = {n: rng.standard_normal(s).astype(np.float32) for n, s in {"w1": (8, 6), "w3": (10, 3)}.items()}
+    weights["w2"] = np.full((8, 4), 1e-3, np.float32)
+    model = model_of(text, weights)
+    x = rng.standard_normal((64, 8)).astype(np.float32)
+    run(model, *NAMED, PruneChannels(multiple=1, remove=0.7, keep=0.1), on=with_samples(x))
+    assert shape(model, "w2")[1] >= 1
+    assert shape(model, "w1")[1] + shape(model, "w2")[1] == shape(model, "w3")[0] <= 3
+
+
 def test_too_much_is_an_error() -> None:
     with pytest.raises(RecipeError, match="75%"):
         pruned(mlp(), with_samples(rows()), remove=0.9, keep=0.25)
