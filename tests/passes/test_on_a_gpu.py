@@ -30,12 +30,13 @@ from qcompile.passes.quantize.hqq import Hqq
 from qcompile.passes.quantize.place_weights import PlaceWeights
 from qcompile.passes.quantize.round_to_nearest import RoundToNearest
 from qcompile.passes.quantize.search_clip import SearchClip
+from qcompile.passes.transform.low_rank import LowRank
 from qcompile.passes.transform.sparsegpt import SparseGpt
 from qcompile.passes.transform.wanda import Wanda
 from qcompile.runtime.device import Device
 from tests.compiler.walks import QUANTIZED, ready
 from tests.gpu.machine import why_not_on_gpu
-from tests.passes.harness import NAMED, model_of
+from tests.passes.harness import NAMED, assert_close, model_of, outputs
 from tests.passes.llama import llama
 from tests.passes.quantize.test_ada_round import narrow
 from tests.passes.quantize.test_compensate_bias import IMAGE_WEIGHTS, IMAGES, LINEAR, LINEAR_WEIGHTS, images, rows
@@ -104,6 +105,20 @@ def test_a_pass_finds_what_it_finds_on_the_cpu(case: str) -> None:
         tested.run(model, context)
         states.append((model, context))
     assert_alike(*states)
+
+
+@pytest.mark.parametrize("make", [float_decoder, float_convolutions])
+@pytest.mark.usefixtures("on_gpu")
+def test_thin_layers_compute_what_those_of_the_cpu_do(make: Callable[[], State]) -> None:
+    """Directions have no sign, so the two weights are told apart by their product alone."""
+    found = []
+    for device in Device:
+        model, context = make()
+        context.device = device
+        assert LowRank(multiple=1).run(model, context)
+        assert context.calibration is not None
+        found.append(outputs(model, dict(next(iter(context.calibration)))))
+    assert_close(*found, tolerance=1e-3)
 
 
 @pytest.mark.parametrize("recipe", ["int4-awq", "int8-accurate"])

@@ -71,7 +71,7 @@ def _of_block(forms: Forms, visit: Visit, inputs: LayerInputs, trial: Trial) -> 
             directions = decomposition(form, weight, seen, trial.method, trial.damping)
             parts = [np.asarray(fetch(directions.errors(form.metric(gram.matrix)))) for gram in (seen, unseen)]
             whole = parts[0] + parts[1]
-            rank = min(int(trial.keep * weight.size / form.size(1)), _last_lossy(whole))
+            rank = min(int(trial.keep * np.prod(layer.shape) / form.size(1)), _last_lossy(whole))
             tried = layer.stored(fetch(form.expanded(directions.truncated(rank)).product))
             [error] = errors_with(visit, [layer.name], [{layer.name: visit.device.put(tried)}], trial.samples)
             reaches = error * whole[0] / whole[rank] if whole[rank] > 0 else 0.0
