@@ -195,7 +195,7 @@ def _prove(report: Report, context: CompileContext, artifact: Path) -> None:
 def _keep_float(passes: Sequence[Pass], names: Sequence[str]) -> str:
     """The option that leaves these nodes in float besides those that are already, as a shell wants it."""
     patterns = [glob.escape(name) for name in names]
-    for placing in passes if names else ():
+    for placing in (p for p in passes if names and p.phase in (Phase.QUANTIZE, Phase.LOWER)):
         kept, layers = getattr(placing, "keep_float", None), getattr(placing, "layers", None)
         if kept is not None:
             option, value = "keep-float", [*kept, *patterns]

@@ -98,11 +98,12 @@ class Job:
         if calibration is None:
             needed = any(p.phase is Phase.ANALYZE or p.needs_samples for p in self.passes)
             if needed and not any(Fact.SAMPLES in p.provides for p in self.passes):
+                zero_shot = "--recipe int8-zero-shot makes some from what the model itself knows, "
                 raise UsageError(
                     f"recipe '{self.recipe.name}' needs calibration data",
                     hint="give representative inputs with --calib DATA, for a language model a text; without any, "
-                    "--recipe int8-zero-shot makes some from what the model itself knows, --calib synthetic from "
-                    "noise, whose accuracy means nothing",
+                    f"{'' if any(p.changes_function for p in self.passes) else zero_shot}--calib synthetic makes some "
+                    "from noise, whose accuracy means nothing",
                 )
             return
         if isinstance(calibration, str | Path) and Path(calibration).suffix == SUFFIX:

@@ -122,6 +122,15 @@ def compiled_options(model: Path | bytes, provider: str) -> dict[str, str]:
     return {str(name): str(value) for name, value in found.get(provider, {}).items()}
 
 
+def _says(options: Any, entry: str) -> bool:
+    """Whether a session option is set; ONNX Runtime warns of a second time."""
+    try:
+        options.get_session_config_entry(entry)
+    except Exception:  # its way to say no
+        return False
+    return True
+
+
 def session_entries(provider: str) -> dict[str, str]:
     """Session options without which the Q/DQ graphs made for a provider lose their meaning, wherever they run.
 
@@ -170,7 +179,8 @@ def open_session(model: Path | bytes, options: Any, provider: str, provider_opti
     if provider != CPU:
         libraries.find_libraries()
     for entry, value in (session_entries(written_for(model, provider)) | builder_entries(provider)).items():
-        options.add_session_config_entry(entry, value)
+        if not _says(options, entry):
+            options.add_session_config_entry(entry, value)
     kernels.choose(model, provider).register(options)
     settings = compiled_options(model, provider) | provider_options
     if provider == tensorrt_rtx.NAME:

@@ -99,9 +99,9 @@ class Probe:
         options.log_severity_level = 4
         for entry, value in (entries or {}).items():
             options.add_session_config_entry(entry, value)
-        if folder is not None:
-            find_weights(folder, options)
         self._shared = share(tapped, folder, options) if folder is not None and provider == CPU else []
+        if folder is not None and provider != CPU:
+            find_weights(folder, options)
         given = provider_options(provider, 0, None) | (ALL_BITS if provider == CUDA else {})
         self._session = open_session(tapped.SerializeToString(), options, provider, given)
         self._inputs = {i.name for i in self._session.get_inputs()}

@@ -10,11 +10,14 @@ import pytest
 
 import qcompile
 from qcompile.compiler.graph import nodes
+from qcompile.compiler.reporting.verdict import verdict
 from qcompile.compiler.stored_zeros import nonzeros
 from qcompile.compiler.targets import target_named
 from qcompile.compiler.verification import prove as proving
 from qcompile.compiler.verification.prove import verify
 from qcompile.compiler.weight_pattern import PATTERN_2_4
+from qcompile.frontends.api import _keep_float
+from qcompile.frontends.builtin_recipes import find_recipe
 from tests.passes.int8 import normal
 from tests.passes.llama import WIDTH, llama
 
@@ -35,7 +38,9 @@ def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sparsegpt-int4", "cpu", 7),
     ],
 )
-def test_zeros_arrive_and_their_price_is_told(recipe: str, target: str, weights: int, tmp_path: Path) -> None:
+def test_zeros_arrive_and_their_price_is_told(
+    recipe: str, target: str, weights: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     ir.save(llama(layers=1), tmp_path / "m.onnx")
     made = qcompile.compile(tmp_path / "m.onnx", recipe, calibration=SAMPLES, target=target)
     proofs = {proof.name: proof for proof in made.report.proofs}
@@ -52,6 +57,21 @@ def test_zeros_arrive_and_their_price_is_told(recipe: str, target: str, weights:
     [numerics] = [proof for proof in again.proofs if proof.name == "numerics"]
     assert numerics.passed or f"{sparsity} changed the float model on purpose" in numerics.detail
     assert numerics.passed is not False
+    assert "onnxruntime" not in capfd.readouterr().err  # its warnings
     artifact = ir.load(made.path)
     masks = [mask for node in nodes(artifact) if (mask := nonzeros(node, artifact)) is not None and mask.ndim == 2]
     assert len([mask for mask in masks if PATTERN_2_4.holds(mask) and np.any(mask)]) == weights
+
+
+def test_a_recipe_without_codes_is_not_blamed_for_having_none(tmp_path: Path) -> None:
+    ir.save(llama(layers=1), tmp_path / "m.onnx")
+    report = qcompile.compile(tmp_path / "m.onnx", "sparse24", calibration=SAMPLES).report
+    assert report.edit is not None
+    assert report.kept_float == []
+    assert not any("low precision" in alarm for alarm in verdict(report).alarms)
+
+
+def test_layers_are_left_float_by_the_pass_that_places() -> None:
+    """Passes that make zeros have an option `layers` too."""
+    setting = _keep_float(find_recipe("sparse24-int8").passes(), ["a[0]"])
+    assert setting == """--set 'place-int8.keep-float=["a[[]0]"]'"""

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext, Metric, Progress, Sample, SilentProgress
 from qcompile.compiler.graph import nodes
+from qcompile.compiler.passes import Phase
 from qcompile.compiler.plan import QuantPlan, Unit
 from qcompile.compiler.report import Edit, OutputNoise, Proof, Report
 from qcompile.compiler.serialization import in_a_file
@@ -56,6 +57,8 @@ def prove(report: Report, context: CompileContext, artifact: Path) -> None:
         prover.against(context.float_model, context.held_out, context.metric)
         return
     report.edit = Edit(passes=list(dict.fromkeys(context.edits)))
+    if all(record.phase != Phase.QUANTIZE for record in report.passes):
+        report.kept_float = []  # nobody asked for low precision
     with in_a_file(context.unquantized) as edited:
         prover.against(context.float_model, context.held_out, context.metric, edited)
 
