@@ -276,7 +276,7 @@ def layers(path: str | Path) -> list[Layer]:
     inputs = {str(value.name): value for value in model.graph.inputs}
     if modules := modules_of(list(inputs)):
         return [Layer(module, _shape(inputs[module + DOWN], inputs[module + UP])) for module in modules]
-    return [Layer(str(place.node.name), place.shape) for place in places(model)]
+    return [Layer(place.node.name or str(place.weight.name), place.shape) for place in places(model)]
 
 
 def _shape(down: ir.Value, up: ir.Value) -> tuple[int, ...]:

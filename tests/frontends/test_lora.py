@@ -112,6 +112,17 @@ def test_list(base: Path, tmp_path: Path) -> None:
     made = lora.export(base, [folder], prove=False)
     listed = [CliRunner().invoke(app, ["lora", "list", str(path)]).stdout for path in (base, folder, made.model)]
     assert listed == ["/m/a/MatMul  3 x 4\n", "m.a  3 x 4  rank 2, scale 2\n", "m.a  3 x 4\n"]
+    nameless = ir.load(base)
+    next(iter(nameless.graph)).name = None
+    ir.save(nameless, base)
+    assert [layer.name for layer in lora.layers(base)] == ["w"]
+
+
+def test_a_base_that_stays_float_is_not_blamed_for_it(base: Path, tmp_path: Path) -> None:
+    folder, _ = _adapter(tmp_path / "first")
+    made = lora.export(base, [folder])
+    assert made.compiled is not None
+    assert made.compiled.report.kept_float == []
 
 
 @pytest.mark.parametrize(

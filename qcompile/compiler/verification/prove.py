@@ -53,12 +53,13 @@ def prove(report: Report, context: CompileContext, artifact: Path) -> None:
     )
     prover.graph(context.held_out, context.unquantized or ir.load(context.float_model))
     report.metric_float = context.metric_float
+    asks = {Phase.QUANTIZE} if context.edits else {Phase.QUANTIZE, Phase.LOWER}
+    if report.passes and asks.isdisjoint(record.phase for record in report.passes):
+        report.kept_float = []  # nobody wants low precision
     if not context.edits or context.unquantized is None:
         prover.against(context.float_model, context.held_out, context.metric)
         return
     report.edit = Edit(passes=list(dict.fromkeys(context.edits)))
-    if all(record.phase != Phase.QUANTIZE for record in report.passes):
-        report.kept_float = []  # nobody asked for low precision
     with in_a_file(context.unquantized) as edited:
         prover.against(context.float_model, context.held_out, context.metric, edited)
 
