@@ -105,9 +105,9 @@ def make(model: ZooModel, form: Form) -> Row:
     from qcompile.frontends.builtin_recipes import find_recipe
 
     recipe = find_recipe(form.base)
+    at = next(i for i, step in enumerate(recipe.steps) if step.name in ("prune-channels", "calibrate"))
     steps = [step for step in recipe.steps if step.name != "prune-channels"]
     if form.options is not None:
-        at = next(i for i, step in enumerate(steps) if step.name in ("calibrate", "precision"))
         steps.insert(at, Step(name="prune-channels", options=form.options))
     samples = model.calibration(_SAMPLES.get(model.name, model.calibration_count))
     file, start = _file(model, form), time.perf_counter()

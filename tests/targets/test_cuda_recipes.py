@@ -25,7 +25,7 @@ CUDA_ALONE = ["fp8-weight-only", "nvfp4"]
 """Recipes whose operators the CPU provider has not, so that nothing can be computed here."""
 EDITS = [name for name in recipe_names() if any(p.changes_function for p in find_recipe(name).passes())]
 """Recipes whose answers are others on purpose; their artifacts are compared with the edited model elsewhere."""
-RECIPES = [n for n in recipe_names() if n not in ("int16-activations", "kv-int8", *CUDA_ALONE, *EDITS)]
+RECIPES = [n for n in recipe_names() if n not in ("int16-activations", "kv-int8", "lora-inputs", *CUDA_ALONE, *EDITS)]
 OPTIONS = {"svdquant-int4": ["svdquant.rank=4"]}
 """What recipes need for a decoder as small as this one."""
 SAMPLES = [{"x": normal(1, 16, WIDTH, seed=i)} for i in range(6)]

@@ -186,12 +186,11 @@ class Branches:
         assert isinstance(graph, ir.Graph)
         left, right = (np.asarray(f[0], np.float32) for f in (factors.left, factors.right))
         layer.write(layer.matrix() - left @ right)
-        alpha = np.float32(node.attributes.get_float("alpha", 1.0))
         last = _last(layer)
         result, shape = last.outputs[0], layer.input.shape
         inner = self.product(layer, layer.input, right.T, "inner")
         inner.outputs[0].shape = ir.Shape([*shape[:-1], factors.rank]) if shape is not None else None
-        branch = self.product(layer, inner.outputs[0], alpha * left.T, "outer")
+        branch = self.product(layer, inner.outputs[0], left.T, "outer")
         total = self.node(layer, "Add", [result, branch.outputs[0]], "total")
         branch.outputs[0].shape = total.outputs[0].shape = result.shape
         graph.insert_before(node, [inner, branch])

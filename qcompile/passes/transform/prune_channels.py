@@ -110,7 +110,7 @@ class PruneChannels(Pass):
     def groups(self, model: ir.Model, context: CompileContext) -> list[_Group]:
         """The groups whose readers can be solved anew."""
         layers, _ = linear_layers(model)
-        by_name = {layer.name: layer for layer in layers if _is_plain(layer)}
+        by_name = {layer.name: layer for layer in layers}
         found, refused = [], []
         for number, group in enumerate(channel_groups(model)):
             parts = list(group.readers)
@@ -265,12 +265,6 @@ class _Group:
         for activation in self.channels.activations:
             if activation.value in read:
                 yield Place(activation.value, activation.axis, group, activation.channels)
-
-
-def _is_plain(layer: LinearLayer) -> bool:
-    """Whether it computes W x + b, without factors besides."""
-    attributes = layer.node.attributes
-    return attributes.get_float("alpha", 1.0) == 1.0 and attributes.get_float("beta", 1.0) == 1.0
 
 
 def _columns(layer: LinearLayer, channels: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, nodes
-from qcompile.compiler.linear_layers import linear_layers
-from qcompile.compiler.low_rank import decomposed
 from qcompile.compiler.passes import Pass
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.recipe import Step
@@ -23,7 +21,7 @@ from qcompile.compiler.targets import target_named
 from qcompile.errors import DataError, RecipeError
 from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.passes.quantize.place_weights import PlaceWeights
-from qcompile.passes.transform.low_rank_branch import Branches, Metric
+from qcompile.passes.transform.low_rank_branch import Metric
 from qcompile.passes.transform.svdquant import Svdquant
 from tests.golden import assert_golden
 from tests.passes.harness import NAMED, assert_close, context, model_of, outputs, run
@@ -59,17 +57,6 @@ def test_the_function_stays(text: str, metric: Metric) -> None:
     assert sum("low_rank" in str(node.name) for node in nodes(model)) == 3
     assert not any("low_rank" in name for name in on.plan.units), "the branch stays float"
     assert "branches of rank 1 beside 1 layers" in on.notices[0]
-
-
-def test_a_branch_beside_a_scaled_product() -> None:
-    """No target stores such a Gemm as codes today."""
-    text = head(21) + "g (float[S,8] x) => (float[S,6] y) { y = Gemm <alpha = 0.5> (x, w, b) }"
-    model, x = model_of(text, {"w": normal(8, 6), "b": normal(6)}), normal(5, 8)
-    run(model, *NAMED)
-    expected = outputs(model, {"x": x})
-    layers, _ = linear_layers(model)
-    Branches(model, context(), "test").add(layers[0], decomposed(layers[0].matrix()).truncated(2))
-    assert_close(expected, outputs(model, {"x": x}))
 
 
 @settings(max_examples=10, deadline=None)
