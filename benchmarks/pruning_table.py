@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def pruning() -> str:
-    """Metric, what is lost of it, size and speed of every form; the float line in its units."""
+    """Metric, its change, size and speed of every form; the float line in its units."""
     lines = []
     for file in sorted((RESULTS / "pruning").glob("*.json")):
         about = json.loads(file.read_text(encoding="utf-8"))
@@ -28,8 +28,8 @@ def pruning() -> str:
 def _cells(row: Row, start: Row) -> list[str]:
     if "error" in row:
         return ["fails", "", ""]
-    lost = (start["metric"] - row["metric"]) / start["metric"]
-    metric = f"{row['metric']:.4f}" + ("" if row is start else f" ({lost:+.1%})")
+    change = (row["metric"] - start["metric"]) / start["metric"]
+    metric = f"{row['metric']:.4f}" + ("" if row is start else f" ({change:+.1%})")
     times = row.get("latency", {})
     unit = "ms" if row is start else "speedup"
     speed = " / ".join(f"{times[threads][unit]:.2f}" for threads in sorted(times))
