@@ -177,8 +177,8 @@ class _Plain:
 
 
 @dataclass(frozen=True, eq=False)
-class _Blocks:
-    """MatMulNBits."""
+class _BlockProduct:
+    """A product of com.microsoft that reads codes in blocks."""
 
     node: ir.Node
     scales: _Scales
@@ -186,6 +186,10 @@ class _Blocks:
     @property
     def codes(self) -> ir.Value:
         return _input(self.node, 1)
+
+
+class _Blocks(_BlockProduct):
+    """MatMulNBits."""
 
     @property
     def weight(self) -> QuantizedWeight:
@@ -209,16 +213,8 @@ class _Blocks:
             _set(self.node, 3, packed.reshape(_array(self.node, 3).shape))
 
 
-@dataclass(frozen=True, eq=False)
-class _Bnb4:
+class _Bnb4(_BlockProduct):
     """MatMulBnb4 with NF4 codes, two in a byte, the first in the high half."""
-
-    node: ir.Node
-    scales: _Scales
-
-    @property
-    def codes(self) -> ir.Value:
-        return _input(self.node, 1)
 
     @property
     def weight(self) -> QuantizedWeight:
