@@ -32,7 +32,7 @@ from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.refit import summary
 from qcompile.compiler.relative_error import relative_error
 from qcompile.compiler.tensor_shapes import shapes_of
-from qcompile.errors import RecipeError
+from qcompile.errors import PassError, RecipeError
 from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.transform.channels.branches import Branch, remove_branches, residual_branches
 from qcompile.passes.transform.pruning.budget import Prunable, ranked, shortest
@@ -66,6 +66,12 @@ class PruneBlocks(Pass):
             return False
         shapes = shapes_of(operands(model), model, next(iter(inputs.samples)), context.target.providers)
         gone, share = self.chosen(branches, self.moved(branches, model, inputs), counts(model, shapes))
+        try:
+            remove_branches(model.clone(), gone, self.name)
+        except PassError as error:
+            raise RecipeError(
+                f"{self.name} cannot remove {self.remove:.0%}: {error.what}", where=error.where, hint="lower remove"
+            ) from None
         if self.refit:
             self.make_good(gone, model, inputs)
         remove_branches(model, gone, self.name)

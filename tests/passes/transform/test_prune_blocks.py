@@ -81,6 +81,11 @@ def test_too_much_is_an_error() -> None:
         run(model, *NAMED, PruneBlocks(remove=0.5), on=on_samples(rng.standard_normal((4, 8)).astype(np.float32)))
 
 
+def test_something_has_to_stay() -> None:
+    with pytest.raises(RecipeError, match="the model would return what it is given"):
+        run(llama(1), *NAMED, PruneBlocks(remove=0.9), on=on_samples(*sentences(2)))
+
+
 def test_without_branches_nothing_happens() -> None:
     text = '<ir_version: 10, opset_import: ["": 20]> g (float[N, 3] x) => (float[N, 3] y) { y = MatMul (x, w) }'
     model, on = model_of(text, {"w": np.eye(3, dtype=np.float32)}), on_samples(np.ones((2, 3), np.float32))
