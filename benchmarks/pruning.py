@@ -1,8 +1,9 @@
-"""Pruned models: accuracy, size and latency at 10, 25 and 50 % fewer operations, in float and in int8.
+"""Pruned models: accuracy, size and latency with 10, 25 and 50 % fewer operations, in float and in int8.
 
     python -m benchmarks.pruning [--models A,B] [--forms X,Y] [--no-timing] [--fresh]
 
-Pruned forms are the recipe `prune-channels`, or `int8-static` with that pass in it, calibrated with the same samples.
+Pruned forms are the recipe `prune-channels`, or `int8-static` with that pass in it, or `prune-blocks` in its place, all
+calibrated with the same samples.
 Rows lie in benchmarks/results/pruning/, a file for each model. A row is judged and timed again only when its file has
 other bytes than the one that was measured, or with --fresh, so the table can be made in parts. Files are timed beside
 the float model, in interleaved rounds: leave that to a quiet machine. `python -m benchmarks.tables` writes the table of
@@ -41,12 +42,14 @@ class Form:
 
     Attributes:
         base: the recipe that the pass stands in.
-        options: of the pass prune-channels; none where nothing is pruned.
+        options: of the pass; none where nothing is pruned.
+        prunes: the name of the pass.
     """
 
     name: str
     base: str
     options: dict[str, Any] | None = None
+    prunes: str = "prune-channels"
 
 
 def forms() -> dict[str, Form]:
@@ -57,6 +60,9 @@ def forms() -> dict[str, Form]:
         found.append(Form(f"{share} % less", "prune-channels", options))
         found.append(Form(f"{share} % less, taylor", "prune-channels", options | {"importance": "taylor"}))
         found.append(Form(f"{share} % less, int8", "int8-static", options))
+    for share in SHARES[:2]:
+        found.append(Form(f"{share} % less, blocks", "prune-channels", {"remove": share / 100}, "prune-blocks"))
+    found.append(Form("25 % less time", "prune-channels", {"remove": 0.25, "budget": "latency"}))
     return {form.name: form for form in found}
 
 
@@ -108,7 +114,7 @@ def make(model: ZooModel, form: Form) -> Row:
     at = next(i for i, step in enumerate(recipe.steps) if step.name in ("prune-channels", "calibrate"))
     steps = [step for step in recipe.steps if step.name != "prune-channels"]
     if form.options is not None:
-        steps.insert(at, Step(name="prune-channels", options=form.options))
+        steps.insert(at, Step(name=form.prunes, options=form.options))
     samples = model.calibration(_SAMPLES.get(model.name, model.calibration_count))
     file, start = _file(model, form), time.perf_counter()
     made = qcompile.compile(
@@ -119,7 +125,7 @@ def make(model: ZooModel, form: Form) -> Row:
         overwrite=True,
         prove=False,
     )
-    said = [notice for notice in made.report.notices if notice.startswith("prune-channels")]
+    said = [notice for notice in made.report.notices if notice.startswith(form.prunes)]
     about = {"seconds": time.perf_counter() - start, "said": said}
     _record(file).write_text(json.dumps({"key": _key(form), "about": about}), encoding="utf-8")
     return about

@@ -3,6 +3,7 @@
 - 2:4 by magnitude, Wanda and SparseGPT as published, without further refitting; refitted, as our passes do it unless
   told otherwise; and in static int8 on top.
 - llm-compressor's Wanda and SparseGPT, in an environment of its own, on the same windows of the same text.
+- Filters, neurons and heads cut out (prune-channels) or whole residual branches (prune-blocks).
 - Truncated SVD by the weights alone, ASVD and SVD-LLM, with 10, 20 and 30 % fewer weights in the layers.
 - 4-bit codes with zeros (SparseGPT), beside a float branch (SVDQuant) or one in 8 bits for what they miss, and without
   either.
@@ -29,6 +30,7 @@ _PRESETS = {"llm-compressor Wanda 2:4": "wanda-2:4", "llm-compressor SparseGPT 2
 THEIRS = tuple(_PRESETS)
 _METRICS = {"plain": "plain", "ASVD": "asvd", "SVD-LLM": "svd-llm"}
 _SHARES = (10, 20, 30)
+_PRUNED = (10, 20)
 _WHOLE_HEAD = "low-rank.layers=[{role: head, keep-whole: true}]"
 """As published; zeros leave it out without being told."""
 
@@ -54,6 +56,10 @@ def forms() -> dict[str, Form]:
         for title, metric in _METRICS.items():
             options = (f"low-rank.keep={1 - share / 100}", f"low-rank.method={metric}", _WHOLE_HEAD)
             found.append(compiled_form(f"{share} % less, {title}", "low rank", partial(_recipe, "low-rank", *options)))
+    for share in _PRUNED:
+        for title, name in (("channels", "prune-channels"), ("blocks", "prune-blocks")):
+            recipe = partial(_pruned, name, share / 100)
+            found.append(compiled_form(f"{share} % fewer operations, {title}", "pruned", recipe))
     for name, samples in _FOUR_BITS.items():
         found.append(compiled_form(name, "4 bits", partial(_recipe, name), samples))
     for name, last in _LAST_CODES.items():
@@ -80,6 +86,14 @@ def _thinned(recipe: str, method: str, **options: Any) -> Recipe:
     found = _recipe(recipe)
     steps = [Step(name=method, options=options) if step.name == "wanda" else step for step in found.steps]
     return found.model_copy(update={"steps": tuple(steps)})
+
+
+def _pruned(method: str, share: float) -> Recipe:
+    from qcompile.compiler.recipe import Step
+
+    found, step = _recipe("prune-channels"), Step(name=method, options={"remove": share})
+    steps = tuple(step if own.name == "prune-channels" else own for own in found.steps)
+    return found.model_copy(update={"steps": steps})
 
 
 def _compensated(recipe: str, behind: str) -> Recipe:
