@@ -13,6 +13,7 @@ import onnx_ir as ir
 from qcompile.compiler.artifact import Artifact, check_output, write_model, writing
 from qcompile.compiler.context import Progress
 from qcompile.compiler.lora.adapter import CONFIG, Adapter, read_adapter
+from qcompile.compiler.lora.names import renamed
 from qcompile.compiler.lora.places import common_end, listed, parts, places
 from qcompile.compiler.lora.ports import DOWN, UP, arrays_for, check_low_rank, modules_of
 from qcompile.compiler.passes import Phase
@@ -75,7 +76,13 @@ class Merged:
 
 
 def merge(
-    model: str | Path, adapter: str | Path, output: str | Path | None = None, *, overwrite: bool = False, **options: Any
+    model: str | Path,
+    adapter: str | Path,
+    output: str | Path | None = None,
+    *,
+    names: Sequence[str] = (),
+    overwrite: bool = False,
+    **options: Any,
 ) -> Merged:
     """Merge a LoRA adapter into the weights of a model.
 
@@ -84,6 +91,7 @@ def merge(
             anew, in the format that they have.
         adapter: the folder that PEFT wrote.
         output: where to write; left out, MODEL.ADAPTER.onnx beside the model.
+        names: which module is which layer where names differ, "model.layers.{}.self_attn.q_proj=blk.{}.attn_q".
         options: of `compile`, for a float model, which compiles like any other when it is merged.
 
     Raises:
@@ -94,9 +102,10 @@ def merge(
     try:
         check_not_quantized(read_structure(source), source)
     except ModelError:
-        notices = merge_into_codes(source, read_adapter(Path(adapter)), destination, overwrite)
+        [read] = renamed([read_adapter(Path(adapter))], names)
+        notices = merge_into_codes(source, read, destination, overwrite)
         return Merged(destination, None, tuple(notices))
-    recipe = _with_options(find_recipe("lora-merge"), MergeLora.name, {"adapter": str(adapter)})
+    recipe = _with_options(find_recipe("lora-merge"), MergeLora.name, {"adapter": str(adapter), "names": list(names)})
     made = compile(source, recipe, output=destination, overwrite=overwrite, **options)
     return Merged(made.path, made.report, tuple(made.report.notices))
 
@@ -107,6 +116,7 @@ def export(
     output: str | Path | None = None,
     *,
     recipe: str | Path | Recipe | None = None,
+    names: Sequence[str] = (),
     overwrite: bool = False,
     **options: Any,
 ) -> Exported:
@@ -118,13 +128,14 @@ def export(
         output: the model to write; left out, MODEL.RECIPE.onnx beside the model. Adapters go beside it, under the names
             of their folders.
         recipe: how the base is compiled; left out, it stays float. With `nf4` the result is QLoRA's form.
+        names: as in `merge`; the inputs of the model are called after its layers.
         options: of `compile`.
 
     Raises:
         QCompileError: what is wrong, where, and what to do; modules that do not fit are named.
     """
     source, made = Path(model), None
-    read = [read_adapter(Path(folder)) for folder in adapters]
+    read = renamed([read_adapter(Path(folder)) for folder in adapters], names)
     for adapter in read:
         check_low_rank(adapter)
     taking, beside = source, Path(output).parent if output is not None else source.parent
@@ -134,7 +145,7 @@ def export(
     for file in files:
         check_output(file, overwrite)
     if not modules_of(_inputs(source)):
-        compiled = with_adapters(find_recipe(recipe or LoraInputs.name), [str(folder) for folder in adapters])
+        compiled = _with_adapters(find_recipe(recipe or LoraInputs.name), [str(folder) for folder in adapters], names)
         made = compile(source, compiled, output=output, overwrite=overwrite, **options)
         taking = made.path
     elif recipe is not None or output is not None:
@@ -153,6 +164,7 @@ def init(
     *,
     recipe: str | Path | Recipe = "nf4",
     rank: int = 16,
+    names: Sequence[str] = (),
     target: str = "cpu",
     overrides: Sequence[str] = (),
     overwrite: bool = False,
@@ -166,6 +178,7 @@ def init(
             left out, MODEL.loftq.onnx beside the model.
         recipe: what the base will be compiled with: `export(base, [tuned], recipe=recipe)`.
         rank: of the adapter.
+        names: as in `merge`; the adapter is written with the names of the modules.
 
     Raises:
         QCompileError: what is wrong, where, and what to do.
@@ -175,7 +188,7 @@ def init(
     quantize = [i for i, p in enumerate(_recipe_of(start, steps).passes()) if p.phase is Phase.QUANTIZE]
     if not quantize:
         raise UsageError(f"recipe '{start.name}' quantizes nothing", hint="name the one that the base is compiled with")
-    own = Step(name=Loftq.name, options={"adapter": str(adapter), "rank": rank})
+    own = Step(name=Loftq.name, options={"adapter": str(adapter), "rank": rank, "names": list(names)})
     whole = _recipe_of(start, [*steps[: quantize[0]], own, *steps[quantize[0] :]], Loftq.name)
     job = Job(model, whole, overrides, target, output, ".onnx", 0, False, progress)
     destination = job.destination if output is not None else job.source.with_name(f"{job.source.stem}.loftq.onnx")
@@ -192,13 +205,9 @@ def _recipe_of(recipe: Recipe, steps: Sequence[Step], suffix: str = "") -> Recip
     return recipe.model_copy(update={"name": name, "steps": tuple(steps)})
 
 
-def with_adapters(recipe: Recipe, adapters: Sequence[str]) -> Recipe:
-    """`recipe` with inputs for the layers that `adapters` were trained for.
-
-    Raises:
-        RecipeError: the recipe is not valid.
-    """
-    options = {"adapters": list(adapters)}
+def _with_adapters(recipe: Recipe, adapters: Sequence[str], names: Sequence[str]) -> Recipe:
+    """`recipe` with inputs for the layers that `adapters` were trained for."""
+    options = {"adapters": list(adapters), "names": list(names)}
     if any(step.name == LoraInputs.name for step in recipe.steps):
         return _with_options(recipe, LoraInputs.name, options)
     prepared = [i for i, p in enumerate(recipe.passes(), 1) if p.phase is Phase.PREPARE and p.name in _BEHIND]

@@ -70,6 +70,30 @@ def test_export_more_adapters_for_one_base(base: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(error, plain, atol=1e-4)
 
 
+def test_names_that_differ(base: Path, tmp_path: Path) -> None:
+    """Said once, in the same words for merge, export and init."""
+    folder, tensors = _adapter(tmp_path / "french", module="encoder.0.fc")
+    for command in ("merge", "export"):
+        found = CliRunner().invoke(app, ["lora", command, str(base), str(folder)])
+        assert found.exit_code == 1
+        assert "--names" in found.stderr
+    names = ["--names", "encoder.{}.fc=m.a"]
+    wrong = CliRunner().invoke(app, ["lora", "merge", str(base), str(folder), *names])
+    assert wrong.exit_code == 2
+    names = ["--names", "encoder.0.fc=m.a"]
+    assert CliRunner().invoke(app, ["lora", "merge", str(base), str(folder), *names]).exit_code == 0
+    made = lora.export(base, [folder], names=names[1:], prove=False)
+    again = CliRunner().invoke(app, ["lora", "export", str(made.model), str(folder), *names, "--overwrite"])
+    assert again.exit_code == 0, again.output
+    merged = Session(tmp_path / "base.french.onnx", ["cpu"])(_FEEDS)["y"]
+    np.testing.assert_allclose(merged, _expected(tensors), rtol=1e-5)
+    beside = Session(made.model, ["cpu"], adapters={"french": made.adapters[0]})
+    np.testing.assert_allclose(beside(_FEEDS, adapter="french")["y"], merged, rtol=1e-5)
+    compiled = compile(base, "int8-weight-only", prove=False).path
+    into_codes = lora.merge(compiled, folder, names=names[1:]).model
+    np.testing.assert_allclose(Session(into_codes, ["cpu"])(_FEEDS)["y"], merged, rtol=0.05, atol=0.05)
+
+
 def test_adapters_that_a_compiled_model_does_not_take(base: Path, tmp_path: Path) -> None:
     first, _ = _adapter(tmp_path / "first")
     made = lora.export(base, [first], prove=False)
@@ -214,9 +238,18 @@ def test_init_and_the_way_back(tmp_path: Path) -> None:
     feeds = {"x": np.random.default_rng(1).standard_normal((64, 128)).astype(np.float32)}
     exact = Session(source, ["cpu"])(feeds)["y"]
     arguments = ["lora", "init", str(source), str(tmp_path / "start"), "--rank", "16", "--set", *options]
+    arguments += ["--names", "encoder.0.fc=m.a"]
     found = CliRunner().invoke(app, arguments)
     assert found.exit_code == 0, found.output
-    made = lora.export(tmp_path / "m.loftq.onnx", [tmp_path / "start"], recipe="nf4", overrides=options, prove=False)
+    assert [layer.name for layer in lora.layers(tmp_path / "start")] == ["encoder.0.fc"]
+    made = lora.export(
+        tmp_path / "m.loftq.onnx",
+        [tmp_path / "start"],
+        recipe="nf4",
+        names=["encoder.0.fc=m.a"],
+        overrides=options,
+        prove=False,
+    )
     session = Session(made.model, ["cpu"], adapters={"start": made.adapters[0]})
     plain = compile(source, "nf4", overrides=options, prove=False).path
     alone = sqnr(exact, Session(plain, ["cpu"])(feeds)["y"])

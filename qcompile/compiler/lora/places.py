@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.graph import is_constant, nodes
 from qcompile.compiler.lora.adapter import Update
+from qcompile.compiler.lora.names import NAMES_DIFFER
 from qcompile.compiler.provenance import sources
 from qcompile.errors import DataError
 
@@ -171,7 +172,7 @@ class Places:
         if not names:
             return "the model has no layers with constant float weights; is it quantized?"
         close = difflib.get_close_matches("/".join(parts(module)), names, n=1, cutoff=0.3) or names[:1]
-        return f"the nearest name of {len(names)} layers of the model is '{close[0]}'"
+        return f"the nearest of {len(names)} layers of the model is '{close[0]}'; {NAMES_DIFFER}"
 
 
 def check_shapes(updates: Mapping[str, Update], chosen: Mapping[str, Place]) -> None:

@@ -26,6 +26,14 @@ app = typer.Typer(no_args_is_help=True, help="LoRA adapters: merge them, keep th
 
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX model that the adapter was trained on.")]
 _Folder = Annotated[Path, typer.Argument(metavar="ADAPTER", help="The folder that PEFT's save_pretrained wrote.")]
+_Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--names",
+        metavar="MODULE=LAYER",
+        help="Which module is which layer where names differ: 'model.layers.{}.self_attn.q_proj=blk.{}.attn_q'.",
+    ),
+]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 
 
@@ -37,6 +45,7 @@ def merge_adapter(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write [MODEL.ADAPTER.onnx].")
     ] = None,
+    names: _Names = None,
     overwrite: _Overwrite = False,
     json_output: Json = False,
 ) -> None:
@@ -45,7 +54,7 @@ def merge_adapter(
     from qcompile.frontends.cli.progress import TerminalProgress
 
     with TerminalProgress() as progress:
-        merged = lora.merge(model, adapter, output, overwrite=overwrite, progress=progress)
+        merged = lora.merge(model, adapter, output, names=names or (), overwrite=overwrite, progress=progress)
     if merged.report is not None:
         show_report(merged.report, json_output)
     elif json_output:
@@ -72,6 +81,7 @@ def export_adapters(
     target: Target = TargetName.CPU,
     overrides: Overrides = None,
     seed: Seed = 0,
+    names: _Names = None,
     overwrite: _Overwrite = False,
     json_output: Json = False,
 ) -> None:
@@ -91,6 +101,7 @@ def export_adapters(
             calibration=calibration(calib, tokenizer, window, windows),
             target=target.value,
             overrides=overrides or (),
+            names=names or (),
             seed=seed,
             overwrite=overwrite,
             progress=progress,
@@ -118,6 +129,7 @@ def init_adapter(
     ] = None,
     target: Target = TargetName.CPU,
     overrides: Overrides = None,
+    names: _Names = None,
     overwrite: _Overwrite = False,
     json_output: Json = False,
 ) -> None:
@@ -134,6 +146,7 @@ def init_adapter(
             rank=rank,
             target=target.value,
             overrides=overrides or (),
+            names=names or (),
             overwrite=overwrite,
             progress=progress,
         )

@@ -23,6 +23,7 @@ from pydantic import Field, field_serializer
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import add_initializer, is_constant
 from qcompile.compiler.lora.adapter import Update, read_adapter
+from qcompile.compiler.lora.names import renamed
 from qcompile.compiler.lora.places import Place, Places, check_shapes, places
 from qcompile.compiler.lora.ports import DOWN, UP, check_low_rank, parameters
 from qcompile.compiler.passes import Fact, Pass, Phase
@@ -42,6 +43,10 @@ class LoraInputs(Pass):
     adapters: tuple[str, ...] = Field(
         default=(), description="folders that PEFT's save_pretrained wrote; their layers become adaptable"
     )
+    names: tuple[str, ...] = Field(
+        default=(),
+        description="which module is which layer where names differ, such as `encoder.{}.query=blk.{}.attn_q`",
+    )
 
     @field_serializer("adapters")
     def _without_folders(self, adapters: tuple[str, ...]) -> list[str]:
@@ -52,8 +57,7 @@ class LoraInputs(Pass):
             raise RecipeError("lora-inputs has no adapter", hint=f"--set {self.name}.adapters='[FOLDER]'")
         known, names = Places(places(model)), Names(model)
         chosen: dict[Place, Update] = {}
-        for folder in self.adapters:
-            adapter = read_adapter(Path(folder))
+        for adapter in renamed([read_adapter(Path(folder)) for folder in self.adapters], self.names):
             check_low_rank(adapter)
             own = known.of({module: update.table for module, update in adapter.updates.items()})
             check_shapes(adapter.updates, own)

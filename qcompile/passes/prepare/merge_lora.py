@@ -22,6 +22,7 @@ from pydantic import Field, field_serializer
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, is_constant
 from qcompile.compiler.lora.adapter import Adapter, Floats, Update, read_adapter
+from qcompile.compiler.lora.names import renamed
 from qcompile.compiler.lora.places import Place, Places, check_shapes, common_end, listed, parts, places
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.errors import DataError, RecipeError
@@ -38,6 +39,10 @@ class MergeLora(Pass):
     changes_function: ClassVar[bool] = True
 
     adapter: str = Field(default="", description="the folder that PEFT's save_pretrained wrote")
+    names: tuple[str, ...] = Field(
+        default=(),
+        description="which module is which layer where names differ, such as `encoder.{}.query=blk.{}.attn_q`",
+    )
 
     @field_serializer("adapter")
     def _without_folder(self, adapter: str) -> str:
@@ -46,7 +51,7 @@ class MergeLora(Pass):
     def run(self, model: ir.Model, context: CompileContext) -> bool:
         if not self.adapter:
             raise RecipeError("merge-lora has no adapter", hint=f"--set {self.name}.adapter=FOLDER")
-        adapter = read_adapter(Path(self.adapter))
+        [adapter] = renamed([read_adapter(Path(self.adapter))], self.names)
         known, names = Places(places(model)), Names(model)
         chosen = known.of({module: update.table for module, update in adapter.updates.items()})
         check_shapes(adapter.updates, chosen)

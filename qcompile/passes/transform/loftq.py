@@ -32,6 +32,7 @@ from qcompile.compiler.graph import constant, name_of
 from qcompile.compiler.layer_rows import in_layout, matrix
 from qcompile.compiler.linear_layers import LinearLayer
 from qcompile.compiler.lora.adapter import CONFIG, Update, write_adapter
+from qcompile.compiler.lora.names import modules_of_layers
 from qcompile.compiler.low_rank import Factors, decomposed
 from qcompile.compiler.params import dequantize, quantize
 from qcompile.compiler.passes import Fact, Pass, Phase
@@ -99,6 +100,9 @@ class Loftq(Pass):
     adapter: str = Field(default="", description="the folder to write the adapter to")
     rank: int = Field(default=16, ge=1, description="rank of the adapter")
     rounds: int = Field(default=5, ge=1, description="how often codes and adapter are found anew")
+    names: tuple[str, ...] = Field(
+        default=(), description="what the framework that trains calls a layer, such as `encoder.{}.query=blk.{}.attn_q`"
+    )
 
     @field_serializer("adapter")
     def _without_folder(self, adapter: str) -> str:
@@ -115,11 +119,12 @@ class Loftq(Pass):
         if not layers:
             why = next(iter(left_out.values()), "put place-weights behind it")
             raise RecipeError(f"{self.name} finds no layer to adapt", hint=why)
+        modules = modules_of_layers([module_of(layer) for layer in layers], self.names)
         updates, errors = {}, []
         for layer in layers:
             start = parted(layer.matrix(), _nearest(layer, units[layer.name]), self.rank, self.rounds)
             layer.write(start.base)
-            module = module_of(layer)
+            module = modules[module_of(layer)]
             updates[module] = Update(module, start.down, start.up, 1.0)
             errors.append((start.plain, start.error))
         write_adapter(folder, updates, context.float_model.stem)

@@ -58,7 +58,7 @@ def test_missing_modules_are_all_named() -> None:
     found = _named("/model/fc1/MatMul", "/model/fc2/MatMul")
     with pytest.raises(DataError, match=r"2 of 3 modules.*model\.fc3 \(not found\); model\.fc4 \(not found\)") as error:
         found.of({"model.fc3": False, "model.fc1": False, "model.fc4": False})
-    assert "nearest name of 2 layers of the model is '/model/fc" in error.value.hint
+    assert "nearest of 2 layers of the model is '/model/fc" in error.value.hint
 
 
 def test_two_layers_of_one_name() -> None:
