@@ -6,8 +6,6 @@ Each layer starts with its cheapest option and climbs the lower convex hull of i
 taken in the order of what they gain for their cost, as long as they fit. That is the optimum of the relaxation in
 which options may be mixed, but for the last steps; what is left goes into options off the hull.
 Source: the greedy solution of the multiple-choice knapsack of Sinha and Zoltners, 1979.
-
-Errors: RecipeError where even the cheapest options cost more than the budget.
 """
 
 from __future__ import annotations
@@ -15,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-
-from qcompile.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -27,21 +23,12 @@ class Option:
     error: float
 
 
-def allocate(layers: Sequence[Sequence[Option]], budget: float, given_by: str) -> list[int]:
-    """The number of the option that each layer takes.
-
-    Args:
-        given_by: the option of a pass that the budget comes from, for the error.
-    """
+def allocate(layers: Sequence[Sequence[Option]], budget: float) -> list[int]:
+    """The number of the option that each layer takes; the cheapest of all fit into `budget`."""
     hulls = [_hull(options) for options in layers]
     taken = [hull[0] for hull in hulls]
     left = budget - sum(options[i].cost for options, i in zip(layers, taken, strict=True))
-    if left < 0:
-        raise RecipeError(
-            f"the layers cost {budget - left:.4g} at least, and {budget:.4g} is all that is allowed",
-            where=given_by,
-            hint="allow more",
-        )
+    assert left >= 0
     steps = [
         (_slope(layers[i], a, b), i, n, b) for i, hull in enumerate(hulls) for n, (a, b) in enumerate(pairwise(hull))
     ]

@@ -6,7 +6,7 @@ Entries apply in order, the last that selects a layer having the last word.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -38,6 +38,21 @@ class LayerSelection(BaseModel):
     def selects(self, node: ir.Node, role: Role | None) -> bool:
         named = self.name is None or bool(fnmatch.filter([str(node.name), *sources(node)], self.name))
         return named and self.role in (None, role)
+
+
+def by_reason(reasons: Mapping[str, str]) -> str:
+    """'a, b: too small; c: kept': names of layers under what is said of them, the first few of each."""
+    layers: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        layers.setdefault(reason, []).append(name)
+    return "; ".join(f"{_some(names)}: {reason}" for reason, names in layers.items())
+
+
+_NAMED = 3
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def idle_roles(model: ir.Model, entries: Iterable[LayerSelection], roles: dict[str, Role], asked_by: str) -> list[Role]:

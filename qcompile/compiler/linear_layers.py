@@ -65,6 +65,11 @@ class LinearLayer:
         return int(self.weight.shape.numpy()[1]) if self.node.op_type == "Conv" else self.shape[2]
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a convolution of which each output reads one channel."""
+        return self.groups > 1 and self.channels == 1
+
+    @property
     def bias(self) -> ir.Value | None:
         """The constant that is added to its result: its own third input, or that of the Add which alone reads it."""
         if len(self.node.inputs) > 2 and self.node.inputs[2] is not None:

@@ -14,6 +14,7 @@ Nothing else is allowed in it; every error names the step and what to write inst
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, get_args
@@ -81,8 +82,6 @@ class Recipe(BaseModel):
         Raises:
             RecipeError: an override is malformed or names a pass that is not in the recipe.
         """
-        import yaml
-
         steps = list(self.steps)
         for text in overrides:
             path, equals, value = text.partition("=")
@@ -96,10 +95,7 @@ class Recipe(BaseModel):
                     + _did_you_mean(name, [s.name for s in steps]),
                     hint=f"`qcompile recipes show {self.name}` lists its passes",
                 )
-            try:
-                parsed = yaml.safe_load(value)
-            except yaml.YAMLError as error:
-                raise RecipeError(f"override '{text}': the value is not valid YAML ({error})") from None
+            parsed = _from_yaml(value, f"override '{text}'")
             for i in at:
                 steps[i] = Step(name=name, options=steps[i].options | {option: parsed})
         return self.model_copy(update={"steps": tuple(steps)})
@@ -107,18 +103,33 @@ class Recipe(BaseModel):
 
 def parse_recipe(text: str, where: str) -> Recipe:
     """Read a recipe from YAML text; `where` names it in errors."""
-    import yaml
-
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"not valid YAML: {error}", where=where) from None
+    data = _from_yaml(text, where)
     if not isinstance(data, Mapping):
         raise RecipeError("a recipe is a mapping with name, description and steps", where=where)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError("; ".join(_explain(e, Recipe) for e in error.errors()), where=where) from None
+
+
+def _from_yaml(text: str, where: str) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Leaves 2:4 as it is, which YAML 1.1 takes for a number in base 60."""
+
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            written = kind is yaml.ScalarNode and _TWO_NUMBERS.fullmatch(value or "")
+            implicit = (False, implicit[1]) if written else implicit
+            return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"not valid YAML: {error}", where=where) from None
+
+
+_TWO_NUMBERS = re.compile(r"\d+:\d+")
 
 
 def _make(number: int, step: Step) -> Pass:

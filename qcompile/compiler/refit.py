@@ -26,6 +26,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from qcompile.compiler.gram import Gram
+from qcompile.compiler.reporting.wording import count
 
 Array = Any  # numpy.ndarray or torch.Tensor
 
@@ -109,8 +110,9 @@ def summary(method: str, errors: Mapping[str, tuple[float, float]]) -> str:
     before, after = np.array(list(errors.values())).T
     worst = max(errors, key=lambda name: errors[name][1])
     return (
-        f"{method}: refitting {len(errors)} layers took the error of their outputs from {np.median(before):.2%} "
-        f"to {np.median(after):.2%} (median; most in {worst}: {errors[worst][0]:.2%} to {errors[worst][1]:.2%})"
+        f"{method}: refitting {count(len(errors), 'layer')} took the error of their outputs from "
+        f"{np.median(before):.2%} to {np.median(after):.2%} (median; most in {worst}: {errors[worst][0]:.2%} to "
+        f"{errors[worst][1]:.2%})"
     )
 
 

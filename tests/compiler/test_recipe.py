@@ -90,13 +90,20 @@ def test_overrides_change_a_copy() -> None:
         ("upgrade-opset.minimum", "is not of the form pass.option=value"),
         ("minimum=3", "is not of the form pass.option=value"),
         ("upgrade-opsets.minimum=19", "has no pass 'upgrade-opsets'; did you mean 'upgrade-opset'?"),
-        ("upgrade-opset.minimum=[1", "the value is not valid YAML"),
+        ("upgrade-opset.minimum=[1", "not valid YAML"),
     ],
 )
 def test_faults_of_overrides(override: str, said: str) -> None:
     with pytest.raises(RecipeError) as error:
         recipe("  - upgrade-opset\n").with_overrides([override])
     assert said in str(error.value)
+
+
+def test_patterns_need_no_quotes() -> None:
+    """YAML 1.1 reads 2:4 as a number in base 60."""
+    found = recipe("  - wanda: {pattern: 4:8, layers: [{role: mlp, pattern: 1:4}]}\n")
+    assert found.steps[0].options == {"pattern": "4:8", "layers": [{"role": "mlp", "pattern": "1:4"}]}
+    assert found.with_overrides(["wanda.pattern=2:4"]).steps[0].options["pattern"] == "2:4"
 
 
 def test_options_are_written_with_hyphens_too() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from made_up import encoder_report
 from rich.console import Console
 
@@ -42,6 +43,19 @@ def test_an_edit_is_told_at_the_top_and_beside_the_noise() -> None:
     assert "Outputs against edited float" in text
     assert "What the edit changed, in float" in text
     assert "-0.0300, of which -0.0200 is the edit's" in text
+
+
+@pytest.mark.parametrize(("sqnr", "metric", "warned"), [(3.1, None, False), (-4.0, None, True), (-4.0, 0.8, False)])
+def test_an_edit_that_leaves_little_warns_unless_a_metric_judges(
+    sqnr: float, metric: float | None, warned: bool
+) -> None:
+    report = encoder_report()
+    lost = OutputNoise(name="logits", sqnr=sqnr, cosine=0.39761, max_error=6)
+    report.edit = Edit(passes=["wanda"], outputs=[lost], metric=metric)
+    judged = verdict(report)
+    said = "wanda left little of output 'logits': -4.0 dB and cosine 0.3976 to the given model's."
+    assert any(alarm.startswith(said) for alarm in judged.alarms) == warned
+    assert (judged.level is Level.WARNING) == warned
 
 
 def test_a_failed_proof_and_a_slower_model_come_first() -> None:

@@ -52,6 +52,7 @@ def test_significant_digits(number: float, text: str) -> None:
 def test_times_says_which_way_it_went() -> None:
     assert times(2.04, "faster", "slower") == "2.04x faster"
     assert times(0.5, "faster", "slower") == "2.00x slower"
+    assert times(0.998, "faster", "slower") == times(1.004, "faster", "slower") == "no faster"
     assert times(0, "faster", "slower") == "n/a"
 
 

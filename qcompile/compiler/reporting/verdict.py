@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qcompile.compiler.report import Report
-from qcompile.compiler.reporting.wording import count, data_size, decibel, plain, significant, times
+from qcompile.compiler.reporting.wording import cosine, count, data_size, decibel, plain, significant, times
 
 
 class Level(StrEnum):
@@ -33,10 +33,11 @@ class Verdict:
 
 
 def verdict(report: Report) -> Verdict:
-    """Judge `report`: a failed proof fails it; a slower model, made-up data or no low precision at all warn."""
+    """Judge `report`: a failed proof fails it; a slower model, an edit that leaves little of an output, made-up data
+    or no low precision at all warn."""
     slower = _slower(report)
     failed = [p for p in report.failed if not (p.name == "speed" and slower)]
-    warnings = [*slower, *_nothing_done(report), *_made_up(report)]
+    warnings = [*slower, *_overdone(report), *_nothing_done(report), *_made_up(report)]
     level = Level.FAILED if report.failed else Level.WARNING if warnings else Level.GOOD
     said = {f"{p.name}: {p.detail}" for p in report.failed}
     return Verdict(
@@ -91,6 +92,25 @@ def _nothing_done(report: Report) -> list[str]:
     if report.bytes_before:
         text += f" and the file went from {data_size(report.bytes_before)} to {data_size(report.bytes_after)}"
     return [text + "."]
+
+
+_HALF = 3.0
+"""dB: half of an output's energy is error."""
+
+
+def _overdone(report: Report) -> list[str]:
+    """A metric says better what an edit costs."""
+    edit = report.edit
+    if edit is None or edit.metric is not None:
+        return []
+    lost = [output for output in edit.outputs if output.sqnr < _HALF]
+    if not lost:
+        return []
+    worst = min(lost, key=lambda output: output.sqnr)
+    return [
+        f"{plain(', '.join(edit.passes))} left little of output '{plain(worst.name)}': {decibel(worst.sqnr)} and "
+        f"cosine {cosine(worst.cosine)} to the given model's. Take less away, or judge the result with --metric."
+    ]
 
 
 def _edited(report: Report) -> list[str]:

@@ -79,10 +79,11 @@ def cosine(value: float | None) -> str:
 
 
 def times(ratio: float, more: str, less: str) -> str:
-    """A ratio in words: `times(2.04, "faster", "slower")` is '2.04x faster', 0.5 is '2.00x slower'."""
+    """A ratio in words: `times(2.04, "faster", "slower")` is '2.04x faster', 0.5 '2.00x slower', 1 'no faster'."""
     if not math.isfinite(ratio) or ratio <= 0:
         return "n/a"
-    return f"{ratio:.2f}x {more}" if ratio >= 1 else f"{1 / ratio:.2f}x {less}"
+    digits = f"{max(ratio, 1 / ratio):.2f}"
+    return f"no {more}" if digits == "1.00" else f"{digits}x {more if ratio > 1 else less}"
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

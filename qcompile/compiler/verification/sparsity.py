@@ -63,14 +63,18 @@ def prove_sparsity(
     detail = f"{kept.total()} of {len(wanted)} weights with a pattern have it as they are stored: {counts}"
     if lost:
         detail += f"; lost: {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}"
-    return Proof(name="sparsity", passed=not lost, detail=f"{detail}; {_executed(artifact, target, records)}")
+    return Proof(
+        name="sparsity", passed=not lost, detail=f"{detail}; {_executed(artifact, len(wanted), target, records)}"
+    )
 
 
-def _executed(artifact: ir.Model, target: Target, records: Sequence[UnitRecord]) -> str:
+def _executed(artifact: ir.Model, wanted: int, target: Target, records: Sequence[UnitRecord]) -> str:
     """What leaves the zeros out."""
     without = sum(n.domain == DOMAIN and n.op_type.startswith("Linear24") for n in nodes(artifact))
     if without:
-        return f"{without} layers are multiplied without zeros on {target.providers[0]}, as Linear24"
+        return (
+            f"{without} of {wanted} are Linear24 operators, whose kernels on {target.providers[0]} leave the zeros out"
+        )
     if any(_BUILDERS_OPTION in options for options in target.provider_options(artifact).values()):
         chosen = sum((record.kernel or "").startswith("sparse ") for record in records)
         seen = f"; the engine built here names one for {chosen} of {len(records)} units" if records else ""

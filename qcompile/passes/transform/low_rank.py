@@ -18,7 +18,6 @@ matches nothing, or where the layers cannot become as small as `keep`.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,11 +30,12 @@ from pydantic import Field
 from qcompile.compiler.allocation import Option, allocate
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.layer_grams import LayerInputs
-from qcompile.compiler.layer_selection import LayerSelection, idle_roles
+from qcompile.compiler.layer_selection import LayerSelection, by_reason, idle_roles
 from qcompile.compiler.linear_layers import LinearLayer, linear_layers
 from qcompile.compiler.low_rank import Factors
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.refit import DAMPING, relative_error, summary
+from qcompile.compiler.reporting.wording import count
 from qcompile.compiler.roles import roles
 from qcompile.errors import RecipeError
 from qcompile.passes.prepare.surgery import Names
@@ -127,7 +127,7 @@ class LowRank(Pass):
     def options(self, layer: LinearLayer, entry: LayerRank | None) -> list[Thin] | str:
         """What can become of a layer, or why it stays whole."""
         if entry is not None and entry.keep_whole:
-            return f"the option layers says so ({entry})"
+            return f"kept whole by the option layers ({entry})"
         forms, weights = thin_forms(layer), int(np.prod(layer.shape))
         if not forms:
             return "it is a depthwise convolution"
@@ -145,7 +145,7 @@ class LowRank(Pass):
             if form.size(rank) < weights and form.work(rank) < weights
         ]
         if not found:
-            return f"two of rank {wanted or self.multiple} would have as many weights or operations"
+            return f"two of rank {wanted or self.multiple} have no fewer weights or operations"
         return found if wanted is not None else [*found, Thin(None, 0, weights)]
 
     def chosen(
@@ -156,6 +156,14 @@ class LowRank(Pass):
         inputs: LayerInputs,
     ) -> dict[LinearLayer, Thin]:
         """What each layer becomes: that of the least errors within the budget."""
+        weights = sum(int(np.prod(layer.shape)) for layer in treated)
+        least = sum(min(o.weights for o in options) for options in treated.values())
+        if least > self.keep * weights:
+            raise RecipeError(
+                f"no ranks leave less than {least / weights:.1%} of the weights, and {self.keep:.1%} are asked for",
+                where=f"{self.name}.keep",
+                hint="keep more, or let ranks be multiples of less (option multiple)",
+            )
         forms = {
             layer: list(dict.fromkeys(o.form for o in options if o.form is not None))
             for layer, options in treated.items()
@@ -168,8 +176,7 @@ class LowRank(Pass):
             [Option(o.weights, errors[layer, o.form][o.rank] if o.form and len(options) > 1 else 0.0) for o in options]
             for layer, options in treated.items()
         ]
-        budget = self.keep * sum(int(np.prod(layer.shape)) for layer in treated)
-        taken = allocate(costs, budget, f"{self.name}.keep")
+        taken = allocate(costs, self.keep * weights)
         return {layer: options[i] for (layer, options), i in zip(treated.items(), taken, strict=True)}
 
     def factors(self, wave: Wave, thin: Mapping[LinearLayer, Thin], context: CompileContext) -> dict[str, Array]:
@@ -217,10 +224,8 @@ def _notice(
     left = sum(option.weights for option in chosen.values()) / max(weights, 1)
     ranks = sorted({option.rank for option in thin})
     strips = sum(isinstance(option.form, Strips) for option in thin)
-    text = f"{method}: {len(thin)} of {len(treated)} layers become two thin ones"
+    text = f"{method}: {len(thin)} of {count(len(treated), 'layer')} become two thin ones"
     text += f", of rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}" if ranks else ""
     text += f" ({strips} of them of a column and a row)" if strips else ""
-    text += f", which leaves {left:.1%} of all weights of the {len(treated)}"
-    for reason, count in Counter(whole.values()).items():
-        text += f"; {count} stay{'s' if count == 1 else ''} whole: {reason}"
-    return text
+    text += f", which leaves {left:.1%} of the weights of these {len(treated)}" if treated else ""
+    return text + (f". Left whole: {by_reason(whole)}" if whole else "")

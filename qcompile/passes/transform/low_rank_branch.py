@@ -29,11 +29,13 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.gram import Gram
 from qcompile.compiler.graph import add_initializer, name_of
 from qcompile.compiler.layer_grams import LayerInputs
+from qcompile.compiler.layer_selection import by_reason
 from qcompile.compiler.linear_layers import LinearLayer, linear_layers
 from qcompile.compiler.low_rank import Factors, decomposed
 from qcompile.compiler.passes import Pass
 from qcompile.compiler.plan import Unit
 from qcompile.compiler.provenance import stamp
+from qcompile.compiler.reporting.wording import count
 from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.transform.layer_walk import Wave, walk_layers
 from qcompile.runtime.device import fetch
@@ -118,13 +120,11 @@ class BranchingPass(Pass):
         """
         if shares:
             context.notice(
-                f"{self.name}: branches of rank {self.rank} beside {len(shares)} layers {verb} "
+                f"{self.name}: branches of rank {self.rank} beside {count(len(shares), 'layer')} {verb} "
                 f"{1 - np.median(shares):.0%} of {aim} (median), for {branches.share:.1%} more weights"
             )
         if left_out:
-            first, why = next(iter(left_out.items()))
-            more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
-            context.notice(f"{self.name}: no branch beside '{first}'{more}: {why}")
+            context.notice(f"{self.name}: no branch beside {by_reason(left_out)}")
 
 
 def _read(found: Mapping[str, Array], layer: LinearLayer) -> tuple[Factors, float]:
@@ -162,9 +162,7 @@ def layers_for_branches(
         if bits[layer.name] > fewest:
             left_out[layer.name] = f"its weight has {bits[layer.name]} bits, that of others {fewest}"
         elif rank * (outputs + inputs) > _MOST * outputs * inputs:
-            left_out[layer.name] = (
-                f"a branch of rank {rank} would have more than half of its {outputs} x {inputs} weights"
-            )
+            left_out[layer.name] = f"of rank {rank} it would have more than half of the layer's weights"
     return [layer for layer in layers if layer.name not in left_out], left_out
 
 

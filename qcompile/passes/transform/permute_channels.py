@@ -26,6 +26,7 @@ from pydantic import Field, field_validator
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant
 from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.reporting.wording import count
 from qcompile.compiler.roles import Role, roles
 from qcompile.compiler.weight_pattern import Pattern
 from qcompile.passes.transform.channels.group import ChannelGroup
@@ -65,8 +66,8 @@ class PermuteChannels(Pass):
         permute(model, orders, self.name)
         if orders:
             context.notice(
-                f"{self.name}: the channels of {len(orders)} groups are numbered anew, so that {pattern} keeps "
-                f"{after / before - 1:.1%} more of what the weights that read them hold (sum of w^2)"
+                f"{self.name}: the channels of {count(len(orders), 'group')} are numbered anew, so that {pattern} "
+                f"keeps {after / before - 1:.1%} more of what the weights that read them hold (sum of w^2)"
             )
         return bool(orders)
 

@@ -212,6 +212,5 @@ def test_a_rank_too_large_leaves_the_layer_alone() -> None:
     model, on = compensated(ONE, ONE_WEIGHT, together(count=1), rank=8)
     assert [node.op_type for node in nodes(model)] == ["MatMul"]
     assert on.notices == [
-        "compensate-rank: no branch beside 'MatMul_0': "
-        "a branch of rank 8 would have more than half of its 24 x 32 weights"
+        "compensate-rank: no branch beside MatMul_0: of rank 8 it would have more than half of the layer's weights"
     ]

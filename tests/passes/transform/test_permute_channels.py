@@ -121,7 +121,7 @@ def test_a_decoder_keeps_more() -> None:
     run(model, *NAMED, PermuteChannels(), on=made)
     assert kept() > 1.02 * before
     assert_close(expected, outputs(model, feeds), 1e-5)
-    assert any(n.startswith("permute-channels: the channels of 1 groups are numbered anew") for n in made.notices)
+    assert any(n.startswith("permute-channels: the channels of 1 group are numbered anew") for n in made.notices)
 
 
 def test_what_is_no_pattern() -> None:

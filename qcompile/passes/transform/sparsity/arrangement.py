@@ -68,8 +68,10 @@ class Arrangement:
         """Why the weight of a layer cannot be arranged so, empty when it can."""
         _, outputs, _ = layer.shape
         inputs = layer.channels
+        if self.pattern is not None and layer.is_depthwise:
+            return "it is a depthwise convolution"
         if self.pattern is not None and inputs % self.pattern.group:
-            return f"K = {inputs} is no multiple of {self.pattern.group}"
+            return f"it sums over {inputs} channels, no multiple of {self.pattern.group}"
         if any(size and n % size for n, size in zip((outputs, inputs), self.block, strict=True)):
             return f"{outputs} outputs and {inputs} inputs are no whole number of blocks"
         return ""

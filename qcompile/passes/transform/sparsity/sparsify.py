@@ -7,7 +7,8 @@ zero.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,10 +20,11 @@ from pydantic import BaseModel, Field, model_validator
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.gram import Gram
 from qcompile.compiler.layer_grams import LayerInputs
-from qcompile.compiler.layer_selection import LayerSelection, idle_roles
+from qcompile.compiler.layer_selection import LayerSelection, by_reason, idle_roles
 from qcompile.compiler.linear_layers import LinearLayer, linear_layers
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.refit import on_positions, summary
+from qcompile.compiler.reporting.wording import count
 from qcompile.compiler.roles import Role, roles
 from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.transform.layer_walk import Wave, walk_layers
@@ -84,9 +86,11 @@ class SparsityOptions(BaseModel):
         """Refuse by a ValueError what the method has no way to do."""
 
     def _changed(self, entry: LayerSparsity, wanted: Arrangement) -> Arrangement:
+        """What an entry does not say stays as wanted."""
         if entry.pattern is None and entry.ratio is None:
             return wanted
-        return Arrangement.parse(entry.pattern or wanted.text, entry.ratio)
+        text, ratio = entry.pattern or wanted.text, entry.ratio
+        return Arrangement.parse(text, wanted.ratio if ratio is None and ":" not in text else ratio)
 
 
 class Sparsify(Pass, SparsityOptions):
@@ -164,22 +168,9 @@ class Sparsify(Pass, SparsityOptions):
 
     def _treated(self, wanted: Mapping[LinearLayer, Arrangement], dense: Mapping[str, str]) -> str:
         """How many layers became what, and why the others did not."""
-        counts: dict[str, int] = {}
-        for arrangement in wanted.values():
-            counts[str(arrangement)] = counts.get(str(arrangement), 0) + 1
-        became = ", ".join(f"{n} layers {text}" for text, n in counts.items()) or "no layer is thinned"
-        reasons: dict[str, list[str]] = {}
-        for name, reason in dense.items():
-            reasons.setdefault(reason, []).append(name)
-        left = "; ".join(f"{_some(names)}: {reason}" for reason, names in reasons.items())
-        return f"{self.name}: {became}" + (f". Left as they were: {left}" if left else "")
-
-
-_NAMED = 3
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        counts = Counter(str(arrangement) for arrangement in wanted.values())
+        became = ", ".join(f"{count(n, 'layer')} {text}" for text, n in counts.items()) or "no layer is thinned"
+        return f"{self.name}: {became}" + (f". Left as they were: {by_reason(dense)}" if dense else "")
 
 
 def _refitted(weight: Array, left: Array, gram: Gram) -> Array:

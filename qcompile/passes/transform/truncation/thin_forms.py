@@ -155,13 +155,13 @@ class Strips:
 def thin_forms(layer: LinearLayer) -> list[ThinForm]:
     """The ways that are there for `layer`: none for a depthwise convolution, whose outputs read one channel each."""
     groups, outputs, inputs = layer.shape
-    if layer.node.op_type != "Conv":
-        return [Channels(groups, outputs, inputs)]
-    assert layer.weight.shape is not None
-    _, channels, *kernel = (int(d) for d in layer.weight.shape.numpy())
-    if groups > 1 and channels == 1:
+    if layer.is_depthwise:
         return []
     forms: list[ThinForm] = [Channels(groups, outputs, inputs)]
+    if layer.node.op_type != "Conv":
+        return forms
+    assert layer.weight.shape is not None
+    _, channels, *kernel = (int(d) for d in layer.weight.shape.numpy())
     if groups == 1 and len(kernel) == 2 and min(kernel) > 1:
         strides = layer.node.attributes.get_ints("strides") or [1, 1]
         forms.append(Strips(outputs, channels, kernel[0], kernel[1], strides[1]))

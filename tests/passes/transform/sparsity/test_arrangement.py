@@ -77,7 +77,7 @@ def test_patterns_of_convolutions_lie_along_channels() -> None:
     full, depthwise, grouped = convolutions()
     wanted = Arrangement.parse("2:4")
     assert [wanted.obstacle(layer) for layer in (full, grouped)] == ["", ""]
-    assert wanted.obstacle(depthwise) == "K = 1 is no multiple of 4"
+    assert wanted.obstacle(depthwise) == "it is a depthwise convolution"
     assert Arrangement.parse("3x1").obstacle(full) == "4 outputs and 8 inputs are no whole number of blocks"
     order = channels_last(full)
     matrix = full.matrix()[:, :, order]

@@ -137,7 +137,7 @@ def test_layers_that_stay_dense_are_named_with_the_reason() -> None:
     assert context.notices[0] == (
         "wanda: 4 layers 2:4. Left as they were: MatMul_9: its weight is that of MatMul_10 too; "
         "MatMul_10: its weight is that of MatMul_9 too; "
-        "MatMul_2: K = 10 is no multiple of 4; "
+        "MatMul_2: it sums over 10 channels, no multiple of 4; "
         "MatMul_4: kept dense by the option layers (name 'MatMul_4'); "
         "MatMul_5: it is 2:4 already"
     )
@@ -164,6 +164,11 @@ def test_entries_say_what_is_different() -> None:
     assert context.notices[0] == "wanda: 4 layers 2:4, 3 layers 25% unstructured"
     gone = (weights(model)["w_down0"] == 0).mean(axis=2)
     np.testing.assert_array_equal(gone, 0.25)
+    entry = {"role": "mlp", "pattern": "columns"}  # its share is that of the others
+    model, context = thin(
+        Wanda.model_validate({"pattern": "unstructured", "ratio": 0.25, "layers": [entry]}), llama(1), sentences(2)
+    )
+    assert context.notices[0] == "wanda: 4 layers 25% unstructured, 3 layers 25% columns"
 
 
 @pytest.mark.parametrize("pattern", ["rows", "columns", "8x1", "unstructured"])
@@ -181,7 +186,7 @@ def test_convolutions_have_the_pattern_along_their_channels() -> None:
         for name in ("w0", "w2", "w3"):
             assert weight_pattern(stored[name], 1) == Pattern(2, 4)
         np.testing.assert_array_equal(stored["w1"], IMAGE_WEIGHTS["w1"])
-        assert "Conv_2: K = 1 is no multiple of 4" in context.notices[0]
+        assert "Conv_2: it is a depthwise convolution" in context.notices[0]
 
 
 def test_without_samples_magnitude_is_not_refitted_and_says_so() -> None:
