@@ -2,8 +2,9 @@
 
     python -m benchmarks.pruning [--models A,B] [--forms X,Y] [--no-timing] [--fresh]
 
-Pruned forms are the recipe `prune-channels`, or `int8-static` with that pass in it, or `prune-blocks` in its place, all
-calibrated with the same samples.
+Pruned forms are the recipe `prune-channels`, or `int8-static` with that pass in it, or `prune-blocks` in its place;
+beside them stands the recipe `low-rank` with 20 and 30 % fewer weights in the layers. All are calibrated with the same
+samples.
 Rows lie in benchmarks/results/pruning/, a file for each model. A row is judged and timed again only when its file has
 other bytes than the one that was measured, or with --fresh, so the table can be made in parts. Files are timed beside
 the float model, in interleaved rounds: leave that to a quiet machine. `python -m benchmarks.tables` writes the table of
@@ -17,7 +18,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.cell import digest_of, in_process
 from benchmarks.record import RESULTS, commit, save
@@ -27,9 +28,15 @@ from tests.zoo import ALL_MODELS
 from tests.zoo.cache import cache
 from tests.zoo.model import Sample, ZooModel, runner
 
+if TYPE_CHECKING:
+    from qcompile.compiler.recipe import Recipe
+
 MODELS = ("all-minilm-l6-v2", "efficientnet-lite0")
 SHARES = (10, 25, 50)
 FLOAT = "float"
+_THINS = ("prune-channels", "low-rank")
+"""Steps of packaged recipes in whose place the pass of a form stands."""
+
 _SAMPLES = {"all-minilm-l6-v2": 256}
 """Sentences for calibration: layers of 1536 inputs are refitted to their words. Pictures: all that are not judged."""
 _THREADS = (1, 2)
@@ -62,6 +69,8 @@ def forms() -> dict[str, Form]:
         found.append(Form(f"{share} % less, int8", "int8-static", options))
     for share in SHARES[:2]:
         found.append(Form(f"{share} % less, blocks", "prune-channels", {"remove": share / 100}, "prune-blocks"))
+    for share in (20, 30):
+        found.append(Form(f"{share} % fewer weights, low rank", "low-rank", {"keep": 1 - share / 100}, "low-rank"))
     found.append(Form("25 % less time", "prune-channels", {"remove": 0.25, "budget": "latency"}))
     return {form.name: form for form in found}
 
@@ -104,22 +113,29 @@ def stored(model: str) -> dict[str, Row]:
     return {row["form"]: row for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
 
 
-def make(model: ZooModel, form: Form) -> Row:
-    """Write the file of a form, and what the pass says of it."""
-    import qcompile
-    from qcompile.compiler.recipe import Recipe, Step
+def recipe_of(form: Form) -> Recipe:
+    """Its base, with the pass of the form in the place of its own or in front of calibration."""
+    from qcompile.compiler.recipe import Step
     from qcompile.frontends.builtin_recipes import find_recipe
 
     recipe = find_recipe(form.base)
-    at = next(i for i, step in enumerate(recipe.steps) if step.name in ("prune-channels", "calibrate"))
-    steps = [step for step in recipe.steps if step.name != "prune-channels"]
+    at, own = next((i, step) for i, step in enumerate(recipe.steps) if step.name in (*_THINS, "calibrate"))
+    steps = [step for step in recipe.steps if step.name not in _THINS]
     if form.options is not None:
-        steps.insert(at, Step(name=form.prunes, options=form.options))
+        options = own.options if own.name == form.prunes else {}
+        steps.insert(at, Step(name=form.prunes, options=options | form.options))
+    return recipe.model_copy(update={"steps": tuple(steps)})
+
+
+def make(model: ZooModel, form: Form) -> Row:
+    """Write the file of a form, and what the pass says of it."""
+    import qcompile
+
     samples = model.calibration(_SAMPLES.get(model.name, model.calibration_count))
     file, start = _file(model, form), time.perf_counter()
     made = qcompile.compile(
         model.path(),
-        Recipe(name=recipe.name, steps=tuple(steps)),
+        recipe_of(form),
         calibration=samples,
         output=file,
         overwrite=True,

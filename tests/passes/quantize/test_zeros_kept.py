@@ -27,6 +27,7 @@ from qcompile.passes.quantize.place_int8 import PlaceInt8
 from qcompile.passes.quantize.place_weights import PlaceWeights
 from qcompile.passes.quantize.round_to_nearest import RoundToNearest
 from qcompile.passes.quantize.search_clip import SearchClip
+from qcompile.passes.quantize.spend_bits import SpendBits
 from qcompile.passes.transform.equalize_layers import EqualizeLayers
 from qcompile.passes.transform.smooth_quant import SmoothQuant
 from qcompile.passes.transform.split_outliers import SplitOutliers
@@ -87,6 +88,13 @@ WAYS: dict[str, list[Pass]] = {
     "gptq on nf4": weights_only("nf4", Gptq()),
     "gptq on nvfp4": weights_only("nvfp4", Gptq()),
     "gptaq": weights_only("int4", Gptq(alpha=0.5)),
+    "gptq on some raised to int8": [
+        *NAMED,
+        PlaceWeights(format="int4", block_size=16),
+        SpendBits(bits=7),
+        RoundToNearest(),
+        Gptq(),
+    ],
     "auto-round": weights_only("uint4", AutoRound(iterations=5, samples=4)),
     "ada-round": [*STATIC, AdaRound(iterations=20, samples=4)],
     "gptq on static int8": [*STATIC, Gptq()],
@@ -106,6 +114,11 @@ def test_no_method_gives_a_zero_another_code(way: str) -> None:
         assert not values[weight == 0].any()
         assert np.count_nonzero(values) > values.size / 4
         assert weight_pattern(values, 0) is not None
+
+
+def test_some_layers_are_raised() -> None:
+    _, context = ready(sparse_llama(), sentences(4), WAYS["gptq on some raised to int8"])
+    assert {found.params.spec.format.name for found in context.plan.weights.values()} == {"int4", "int8"}
 
 
 def test_zero_points_between_codes_are_not_for_pruned_layers() -> None:

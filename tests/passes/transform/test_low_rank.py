@@ -12,15 +12,18 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.compiler.graph import constant
+from qcompile.compiler.linear_layers import linear_layers
 from qcompile.compiler.low_rank import Factors, decomposed
 from qcompile.compiler.passes import Phase
 from qcompile.compiler.printer import print_model
 from qcompile.compiler.relative_error import relative_error
 from qcompile.errors import DataError, RecipeError
 from qcompile.frontends.builtin_recipes import find_recipe
+from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.transform.low_rank import LowRank
+from qcompile.passes.transform.truncation import two_layers
 from qcompile.passes.transform.truncation.fit import evened
-from qcompile.passes.transform.truncation.thin_forms import Strips
+from qcompile.passes.transform.truncation.thin_forms import Strips, thin_forms
 from qcompile.runtime.device import Device
 from tests.golden import assert_golden
 from tests.passes.decoder import VOCABULARY, decoder, feed
@@ -135,6 +138,27 @@ def test_convolutions_of_low_rank_lose_nothing(refit: bool) -> None:
     assert_close(outputs(model_of(CONVOLUTIONS, low), {"x": x}), outputs(made, {"x": x}), 1e-4)
     assert "1 of them of a column and a row" in notices[0]
     assert "Left whole: Conv_3: it is a depthwise convolution" in notices[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "weights", "shape"),
+    [(PRODUCTS, PRODUCT_WEIGHTS, (2, 9, 24)), (CONVOLUTIONS, CONVOLUTION_WEIGHTS, (2, 6, 12, 12))],
+)
+def test_full_rank_is_the_model(text: str, weights: Arrays, shape: tuple[int, ...]) -> None:
+    """Every layer in every form: products, convolutions by channels and by strips, groups, padding of each kind."""
+    feeds = {"x": normal(*shape)}
+    expected, written = outputs(model_of(text, weights), feeds), 0
+    for at, layer in enumerate(linear_layers(model_of(text, weights))[0]):
+        for form in range(len(thin_forms(layer))):
+            model = model_of(text, weights)
+            run(model, *NAMED)
+            taken = linear_layers(model)[0][at]
+            chosen = thin_forms(taken)[form]
+            factors = decomposed(chosen.matrix(taken.matrix())).truncated(chosen.full)
+            two_layers.write(taken, chosen, factors, Names(model), "test")
+            assert_close(expected, outputs(model, feeds), 1e-5)
+            written += 1
+    assert written == (3 if text is PRODUCTS else 4)
 
 
 def test_convolutions_within_a_budget() -> None:
