@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.artifact import Artifact, check_output, write_model, writing
 from qcompile.compiler.context import Progress
-from qcompile.compiler.lora.adapter import CONFIG, Adapter, read_adapter
+from qcompile.compiler.lora.adapter import CONFIG, read_adapter
 from qcompile.compiler.lora.names import renamed
-from qcompile.compiler.lora.places import common_end, listed, parts, places
-from qcompile.compiler.lora.ports import DOWN, UP, arrays_for, check_low_rank, modules_of
+from qcompile.compiler.lora.places import places
+from qcompile.compiler.lora.ports import DOWN, UP, check_low_rank, modules_of, values_for
 from qcompile.compiler.passes import Phase
 from qcompile.compiler.reading import read_structure
 from qcompile.compiler.recipe import Recipe, Step
 from qcompile.compiler.report import Report
-from qcompile.errors import DataError, ModelError, UsageError
+from qcompile.errors import ModelError, UsageError
 from qcompile.frontends.api import compile
 from qcompile.frontends.builtin_recipes import find_recipe
 from qcompile.frontends.job import Job
@@ -150,8 +149,8 @@ def export(
         taking = made.path
     elif recipe is not None or output is not None:
         raise UsageError("the model takes adapters already: it is not compiled again", where=str(source))
-    for adapter, file in zip(read, files, strict=True):
-        values = values_for(adapter, read_structure(taking))
+    inputs = read_structure(taking).graph.inputs
+    for file, values in [(file, values_for(adapter, inputs)) for file, adapter in zip(files, read, strict=True)]:
         with writing(file):
             write_adapter(file, values)
     return Exported(taking, made, tuple(files))
@@ -214,38 +213,6 @@ def _with_adapters(recipe: Recipe, adapters: Sequence[str], names: Sequence[str]
     at = max(prepared, default=0)
     steps = (*recipe.steps[:at], Step(name=LoraInputs.name, options=options), *recipe.steps[at:])
     return _recipe_of(recipe, steps, LoraInputs.name)
-
-
-def values_for(adapter: Adapter, model: ir.Model) -> dict[str, np.ndarray[Any, Any]]:
-    """What `adapter` gives the inputs of `model`.
-
-    Raises:
-        DataError: which of its modules the model takes no adapter for, or one of another shape.
-    """
-    inputs = {str(value.name): value for value in model.graph.inputs}
-    known = modules_of(list(inputs))
-    chosen: dict[str, str] = {}
-    for module in adapter.updates:
-        lengths = {name: common_end(parts(module), parts(name)) for name in known}
-        best = max(lengths, key=lengths.__getitem__)
-        if lengths[best]:
-            chosen[module] = best
-    if missing := [module for module in adapter.updates if module not in chosen]:
-        raise DataError(
-            f"the model takes no adapter for {len(missing)} of {len(adapter.updates)} modules of '{adapter.name}': "
-            f"{listed(missing)}",
-            hint="compile the float model with this adapter too: qcompile lora export MODEL ADAPTER...",
-        )
-    found: dict[str, np.ndarray[Any, Any]] = {}
-    for name, array in arrays_for(adapter, chosen).items():
-        value = inputs[name]
-        shape = [d if isinstance(d, int) else None for d in value.shape or ()]
-        if any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
-            raise DataError(
-                f"'{name}' of adapter '{adapter.name}' is {list(array.shape)}, the model wants {value.shape}"
-            )
-        found[name] = array.astype(value.dtype.numpy() if value.dtype is not None else np.float32)
-    return found
 
 
 def _with_options(recipe: Recipe, name: str, options: Mapping[str, Any]) -> Recipe:

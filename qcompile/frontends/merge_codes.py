@@ -41,10 +41,10 @@ def merge_into_codes(source: Path, adapter: Adapter, destination: Path, overwrit
     model = load_model(source)
     known, names, noise = Places([*places(model), *coded_places(model)]), Names(model), Noise()
     try:
-        chosen = known.of({module: update.table for module, update in adapter.updates.items()})
+        chosen = known.of(adapter)
     except DataError as error:
         raise DataError(error.what, where=error.where, hint=_unreadable(model, known) or error.hint) from None
-    check_shapes(adapter.updates, chosen)
+    check_shapes(adapter, chosen)
     for module, update in adapter.updates.items():
         place = chosen[module]
         if not isinstance(place, CodedPlace):

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from qcompile.errors import DataError, OutputError
 
@@ -48,11 +49,27 @@ _OTHER_KINDS = {
     "use_qalora": "it pools the inputs of its layers (QA-LoRA)",
     "use_bdlora": "its matrices are block-diagonal (BD-LoRA)",
     "lora_bias": "its updates have biases of their own (lora_bias)",
+    "arrow_config": "it mixes other adapters, token by token (Arrow)",
 }
 """Fields of the configuration that make it another function of the base, and what they mean."""
 
-_CHANGED_BASE = ("pissa", "olora", "corda")
-"""Initializations that take the adapter's share out of the base's weights."""
+_CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Initializations that take the adapter's share out of the base's weights, or round these."""
+
+
+class _Config(BaseModel):
+    """What adapter_config.json says about scales and layouts."""
+
+    lora_alpha: FiniteFloat = 8
+    alpha_pattern: dict[re.Pattern[str], FiniteFloat] | None = None
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+
+    def scale(self, module: str, rank: int) -> float:
+        """s of a module; its alpha is that of the first pattern that ends its path."""
+        patterns = (self.alpha_pattern or {}).items()
+        fitting = (alpha for pattern, alpha in patterns if re.match(rf"(.*\.)?({pattern.pattern})$", module))
+        return next(fitting, self.lora_alpha) / (sqrt(rank) if self.use_rslora else rank)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +162,7 @@ def read_adapter(folder: Path) -> Adapter:
     updates = {module: _update(module, held, config, folder) for module, held in sorted(parts.items())}
     if not updates and not trained:
         raise DataError("the adapter is empty", where=str(folder / TENSORS))
-    return Adapter(folder.resolve().name, updates, trained, bool(config.get("fan_in_fan_out")))
+    return Adapter(folder.resolve().name, updates, trained, config.fan_in_fan_out)
 
 
 def write_adapter(folder: Path, updates: Mapping[str, Update], base: str) -> None:
@@ -184,11 +201,11 @@ def write_adapter(folder: Path, updates: Mapping[str, Update], base: str) -> Non
         raise OutputError(f"cannot be written: {error.strerror or error}", where=str(folder)) from None
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path) -> _Config:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         hint = "give the folder that PEFT's save_pretrained wrote"
         raise DataError(f"there is no {CONFIG} here: this is no LoRA adapter", where=str(folder), hint=hint) from None
     except OSError as error:
@@ -207,9 +224,14 @@ def _config(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"the adapter belongs to a base that its initialization ({start}) changed",
             where=str(path),
-            hint="save it with save_pretrained(path_initial_model_for_weight_conversion=...)",
+            hint="merge it with PEFT itself and export the result, or, of PiSSA, OLoRA and CorDA, save it with "
+            "save_pretrained(path_initial_model_for_weight_conversion=...)",
         )
-    return config
+    try:
+        return _Config.model_validate(config)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors()]
+        raise DataError("; ".join(faults), where=str(path)) from None
 
 
 def _tensors(folder: Path) -> dict[str, Floats]:
@@ -242,7 +264,7 @@ def _library() -> Any:
     return safetensors
 
 
-def _update(module: str, parts: Mapping[str, Floats], config: Mapping[str, Any], folder: Path) -> Update:
+def _update(module: str, parts: Mapping[str, Floats], config: _Config, folder: Path) -> Update:
     table = "embedding_A" in parts
     names = ("embedding_A", "embedding_B") if table else ("A", "B")
     if missing := [name for name in names if name not in parts]:
@@ -256,16 +278,15 @@ def _update(module: str, parts: Mapping[str, Floats], config: Mapping[str, Any],
             f"the ranks of module '{module}' do not match: A is {list(down.shape)}, B is {list(up.shape)}",
             where=str(folder / TENSORS),
         )
+    rank = down.shape[0]
+    if rank == 0:
+        raise DataError(f"module '{module}' of the adapter is of rank 0", where=str(folder / TENSORS))
     if magnitude is not None and (table or down.ndim > 2):
         hint = "merge it with PEFT itself and export the result"
         raise DataError(f"module '{module}' has magnitudes (DoRA) and is no linear layer", where=str(folder), hint=hint)
-    rank = down.shape[0]
-    scale = _alpha(module, config) / (sqrt(rank) if config.get("use_rslora") else rank)
-    return Update(module, down, up, scale, magnitude, table)
-
-
-def _alpha(module: str, config: Mapping[str, Any]) -> float:
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(alpha)
-    return float(config.get("lora_alpha", 8))
+    if magnitude is not None and magnitude.shape != up.shape[:1]:
+        raise DataError(
+            f"module '{module}' has magnitudes {list(magnitude.shape)} for {up.shape[0]} rows",
+            where=str(folder / TENSORS),
+        )
+    return Update(module, down, up, config.scale(module, rank), magnitude, table)

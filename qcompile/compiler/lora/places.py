@@ -21,7 +21,7 @@ from functools import cached_property
 import onnx_ir as ir
 
 from qcompile.compiler.graph import is_constant, nodes
-from qcompile.compiler.lora.adapter import Update
+from qcompile.compiler.lora.adapter import Adapter
 from qcompile.compiler.lora.names import NAMES_DIFFER
 from qcompile.compiler.provenance import sources
 from qcompile.errors import DataError
@@ -129,26 +129,21 @@ class Places:
     def named(self, module: str, table: bool = False) -> list[Place]:
         """The places whose paths have most in common with that of `module`: one, unless names are missing or equal."""
         wanted = parts(module)
-        common = {
-            place: max(common_end(wanted, path) for path in paths)
-            for place, paths in self._by_word[wanted[-1], table].items()
-        }
+        ending = self._by_word[wanted[-1], table] if wanted else {}
+        common = {place: max(common_end(wanted, path) for path in paths) for place, paths in ending.items()}
         longest = max(common.values(), default=0)
         return [place for place, length in common.items() if length == longest > 0]
 
-    def of(self, modules: Mapping[str, bool]) -> dict[str, Place]:
-        """The place of each module.
-
-        Args:
-            modules: path of a module -> whether it is a table.
+    def of(self, adapter: Adapter) -> dict[str, Place]:
+        """The place of each module that the adapter updates.
 
         Raises:
             DataError: which modules have none or more than one, and which share one.
         """
         chosen: dict[str, Place] = {}
         faults: dict[str, str] = {}
-        for module, table in modules.items():
-            best = self.named(module, table)
+        for module, update in adapter.updates.items():
+            best = self.named(module, update.table)
             if len(best) == 1:
                 chosen[module] = best[0]
             else:
@@ -156,14 +151,16 @@ class Places:
         if faults:
             shown = listed([f"{module} ({fault})" for module, fault in faults.items()])
             raise DataError(
-                f"{len(faults)} of {len(modules)} modules of the adapter have no layer of their own in the model: "
-                f"{shown}",
+                f"{len(faults)} of {len(adapter.updates)} modules of adapter '{adapter.name}' have no layer of their "
+                f"own in the model: {shown}",
                 hint=self._closest(next(iter(faults))),
             )
         readers: dict[Place, str] = {}
         for module, place in chosen.items():
             if place in readers:
-                raise DataError(f"modules '{readers[place]}' and '{module}' of the adapter both fit layer {place}")
+                raise DataError(
+                    f"modules '{readers[place]}' and '{module}' of adapter '{adapter.name}' both fit layer {place}"
+                )
             readers[place] = module
         return chosen
 
@@ -175,7 +172,7 @@ class Places:
         return f"the nearest of {len(names)} layers of the model is '{close[0]}'; {NAMES_DIFFER}"
 
 
-def check_shapes(updates: Mapping[str, Update], chosen: Mapping[str, Place]) -> None:
+def check_shapes(adapter: Adapter, chosen: Mapping[str, Place]) -> None:
     """Each update has the shape of the weight it is for.
 
     Raises:
@@ -184,13 +181,13 @@ def check_shapes(updates: Mapping[str, Update], chosen: Mapping[str, Place]) -> 
     faults = [
         f"{module}: B A is {_dimensions(update.shape)}, layer '{chosen[module].node.name}' is "
         f"{_dimensions(chosen[module].shape)}"
-        for module, update in updates.items()
+        for module, update in adapter.updates.items()
         if update.shape != chosen[module].shape
     ]
     if faults:
         raise DataError(
-            f"{len(faults)} of {len(updates)} modules of the adapter do not have the shape of their layers: "
-            f"{listed(faults)}",
+            f"{len(faults)} of {len(adapter.updates)} modules of adapter '{adapter.name}' have not the shape of their "
+            f"layers: {listed(faults)}",
             hint="was it trained on another model, or on one of another size?",
         )
 

@@ -7,13 +7,16 @@ A convolution reads A: [r, C, h, w] and B: [N, r, 1, 1]; a table A: [V, r] and B
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from qcompile.compiler.lora.adapter import Adapter, Update
+from qcompile.compiler.lora.names import NAMES_DIFFER
+from qcompile.compiler.lora.places import common_end, listed, parts
 from qcompile.errors import DataError
 
 DOWN, UP = ".lora_A", ".lora_B"
@@ -52,13 +55,43 @@ def modules_of(inputs: Sequence[str]) -> list[str]:
     ]
 
 
-def arrays_for(adapter: Adapter, chosen: Mapping[str, str]) -> dict[str, Array]:
-    """What `adapter` gives the inputs of a model.
+def values_for(adapter: Adapter, inputs: Sequence[ir.Value]) -> dict[str, Array]:
+    """What `adapter` gives a model with these inputs, in their types; layers it has no module for are left out.
 
-    Args:
-        chosen: path of a module of the adapter -> that of the model's module.
+    Raises:
+        DataError: which of its modules the model takes no adapter for, or takes one of another shape.
     """
+    ports = {str(value.name): value for value in inputs}
     found: dict[str, Array] = {}
-    for module, update in adapter.updates.items():
-        found[chosen[module] + DOWN], found[chosen[module] + UP] = parameters(update)
+    for module, layer in _chosen(adapter, modules_of(list(ports))).items():
+        for name, array in zip((layer + DOWN, layer + UP), parameters(adapter.updates[module]), strict=True):
+            port = ports[name]
+            assert port.shape is not None
+            assert port.dtype is not None
+            sizes = list(port.shape)
+            fits = len(sizes) == array.ndim and all(
+                not isinstance(size, int) or size == got for size, got in zip(sizes, array.shape, strict=True)
+            )
+            if not fits:
+                raise DataError(
+                    f"'{name}' of adapter '{adapter.name}' is {list(array.shape)}, the model wants {port.shape}"
+                )
+            found[name] = array.astype(port.dtype.numpy())
     return found
+
+
+def _chosen(adapter: Adapter, layers: Sequence[str]) -> dict[str, str]:
+    """The layer of each module: the one whose path has most in common with the module's."""
+    chosen: dict[str, str] = {}
+    for module in adapter.updates:
+        common = {layer: common_end(parts(module), parts(layer)) for layer in layers}
+        best = [layer for layer in layers if common[layer] == max(common.values()) > 0]
+        if len(best) == 1 and best[0] not in chosen.values():
+            chosen[module] = best[0]
+    if missing := [module for module in adapter.updates if module not in chosen]:
+        raise DataError(
+            f"the model takes no adapter for {len(missing)} of {len(adapter.updates)} modules of '{adapter.name}': "
+            f"{listed(missing)}",
+            hint=f"export this adapter with the float model: qcompile lora export MODEL ADAPTER...; {NAMES_DIFFER}",
+        )
+    return chosen

@@ -59,8 +59,8 @@ class LoraInputs(Pass):
         chosen: dict[Place, Update] = {}
         for adapter in renamed([read_adapter(Path(folder)) for folder in self.adapters], self.names):
             check_low_rank(adapter)
-            own = known.of({module: update.table for module, update in adapter.updates.items()})
-            check_shapes(adapter.updates, own)
+            own = known.of(adapter)
+            check_shapes(adapter, own)
             for module, place in own.items():
                 chosen.setdefault(place, adapter.updates[module])
         for place, update in chosen.items():

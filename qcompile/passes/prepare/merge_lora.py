@@ -53,8 +53,8 @@ class MergeLora(Pass):
             raise RecipeError("merge-lora has no adapter", hint=f"--set {self.name}.adapter=FOLDER")
         [adapter] = renamed([read_adapter(Path(self.adapter))], self.names)
         known, names = Places(places(model)), Names(model)
-        chosen = known.of({module: update.table for module, update in adapter.updates.items()})
-        check_shapes(adapter.updates, chosen)
+        chosen = known.of(adapter)
+        check_shapes(adapter, chosen)
         trained = {name: _Trained.find(name, array, adapter, known, model) for name, array in adapter.trained.items()}
         if missing := [name for name, found in trained.items() if found is None]:
             raise DataError(
@@ -73,14 +73,21 @@ class MergeLora(Pass):
 
 
 def merge_update(place: Place, update: Update, names: Names) -> float:
-    """Add the update to a weight; how large it is beside it."""
+    """Add the update to a weight; how large it is beside it.
+
+    Raises:
+        DataError: the sum is too large for the type of the weight.
+    """
     stored = constant(place.weight)
     assert stored is not None
     weight = stored.astype(np.float32)
     old = weight.T if place.inputs_first else weight
     new = update.applied(old)
-    layout = new.T if place.inputs_first else new
-    set_constant(place.node, place.position, layout.astype(stored.dtype), names)
+    with np.errstate(over="ignore"):
+        layout = (new.T if place.inputs_first else new).astype(stored.dtype)
+    if not np.isfinite(layout.astype(np.float32)).all():
+        raise DataError(f"module '{update.module}' makes the weight of layer {place} infinite in {stored.dtype}")
+    set_constant(place.node, place.position, layout, names)
     return float(np.linalg.norm(new - old) / max(np.linalg.norm(old), np.finfo(np.float32).tiny))
 
 

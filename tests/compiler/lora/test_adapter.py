@@ -75,9 +75,14 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ({"use_qalora": True}, "QA-LoRA"),
         ({"trainable_token_indices": [1]}, "single rows"),
         ({"init_lora_weights": "pissa_niter_4"}, "a base that its initialization"),
+        ({"init_lora_weights": "loftq"}, "a base that its initialization"),
+        ({"lora_alpha": float("inf")}, "lora_alpha: input should be a finite number"),
+        ({"lora_alpha": None}, "lora_alpha: input should be a valid number"),
+        ({"alpha_pattern": {"(": 1}}, "valid regular expression"),
+        ({"alpha_pattern": [1]}, "alpha_pattern: input should be a valid dictionary"),
     ],
 )
-def test_other_kinds_are_refused(config: dict[str, object], says: str, tmp_path: Path) -> None:
+def test_configurations_that_are_refused(config: dict[str, object], says: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=says):
         read_adapter(write(tmp_path, low_rank("q", 6, 8), **config))
 
@@ -85,12 +90,24 @@ def test_other_kinds_are_refused(config: dict[str, object], says: str, tmp_path:
 def test_damaged_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no LoRA adapter"):
         read_adapter(tmp_path)
+    with pytest.raises(DataError, match="no LoRA adapter"):
+        read_adapter(write(tmp_path / "file", low_rank("q", 6, 8)) / "adapter_model.safetensors")
     whole = low_rank("q", 6, 8)
     half = {"q.lora_A.weight": whole["q.lora_A.weight"]}
     with pytest.raises(DataError, match="'q' of the adapter has no lora_B"):
         read_adapter(write(tmp_path, half))
     with pytest.raises(DataError, match=r"ranks of module 'q' do not match: A is \[2, 8\], B is \[6, 3\]"):
         read_adapter(write(tmp_path, half | {"q.lora_B.weight": np.ones((6, 3), np.float32)}))
+    with pytest.raises(DataError, match="magnitudes \\[5\\] for 6 rows"):
+        read_adapter(write(tmp_path, whole | {"q.lora_magnitude_vector": np.ones(5, np.float32)}))
+    with pytest.raises(DataError, match="of rank 0"):
+        read_adapter(write(tmp_path, low_rank("q", 6, 8, rank=0)))
+    with pytest.raises(DataError, match="of type I64"):
+        read_adapter(write(tmp_path, half | {"q.lora_B.weight": np.ones((6, 2), np.int64)}))
+    with pytest.raises(DataError, match="adapter is empty"):
+        read_adapter(write(tmp_path, {}))
+    with pytest.raises(DataError, match="'lora_C' of module 'q' is not known"):
+        read_adapter(write(tmp_path, whole | {"q.lora_C.weight": np.ones(1, np.float32)}))
     with pytest.raises(DataError, match="is not finite"):
         read_adapter(write(tmp_path, whole | {"q.lora_B.weight": np.full((6, 2), np.nan, np.float32)}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"cut off")

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from qcompile.compiler.lora.adapter import read_adapter
-from qcompile.compiler.lora.ports import arrays_for
+from qcompile.compiler.lora.ports import values_for
 from qcompile.errors import DataError, RecipeError
 from qcompile.passes.prepare.lora_inputs import LoraInputs
 from qcompile.passes.prepare.merge_lora import MergeLora
@@ -66,7 +66,7 @@ def test_every_kind_of_layer(tmp_path: Path) -> None:
         adapter = read_adapter(folder)
         merged = _model()
         run(merged, *NAMED, MergeLora(adapter=str(folder)))
-        given = arrays_for(adapter, {module: module for module in adapter.updates})
+        given = values_for(adapter, model.graph.inputs)
         assert_close(outputs(merged, _FEEDS), outputs(model, _FEEDS | given))
     assert "4 layers take adapters as inputs" in on.notices
     pinned = [str(node.name) for node in model.graph if ".lora" in str(node.name)]

@@ -98,8 +98,11 @@ def test_half_precision_stays(tmp_path: Path) -> None:
     text = '<ir_version: 10, opset_import: ["": 20]> g (float16[B,4] x) => (float16[B,3] y) { y = MatMul (x, w) }'
     model = model_of(text, {"w": np.ones((4, 3), np.float16)})
     next(iter(model.graph)).name = "/m/a/MatMul"
-    run(model, *NAMED, MergeLora(adapter=str(write(tmp_path, low_rank("m.a", 3, 4)))))
+    run(model, *NAMED, MergeLora(adapter=str(write(tmp_path / "it", low_rank("m.a", 3, 4)))))
     assert outputs(model, {"x": np.ones((1, 4), np.float16)})[0].dtype == np.float16
+    huge = write(tmp_path / "huge", low_rank("m.a", 3, 4), lora_alpha=1e6)
+    with pytest.raises(DataError, match=r"module 'm\.a' makes the weight of layer .* infinite in float16"):
+        run(model, *NAMED, MergeLora(adapter=str(huge)))
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
