@@ -1,4 +1,4 @@
-"""Reshapes to a shape that is known element by element get it as a constant."""
+"""Reshape and Expand to a shape that is known element by element get it as a constant."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class ConstantReshapes(Pass):
     Exporters compute the shape with Shape, Gather, Unsqueeze and Concat, a handful of nodes for each
     Reshape at every run. A dimension that x has at the same place becomes 0 (copied), one that it has
     not becomes -1 (inferred) when it is the only one; with more of them the shape stays computed.
+    The shape of an Expand is written so where x has all of its named dimensions: they become 1.
 
-    Source: the ONNX specification of Reshape.
+    Source: the ONNX specification of Reshape and Expand.
     """
 
     name: ClassVar[str] = "constant-reshapes"
@@ -34,7 +35,9 @@ class ConstantReshapes(Pass):
         modified = False
         for graph in list(graphs(model)):
             changed = [
-                _fix(node, graph, names) for node in list(graph) if node.op_type == "Reshape" and not node.domain
+                _fix(node, graph, names)
+                for node in list(graph)
+                if node.op_type in ("Reshape", "Expand") and not node.domain
             ]
             if any(changed):
                 modified = True
@@ -46,9 +49,12 @@ def _fix(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
     source, wanted = node.inputs[0], node.inputs[1]
     if source is None or source.shape is None or is_constant(wanted) or node.attributes.get_int("allowzero", 0) != 0:
         return False
-    shape = _constant_shape(elements(wanted), tuple(dimension(d) for d in source.shape))
+    known, given = elements(wanted), tuple(dimension(d) for d in source.shape)
+    shape = (_constant_copies if node.op_type == "Expand" else _constant_shape)(known, given)
     if shape is None:
         return False
+    if node.op_type == "Expand":  # a Reshape behind it may be known now
+        node.outputs[0].shape = ir.Shape([d if n == 1 else n for n, d in zip(shape, given, strict=True)])
     node.replace_input_with(1, add_initializer(graph, names.fresh(f"{node.name}_shape"), np.array(shape, np.int64)))
     return True
 
@@ -67,6 +73,17 @@ def _constant_shape(wanted: Elements | None, source: Elements) -> list[int] | No
             shape.append(-1)
     numbers = [s for s, size in zip(shape, wanted, strict=True) if isinstance(size, int)]
     return shape if shape.count(-1) <= 1 and 0 not in numbers else None
+
+
+def _constant_copies(wanted: Elements | None, source: Elements) -> list[int] | None:
+    """The operand of Expand that gives the elements `wanted`, if one does; of as many axes as the source."""
+    if wanted is None or len(wanted) != len(source):
+        return None
+    shape = [
+        size if isinstance(size, int) else 1 if _is_name(size) and size == given else 0
+        for size, given in zip(wanted, source, strict=True)
+    ]
+    return shape if all(size > 0 for size in shape) else None
 
 
 def _is_name(size: int | str | None) -> bool:

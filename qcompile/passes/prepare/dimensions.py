@@ -6,7 +6,6 @@ Element by element such vectors are known even where the batch is not.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.graph import constant
@@ -29,9 +28,7 @@ def elements(value: ir.Value | None, depth: int = 32) -> Elements | None:
     match node.op_type:
         case "Shape":
             return _of_shape(node)
-        case "Unsqueeze" | "Squeeze" | "Identity":
-            return elements(node.inputs[0], depth - 1)
-        case "Reshape" if value.shape.is_static() and int(np.prod(value.shape.numpy())) == 1:
+        case "Unsqueeze" | "Squeeze" | "Identity" | "Reshape":
             return elements(node.inputs[0], depth - 1)
         case "Cast" if node.attributes["to"].as_int() in (ir.DataType.INT32, ir.DataType.INT64):
             source = node.inputs[0]
@@ -45,6 +42,8 @@ def elements(value: ir.Value | None, depth: int = 32) -> Elements | None:
             return _of_gather(node, depth)
         case "Slice":
             return _of_slice(node, depth)
+        case "Where":
+            return _of_choice(node, depth)
     return None
 
 
@@ -80,3 +79,24 @@ def _of_slice(node: ir.Node, depth: int) -> Elements | None:
     start, end = (int(b.item()) for b in bounds[:2] if b is not None)
     step = int(bounds[3].item()) if len(bounds) > 3 and bounds[3] is not None else 1
     return source[start:end:step] if step > 0 else None
+
+
+def _of_choice(node: ir.Node, depth: int) -> Elements | None:
+    """`Where (Equal (a, b), c, d)`: exporters ask so which sizes of an Expand were given as -1."""
+    asked = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if asked is None or asked.op_type != "Equal" or asked.domain != "":
+        return None
+    parts = [elements(v, depth - 1) for v in (*asked.inputs, *node.inputs[1:])]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or len({len(part) for part in known}) > 1:
+        return None
+    return tuple(_either(*four) for four in zip(*known, strict=True))
+
+
+def _either(
+    a: int | str | None, b: int | str | None, same: int | str | None, other: int | str | None
+) -> int | str | None:
+    if isinstance(a, int) and isinstance(b, int):
+        return same if a == b else other
+    negative = any(isinstance(size, int) and size < 0 for size in (a, b))  # which no dimension is
+    return other if negative and None not in (a, b) else None

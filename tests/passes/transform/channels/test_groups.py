@@ -111,6 +111,9 @@ WEIGHTS: Arrays = {
     "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
     "scales": np.array([1, 1, 2, 2], np.float32),
     "wide": np.array([1, 8, 2, 2]),
+    "sizes": np.array([1, 8, 7, 7]),
+    "w40": normal(40, 4, 1, 1),
+    "filters": np.array([5, 8, 1, 1]),
     "twice": np.array([1, 1, 2, 2]),
 }
 
@@ -133,6 +136,10 @@ IMAGES = {
     "made larger": (
         'h = Conv (x, w) p = Pad <mode = "edge"> (h, pads) r = Resize <mode = "nearest"> (p, , scales) '
         "y = Conv (r, w2)",
+        8,
+    ),
+    "made as large as": (
+        'h = Conv (x, w) r = Resize <mode = "linear"> (h, , , sizes) y = Conv (r, w2)',
         8,
     ),
     "repeated": (
@@ -158,3 +165,21 @@ def test_operators_on_images(name: str) -> None:
     model = prepared(model_of(f"{HEAD} g (float[1,4,4,4] x) => (float[N,5,H,W] y) {{ {body} }}", used))
     assert [g.size for g in channel_groups(model)] == [size]
     without_dead_channels(model, {"x": normal(1, 4, 4, 4)}, 1e-5)
+
+
+FROZEN_IMAGES = {
+    "a norm over what a matrix writes": """h = MatMul (x, cd) n = GroupNormalization <num_groups = 2> (h, ones, zeros)
+        m = MatMul (n, de) y = Transpose <perm = [0, 3, 1, 2]> (m)""",
+    "places of what is largest": """h = Conv (x, w) p, i = MaxPool <kernel_shape = [2, 2]> (h) f = Cast <to = 1> (i)
+        s = Add (p, f) y = Conv (s, w2)""",
+    "summed over by what is computed": """h = Conv (x, w) m = GlobalAveragePool (x) k = Conv (m, w40)
+        r = Reshape (k, filters) s = Conv (h, r) t = Conv (h, w2) y = Add (s, t)""",
+}
+
+
+@pytest.mark.parametrize("name", FROZEN_IMAGES)
+def test_what_stays_of_images(name: str) -> None:
+    body = FROZEN_IMAGES[name]
+    used = {n: a for n, a in WEIGHTS.items() if re.search(rf", {n}[,)]", body)}
+    model = prepared(model_of(f"{HEAD} g (float[1,4,4,4] x) => (float[N,5,H,W] y) {{ {body} }}", used))
+    assert channel_groups(model) == []

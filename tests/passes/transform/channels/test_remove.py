@@ -100,12 +100,14 @@ FROZEN = {
     "read in a body": """h = MatMul (x, w) r = ReduceSum <keepdims = 0> (x) t = Greater (r, zero)
         e = If (t) <then_branch = a () => (float[2,4] p) { p = Relu (h) },
                     else_branch = b () => (float[2,4] q) { q = Tanh (h) }> y = MatMul (e, w2)""",
-    "no rule": "h = MatMul (x, w) e = CumSum (h, axis) y = MatMul (e, w2)",
+    "no rule": "h = MatMul (x, w) e = CumSum (h, along) y = MatMul (e, w2)",
     "softmax": "h = MatMul (x, w) e = Softmax (h) y = MatMul (e, w2)",
     "returned": "y = MatMul (x, w)",
     "compared with itself": """h = MatMul (x, w) t = Transpose (h) s = MatMul (h, t) p = Softmax (s) m = MatMul (p, h)
         y = MatMul (m, w2)""",
     "the sum of them": "h = MatMul (x, w) e = ReduceSum (h, last) y = MatMul (h, w2) z = Add (y, e)",
+    "the sum of them, by letters": """h = MatMul (x, w) e = Einsum <equation = "bc,d->bd"> (h, row) y = MatMul (h, w2)
+        z = Add (y, e)""",
     "the largest of them": "h = MatMul (x, w) e = ReduceMax (h, last) y = MatMul (h, w2) z = Add (y, e)",
 }
 
@@ -115,7 +117,7 @@ def test_what_stays(name: str) -> None:
     body = FROZEN[name]
     result = "z" if "z =" in body else "y"
     weights = {"w": whole(4, 4), "w2": whole(4, 4, seed=1), "zero": np.array(0, np.float32)}
-    weights |= {"last": np.array([-1]), "axis": np.array(1)}
+    weights |= {"last": np.array([-1]), "axis": np.array([1]), "row": whole(4), "along": np.array(1)}
     used = {n: a for n, a in weights.items() if f", {n})" in body}
     text = f'<ir_version: 10, opset_import: ["": 20]> g (float[2,4] x) => (float[2,4] {result}) {{ {body} }}'
     assert channel_groups(prepared(model_of(text, used))) == []

@@ -6,7 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.graph import constant
-from qcompile.passes.transform.channels.flow import Axes, Flow, Rule
+from qcompile.passes.prepare.surgery import Names
+from qcompile.passes.prepare.untie import set_constant
+from qcompile.passes.transform.channels.flow import Axes, Flow, Kept, Rule
 
 
 def _pool(node: ir.Node, flow: Flow) -> list[Axes | None]:
@@ -14,6 +16,8 @@ def _pool(node: ir.Node, flow: Flow) -> list[Axes | None]:
     if x is None or len(x) < 3:
         return flow.freeze_inputs(node)
     flow.freeze(*x[2:])
+    if len(node.outputs) > 1:  # the places of what is largest, counted over all channels
+        flow.freeze(x[1])
     result = flow.frozen(node.outputs[0])
     image = (*x[:2], *(result[2:] if result is not None else [None] * len(x[2:])))
     return [image] * len(node.outputs)
@@ -33,14 +37,33 @@ def _tile(node: ir.Node, flow: Flow) -> list[Axes | None]:
 
 
 def _resize(node: ir.Node, flow: Flow) -> list[Axes | None]:
-    scales = constant(node.inputs[-1]) if node.inputs[-1] is not None else None
+    asked = constant(node.inputs[-1]) if node.inputs[-1] is not None else None
     given = node.attributes.get_ints("axes", ())
     x = flow.axes(node, 0)
     if x is not None and given:
         return _where(node, flow, [i not in {a % len(x) for a in given} for i in range(len(x))])
-    if scales is None or len(node.inputs) > 3:  # sizes name the channels, too
+    if x is None or asked is None or len(asked) != len(x):
         return flow.freeze_inputs(node)
-    return _where(node, flow, [s == 1 for s in scales])
+    if _has_sizes(node):
+        return _where(node, flow, [a is not None and len(a) == size for a, size in zip(x, asked, strict=True)])
+    return _where(node, flow, [scale == 1 for scale in asked])
+
+
+def _has_sizes(node: ir.Node) -> bool:
+    """Whether a Resize is told sizes in place of scales: those of channels, too."""
+    return len(node.inputs) > _SIZES
+
+
+_SIZES = 3
+
+
+def _new_sizes(node: ir.Node, kept: Kept, names: Names) -> None:
+    asked = constant(node.inputs[-1])
+    if asked is None or not _has_sizes(node) or "axes" in node.attributes:
+        return
+    masks = kept.masks(node.outputs[0])
+    sizes = [masks[i].sum() if i in masks else size for i, size in enumerate(asked)]
+    set_constant(node, _SIZES, np.array(sizes, asked.dtype), names)
 
 
 def _where(node: ir.Node, flow: Flow, untouched: list[bool]) -> list[Axes | None]:
@@ -84,7 +107,7 @@ IMAGES = {
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool"), Rule(_pool)),
     "Pad": Rule(_pad),
     "Tile": Rule(_tile),
-    **dict.fromkeys(("Resize", "Upsample"), Rule(_resize)),
+    **dict.fromkeys(("Resize", "Upsample"), Rule(_resize, _new_sizes)),
     "DepthToSpace": Rule(_to_space),
     "SpaceToDepth": Rule(_to_depth),
 }

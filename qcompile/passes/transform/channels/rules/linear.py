@@ -2,8 +2,8 @@
 
     y[j] = sum_i x[i] W[i, j]      i runs along x and the first axis of W, j along the second and y.
 
-A convolution in groups loses whole groups, with all that they read and write. A product of two activations needs every
-channel that it sums over, whether a weight reads it or not.
+A convolution in groups loses whole groups, with all that they read and write; one with a computed kernel, nothing. A
+product of two activations needs every channel that it sums over, whether a weight reads it or not.
 """
 
 from __future__ import annotations
@@ -58,13 +58,14 @@ def _einsum(node: ir.Node, flow: Flow) -> list[Axes | None]:
                 side = Side.READS if letter not in result else Side.BESIDE if asked.count(letter) > 1 else Side.WRITES
                 flow.sides[(node, index), place] = side
     joined = {letter: flow.join(*together) for letter, together in axes.items()}
-    _sum(node, flow, *(axis for letter, axis in joined.items() if letter not in result))
+    read = {letter for v, word in zip(node.inputs, letters, strict=True) if is_constant(v) for letter in word}
+    flow.freeze(*(axis for letter, axis in joined.items() if letter not in result and letter not in read))
     return [tuple(joined[letter] for letter in result)]
 
 
 def _conv(node: ir.Node, flow: Flow) -> list[Axes | None]:
     x, w, b = (flow.axes(node, i) for i in range(3))
-    if x is None or w is None:
+    if x is None or w is None or not is_constant(node.inputs[1]):
         return flow.freeze_inputs(node)
     _mark(node, flow, 1, writes=0, reads=1)
     groups = node.attributes.get_int("group", 1)
@@ -78,7 +79,7 @@ def _conv(node: ir.Node, flow: Flow) -> list[Axes | None]:
 
 def _conv_transpose(node: ir.Node, flow: Flow) -> list[Axes | None]:
     x, w, b = (flow.axes(node, i) for i in range(3))
-    if x is None or w is None or w[1] is None:
+    if x is None or w is None or w[1] is None or not is_constant(node.inputs[1]):
         return flow.freeze_inputs(node)
     flow.join(x[1], w[0])
     groups, written = node.attributes.get_int("group", 1), w[1]

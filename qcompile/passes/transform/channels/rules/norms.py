@@ -31,9 +31,10 @@ def _group_norm(node: ir.Node, flow: Flow) -> list[Axes | None]:
     """GroupNormalization, with operands of one value for each channel or, before opset 21, for each group."""
     x, rows = flow.axes(node, 0), [flow.axes(node, i) for i in (1, 2)]
     channels = x[1] if x is not None else None
-    if channels is None or None in rows:
+    if x is None or channels is None or None in rows:
         return flow.freeze_inputs(node)
     groups = channels.reshape(node.attributes["num_groups"].as_int(), -1)
+    flow.freeze(*x[2:])
     flow.indices.unite(groups, groups[:, :1])
     for row in rows:
         if row is not None and row[0] is not None:
