@@ -193,9 +193,9 @@ class PruneChannels(Pass):
             found = shortest(order, lambda steps: share(gone(steps)) >= self.remove)
             if found is None:
                 raise RecipeError(
-                    f"{self.name} cannot remove {self.remove:.0%} of the {_WORDS[self.budget]}: without all channels "
-                    f"that may go it is {share(gone(order)):.0%}",
-                    hint="lower remove, or keep",
+                    f"{self.name} cannot remove {self.remove:.0%} of the {_WORDS[self.budget]}: all channels that may "
+                    f"go take {share(gone(order)):.0%}",
+                    hint="lower remove, keep or multiple",
                 )
         return gone(found)
 
