@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 from rich.console import Console
 from small_models import convolutions, quantized_by_onnxruntime, save
 
+import qcompile
 from qcompile.compiler.diff import Change, Diff, NodeChange, diff
 from qcompile.compiler.diffing.tensors import TensorEvent
 from qcompile.compiler.plan import Form
@@ -18,6 +20,8 @@ from qcompile.compiler.reporting.diff_html import render_diff
 from qcompile.compiler.reporting.diff_summary import patterns, runs
 from qcompile.compiler.reporting.diff_terminal import show_diff
 from qcompile.errors import ModelError
+from qcompile.frontends.builtin_recipes import find_recipe
+from tests.passes.llama import WIDTH, llama
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,24 @@ def test_changed_values_are_found_by_content(float_model: Path, tmp_path: Path) 
     assert {t.event for t in found.tensors} == {TensorEvent.CHANGED}
     assert len(found.tensors) == 6
     assert not found.identical
+
+
+def test_a_branch_belongs_to_the_layer_it_stands_beside(tmp_path: Path) -> None:
+    """Its product in codes is fused with the bias; the thin products of the branch read what the layer reads."""
+    model = llama(1)
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    ir.save(model, tmp_path / "m.onnx")
+    sample = {"x": np.ones((1, 4, WIDTH), np.float32)}
+    recipe = find_recipe("svdquant-int4").with_overrides(["svdquant.rank=4"])
+    made = qcompile.compile(tmp_path / "m.onnx", recipe, calibration=[sample] * 2, prove=False)
+    found = diff(tmp_path / "m.onnx", made.path)
+    quantized = [n for n in found.nodes if Change.QUANTIZED in n.changes]
+    assert len(quantized) == 7
+    for row in quantized:
+        assert Change.EXPANDED in row.changes
+        assert sorted(a.op_type for a in row.after) == ["Add", "MatMul", "MatMul", "com.microsoft::MatMulNBits"]
+    assert not {Change.ADDED, Change.MOVED} & found.counts.keys()
 
 
 def edited(source: Path, target: Path, change: object) -> Path:

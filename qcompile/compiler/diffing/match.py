@@ -2,8 +2,8 @@
 
 The surest evidence is used first:
 
-1. provenance, or the same name with the same operator;
-2. provenance that names several operations: fused;
+1. provenance that names several operations: fused;
+2. provenance, or the same name with the same operator; what else was made of an operation stands beside that;
 3. the same output name and operator;
 4. the same operator with the same neighbours, from the inputs on and from the outputs back;
 5. what is left between a match and a value that has the same name on both sides belongs to it:
@@ -13,12 +13,13 @@ The surest evidence is used first:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from qcompile.compiler.diffing.flat import FlatModel, Operation
+from qcompile.compiler.plan import Form
 
 _ENDINGS = ("_output_quantized", "_quantized", "_quant", "_QuantizeLinear_Input")
 _MOST_ROUNDS = 24
@@ -74,6 +75,9 @@ def _by_keys(matching: Matching) -> None:
     for op in matching.a.operations:
         for key in op.keys:
             known[key].append(op)
+    for op in matching.b.operations:
+        if len(op.keys) > 1:
+            matching.join([f for key in op.keys for f in known.get(key, []) if f.scope == op.scope or op.traced], op)
     single = [op for op in matching.b.operations if len(op.keys) == 1]
     for wanted_family in (True, False):
         for op in single:
@@ -82,9 +86,19 @@ def _by_keys(matching: Matching) -> None:
                 same = found[0].family == op.family
                 if same if wanted_family else op.traced:
                     matching.join(found, op)
-    for op in matching.b.operations:
-        if len(op.keys) > 1:
-            matching.join([f for key in op.keys for f in known.get(key, []) if f.scope == op.scope or op.traced], op)
+    _beside(matching, known)
+
+
+def _beside(matching: Matching, known: Mapping[str, Sequence[Operation]]) -> None:
+    """Operations made of one that others stand for too, such as the branch beside a layer: on codes they come first."""
+    for op in matching.free(matching.b):
+        sources = [found for key in op.keys for found in known.get(key, [])] if op.traced else []
+        groups = {matching.group[source] for source in sources if source in matching.group}
+        if len(groups) == 1:
+            [group] = groups
+            leads = op.form != Form.FLOAT and group.afters[0].form == Form.FLOAT
+            group.afters.insert(0 if leads else len(group.afters), op)
+            matching.group[op] = group
 
 
 def _lookup(known: dict[str, list[Operation]], key: str, op: Operation) -> list[Operation]:
