@@ -134,8 +134,10 @@ def test_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0.8 * (1 - shape(model, "w1")[1] / HIDDEN)
 
     monkeypatch.setattr(Race, "saved", saved)
-    assert shape(pruned(mlp(), with_samples(rows()), remove=0.3, budget="latency"), "w1") == (INPUTS, 10)
-    with pytest.raises(RecipeError, match="of the time"):
+    on = with_samples(rows())
+    assert shape(pruned(mlp(), on, remove=0.3, budget="latency"), "w1") == (INPUTS, 10)
+    assert any("takes 30% less time" in text for text in on.notices)
+    with pytest.raises(RecipeError, match="of the time: all channels that may go take 60%"):
         pruned(mlp(), with_samples(rows()), remove=0.75, budget="latency")
 
 
