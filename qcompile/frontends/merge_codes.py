@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qcompile.compiler.artifact import check_output, write_model
 from qcompile.compiler.graph import nodes
 from qcompile.compiler.lora.adapter import Adapter
-from qcompile.compiler.lora.places import Places, check_shapes, listed, places
+from qcompile.compiler.lora.places import Places, check_channels, check_shapes, listed, places
 from qcompile.compiler.operators.definition import DOMAIN
 from qcompile.compiler.stored_weights import stored_weight
 from qcompile.compiler.verification.noise import Noise
@@ -45,6 +45,7 @@ def merge_into_codes(source: Path, adapter: Adapter, destination: Path, overwrit
     except DataError as error:
         raise DataError(error.what, where=error.where, hint=_unreadable(model, known) or error.hint) from None
     check_shapes(adapter, chosen)
+    check_channels(adapter, {module: place.node for module, place in chosen.items()})
     for module, update in adapter.updates.items():
         place = chosen[module]
         if not isinstance(place, CodedPlace):

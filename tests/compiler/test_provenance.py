@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qcompile.compiler.provenance import PASS, sources, stamp, stamp_originals
+from qcompile.compiler.provenance import PASS, channels_by, sources, stamp, stamp_channels, stamp_originals
 from tests.passes.harness import model_of
 
 
@@ -29,6 +29,16 @@ def test_a_fused_node_has_all_sources_in_order_without_repetition() -> None:
     assert (sources(c), c.metadata_props[PASS]) == (["a", "b"], "first")
     stamp(c, "second", [c])
     assert (sources(c), c.metadata_props[PASS]) == (["a", "b"], "second")
+
+
+def test_scaled_channels_are_remembered_by_what_is_made_of_a_node() -> None:
+    a, b = (ir.node("Relu", [ir.val("x")], name=n) for n in "ab")
+    stamp(a, "plain", [])
+    assert channels_by(a) == ""
+    stamp_channels(a, "smooth", [a])
+    stamp(a, "later", [a])
+    stamp(b, "lower", [b, a])
+    assert (channels_by(a), channels_by(b), b.metadata_props[PASS]) == ("smooth", "smooth", "lower")
 
 
 def test_nothing_known_is_empty() -> None:

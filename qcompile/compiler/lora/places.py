@@ -23,7 +23,7 @@ import onnx_ir as ir
 from qcompile.compiler.graph import is_constant, nodes
 from qcompile.compiler.lora.adapter import Adapter
 from qcompile.compiler.lora.names import NAMES_DIFFER
-from qcompile.compiler.provenance import sources
+from qcompile.compiler.provenance import channels_by, sources
 from qcompile.errors import DataError
 
 Path = tuple[str, ...]
@@ -189,6 +189,24 @@ def check_shapes(adapter: Adapter, chosen: Mapping[str, Place]) -> None:
             f"{len(faults)} of {len(adapter.updates)} modules of adapter '{adapter.name}' have not the shape of their "
             f"layers: {listed(faults)}",
             hint="was it trained on another model, or on one of another size?",
+        )
+
+
+def check_channels(adapter: Adapter, found: Mapping[str, ir.Node]) -> None:
+    """The constants of the nodes that `adapter` changes are still those that it was trained with.
+
+    Args:
+        found: module or tensor of the adapter -> node.
+
+    Raises:
+        DataError: which are not, and which pass scaled or reordered their channels.
+    """
+    faults = [f"{name} ({by})" for name, node in found.items() if (by := channels_by(node))]
+    if faults:
+        raise DataError(
+            f"{len(faults)} of {len(found)} layers that adapter '{adapter.name}' changes had channels scaled or moved "
+            f"when the model was compiled: {listed(faults)}",
+            hint="merge the adapter into the float model, and compile that again",
         )
 
 

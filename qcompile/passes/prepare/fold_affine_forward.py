@@ -10,7 +10,7 @@ import onnx_ir as ir
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import add_initializer, constant, graphs, is_constant
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.provenance import stamp
+from qcompile.compiler.provenance import stamp, stamp_channels
 from qcompile.passes.prepare.affine import Affine, Vector, affine_of
 from qcompile.passes.prepare.surgery import Names, bypass, remove_unread, sole_reader
 from qcompile.passes.prepare.untie import set_constant
@@ -57,7 +57,7 @@ class FoldAffineForward(Pass):
             if affine.shift.any():
                 # t belongs to the weight before it was scaled
                 _shift_bias(conv, affine.shift / affine.scale, names)
-            stamp(conv, self.name, [conv, node])
+            stamp_channels(conv, self.name, [conv, node])
             folded = True
         return folded
 
@@ -89,7 +89,7 @@ class FoldAffineForward(Pass):
         self._scale(conv, scale.scale, names)
         add.outputs[0].name = names.fresh(f"{add.outputs[0].name}_unscaled")
         stamp(add, self.name, [add, mul])
-        stamp(conv, self.name, [conv, mul])
+        stamp_channels(conv, self.name, [conv, mul])
         return True
 
     def _scale(self, conv: ir.Node, scale: Vector, names: Names) -> None:

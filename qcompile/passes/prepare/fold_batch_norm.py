@@ -13,7 +13,7 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import add_initializer, constant, graphs, name_of, rank
 from qcompile.compiler.moments import Moments
 from qcompile.compiler.passes import Fact, Pass, Phase
-from qcompile.compiler.provenance import stamp
+from qcompile.compiler.provenance import stamp, stamp_channels
 from qcompile.passes.prepare.affine import Vector, affine_of, per_channel
 from qcompile.passes.prepare.surgery import Names, bypass, is_own, remove_unread
 from qcompile.passes.prepare.untie import set_constant
@@ -69,7 +69,7 @@ class FoldBatchNorm(Pass):
             set_constant(layer, 2, (parts.bias * affine.scale + affine.shift).astype(dtype), names, "bias")
             if layer.op_type == "Gemm":
                 layer.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
-            stamp(layer, self.name, [layer, node])
+            stamp_channels(layer, self.name, [layer, node])
             return True
         return False
 

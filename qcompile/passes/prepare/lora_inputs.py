@@ -24,7 +24,7 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import add_initializer, is_constant
 from qcompile.compiler.lora.adapter import Update, read_adapter
 from qcompile.compiler.lora.names import renamed
-from qcompile.compiler.lora.places import Place, Places, check_shapes, places
+from qcompile.compiler.lora.places import Place, Places, check_channels, check_shapes, places
 from qcompile.compiler.lora.ports import DOWN, UP, check_low_rank, parameters
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.provenance import stamp
@@ -61,6 +61,7 @@ class LoraInputs(Pass):
             check_low_rank(adapter)
             own = known.of(adapter)
             check_shapes(adapter, own)
+            check_channels(adapter, {module: place.node for module, place in own.items()})
             for module, place in own.items():
                 chosen.setdefault(place, adapter.updates[module])
         for place, update in chosen.items():

@@ -23,7 +23,7 @@ from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, is_constant
 from qcompile.compiler.lora.adapter import Adapter, Floats, Update, read_adapter
 from qcompile.compiler.lora.names import renamed
-from qcompile.compiler.lora.places import Place, Places, check_shapes, common_end, listed, parts, places
+from qcompile.compiler.lora.places import Place, Places, check_channels, check_shapes, common_end, listed, parts, places
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.errors import DataError, RecipeError
 from qcompile.passes.prepare.surgery import Names, sole_reader
@@ -62,6 +62,8 @@ class MergeLora(Pass):
                 f"in the model: {listed(missing)}",
                 where=self.adapter,
             )
+        changed = {module: place.node for module, place in chosen.items()}
+        check_channels(adapter, changed | {name: found.node for name, found in trained.items() if found is not None})
         changes = [merge_update(chosen[module], update, names) for module, update in adapter.updates.items()]
         for found in trained.values():
             assert found is not None

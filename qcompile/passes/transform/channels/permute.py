@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.graph import constant, name_of
-from qcompile.compiler.provenance import stamp
+from qcompile.compiler.provenance import stamp_channels
 from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.prepare.untie import set_constant
 from qcompile.passes.transform.channels.group import ChannelGroup, Part
@@ -48,7 +48,7 @@ def permute(model: ir.Model, orders: Mapping[ChannelGroup, Ids], made_by: str) -
                 done.add((value, part.axis))
             else:
                 set_constant(node, part.index, array, names)
-            stamp(node, made_by, [node])
+            stamp_channels(node, made_by, [node])
 
 
 def _places(channels: Ids, order: Ids) -> Ids:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.graph import add_initializer, constant, name_of, nodes
-from qcompile.compiler.provenance import stamp
+from qcompile.compiler.provenance import stamp, stamp_channels
 from qcompile.passes.prepare.surgery import Names
 from qcompile.passes.prepare.untie import set_constant
 from qcompile.passes.transform.folding.site import Factor, Groups, Site, Vector, factors
@@ -30,7 +30,7 @@ def apply(model: ir.Model, site: Site, scales: Vector, made_by: str) -> dict[str
         for factor in taken:
             if factor.node in found:
                 _scale(found[factor.node], factor, vector, names)
-                stamp(found[factor.node], made_by, [found[factor.node]])
+                stamp_channels(found[factor.node], made_by, [found[factor.node]])
     made: dict[str, str] = {}
     present = [found[f.node] for f in site.multiplied if f.node in found]
     if site.inserted and present:
