@@ -18,7 +18,8 @@ from qcompile.compiler.verification.prove import verify
 from qcompile.compiler.weight_pattern import PATTERN_2_4
 from qcompile.frontends.api import _keep_float
 from qcompile.frontends.builtin_recipes import find_recipe
-from tests.passes.int8 import normal
+from tests.passes.harness import model_of
+from tests.passes.int8 import head, normal
 from tests.passes.llama import WIDTH, llama
 
 SAMPLES = [{"x": normal(1, 16, WIDTH, seed=i)} for i in range(6)]
@@ -69,6 +70,17 @@ def test_a_recipe_without_codes_is_not_blamed_for_having_none(tmp_path: Path) ->
     assert report.edit is not None
     assert report.kept_float == []
     assert not any("low precision" in alarm for alarm in verdict(report).alarms)
+
+
+def test_a_model_without_a_layer_to_thin_is_not_blamed_either(tmp_path: Path) -> None:
+    text = head() + "g (float[N,4,8,8] x) => (float[N,4,6,6] y) { c = Conv <group = 4> (x, w) y = Relu (c) }"
+    ir.save(model_of(text, {"w": normal(4, 1, 3, 3)}), tmp_path / "m.onnx")
+    for recipe, said in (("sparse24", "wanda: no layer is thinned"), ("low-rank", "low-rank: no layer becomes")):
+        samples = [{"x": normal(1, 4, 8, 8)}]
+        report = qcompile.compile(tmp_path / "m.onnx", recipe, calibration=samples, overwrite=True).report
+        assert report.edit is None
+        assert any(n.startswith(said) for n in report.notices)
+        assert not any("low precision" in alarm for alarm in verdict(report).alarms)
 
 
 def test_layers_are_left_float_by_the_pass_that_places() -> None:

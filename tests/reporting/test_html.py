@@ -61,7 +61,14 @@ def test_an_edit_has_a_section_of_its_own() -> None:
     assert EVIL not in html
     assert '<section id="edit">' in html
     assert "Noise against the edited float model" in html
-    assert "12.3 dB" in html
+    assert "The edit, worst output</span>\n    <b>12.3 dB</b>" in html
+
+
+def test_where_nothing_shall_be_low_precision_no_picture_asks_where_it_is() -> None:
+    report = encoder_report()
+    assert '<section id="placement">' in render(report)
+    report.units, report.kept_float = [], []
+    assert '<section id="placement">' not in render(report)
 
 
 def test_every_name_is_escaped() -> None:

@@ -39,7 +39,7 @@ def test_an_edit_is_told_at_the_top_and_beside_the_noise() -> None:
     report.metric_float, report.metric_compiled, report.edit.metric = 0.91, 0.88, 0.89
     text = " ".join(" ".join(shown(report)).replace("│", " ").split())
     said = "Passes changed the float model on purpose: prune; output 'logits' is 12.3 dB from the given model's;"
-    assert f"{said} the metric went from 0.9100 to 0.8900. Noise is held against what they left." in text
+    assert f"{said} the metric went from 0.9100 to 0.8900. The noise figures are against the edited model." in text
     assert "Outputs against edited float" in text
     assert "What the edit changed, in float" in text
     assert "-0.0300, of which -0.0200 is the edit's" in text

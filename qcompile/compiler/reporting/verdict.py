@@ -123,7 +123,7 @@ def _edited(report: Report) -> list[str]:
         text += f"; output '{plain(worst.name)}' is {decibel(worst.sqnr)} from the given model's"
     if edit.metric is not None and report.metric_float is not None:
         text += f"; the metric went from {significant(report.metric_float, 4)} to {significant(edit.metric, 4)}"
-    return [text + ". Noise is held against what they left."]
+    return [text + ". The noise figures are against the edited model."]
 
 
 def _made_up(report: Report) -> list[str]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.context import CompileContext, Metric, Progress, Sample, SilentProgress
 from qcompile.compiler.graph import nodes
-from qcompile.compiler.passes import Phase
+from qcompile.compiler.passes import Phase, registered_passes
 from qcompile.compiler.plan import QuantPlan, Unit
 from qcompile.compiler.report import Edit, OutputNoise, Proof, Report
 from qcompile.compiler.serialization import in_a_file
@@ -53,7 +53,9 @@ def prove(report: Report, context: CompileContext, artifact: Path) -> None:
     )
     prover.graph(context.held_out, context.unquantized or ir.load(context.float_model))
     report.metric_float = context.metric_float
-    asks = {Phase.QUANTIZE} if context.edits else {Phase.QUANTIZE, Phase.LOWER}
+    known = registered_passes()
+    thins = any(record.name in known and known[record.name].changes_function for record in report.passes)
+    asks = {Phase.QUANTIZE} if thins else {Phase.QUANTIZE, Phase.LOWER}
     if report.passes and asks.isdisjoint(record.phase for record in report.passes):
         report.kept_float = []  # nobody wants low precision
     if not context.edits or context.unquantized is None:

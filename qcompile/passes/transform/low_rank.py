@@ -221,11 +221,13 @@ def _notice(
     """How many layers became thin and what that saves, and why others are whole."""
     thin = [option for option in chosen.values() if option.form is not None]
     weights = sum(int(np.prod(layer.shape)) for layer in treated)
-    left = sum(option.weights for option in chosen.values()) / max(weights, 1)
-    ranks = sorted({option.rank for option in thin})
-    strips = sum(isinstance(option.form, Strips) for option in thin)
-    text = f"{method}: {len(thin)} of {count(len(treated), 'layer')} become two thin ones"
-    text += f", of rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}" if ranks else ""
-    text += f" ({strips} of them of a column and a row)" if strips else ""
-    text += f", which leaves {left:.1%} of the weights of these {len(treated)}" if treated else ""
+    text = f"{method}: no layer becomes two thin ones"
+    if thin:
+        left = sum(option.weights for option in chosen.values()) / weights
+        ranks = sorted({option.rank for option in thin})
+        strips = sum(isinstance(option.form, Strips) for option in thin)
+        text = f"{method}: {len(thin)} of {count(len(treated), 'layer')} become two thin ones, of rank "
+        text += " to ".join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))
+        text += f" ({strips} of them of a column and a row)" if strips else ""
+        text += f", which leaves {left:.1%} of the weights of these {len(treated)}"
     return text + (f". Left whole: {by_reason(whole)}" if whole else "")
