@@ -5,20 +5,22 @@ Its groups are read from the graph of gradients, module by module; one of its me
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import pytest
 
+from qcompile.passes.prepare.fold_constants import FoldConstants
 from qcompile.passes.transform.channels.search import channel_groups
-from tests.passes.transform.channels.dead import prepared
+from tests.passes.harness import NAMED, run
 
 Members = tuple[int, frozenset[tuple[str, int]]]
 """How many channels a group has, and which axes of which weights."""
 
 
-def network() -> Any:
+def branches() -> Any:
     """Convolutions with a residual sum, a depthwise one, branches side by side, norms and linear layers."""
     import torch
     from torch.nn.functional import gelu
@@ -39,6 +41,34 @@ def network() -> Any:
             x = self.mix(torch.cat([self.left(x), torch.sigmoid(self.right(x))], 1))
             x = torch.flatten(torch.nn.functional.adaptive_avg_pool2d(self.up(x), 1), 1)
             return self.out(gelu(self.hidden(x)))
+
+    return Network().eval()
+
+
+def scaled_and_cut() -> Any:
+    """Channels scaled by what they are on average, slices of them, cheap copies behind them, and a flattened image."""
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d, leaky_relu
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.squeeze, self.excite = (
+                torch.nn.Conv2d(3, 14, 3),
+                torch.nn.Linear(14, 4),
+                torch.nn.Linear(4, 14),
+            )
+            self.first, self.rest = torch.nn.Conv2d(5, 6, 1), torch.nn.Conv2d(9, 6, 1)
+            self.cheap, self.mix = torch.nn.Conv2d(6, 6, 3, padding=1, groups=6), torch.nn.Conv2d(10, 8, 1)
+            self.hidden, self.out = torch.nn.Linear(8 * 9, 20), torch.nn.Linear(20, 5)
+
+        def forward(self, x: Any) -> Any:
+            x = leaky_relu(self.stem(x))
+            mean = torch.flatten(adaptive_avg_pool2d(x, 1), 1)
+            x = x * torch.sigmoid(self.excite(torch.relu(self.squeeze(mean))))[:, :, None, None]
+            x = torch.relu(torch.maximum(self.first(x[:, :5]), self.rest(x[:, 5:])))
+            x = torch.relu(self.mix(torch.cat([x, self.cheap(x)], 1)[:, :10]))
+            return self.out(torch.relu(self.hidden(torch.flatten(torch.max_pool2d(x, 2), 1))))
 
     return Network().eval()
 
@@ -71,7 +101,8 @@ def found_here(model: ir.Model) -> set[Members]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_same_groups(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("network", "count"), [(branches, 7), (scaled_and_cut, 5)])
+def test_the_same_groups(network: Callable[[], Any], count: int, tmp_path: Path) -> None:
     import torch
 
     module, example = network(), torch.zeros(1, 3, 8, 8)
@@ -84,5 +115,7 @@ def test_the_same_groups(tmp_path: Path) -> None:
         training=torch.onnx.TrainingMode.PRESERVE,
     )
     expected = found_by_torch_pruning(module, example, [module.out])
-    assert len(expected) == 7
-    assert found_here(prepared(ir.load(tmp_path / "model.onnx"))) == expected
+    assert len(expected) == count
+    model = ir.load(tmp_path / "model.onnx")
+    run(model, *NAMED, FoldConstants())
+    assert found_here(model) == expected

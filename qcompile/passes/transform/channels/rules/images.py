@@ -16,7 +16,7 @@ def _pool(node: ir.Node, flow: Flow) -> list[Axes | None]:
     if x is None or len(x) < 3:
         return flow.freeze_inputs(node)
     flow.freeze(*x[2:])
-    if len(node.outputs) > 1:  # the places of what is largest, counted over all channels
+    if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):  # places, counted over all channels
         flow.freeze(x[1])
     result = flow.frozen(node.outputs[0])
     image = (*x[:2], *(result[2:] if result is not None else [None] * len(x[2:])))
