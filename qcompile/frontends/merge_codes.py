@@ -9,8 +9,8 @@ import onnx_ir as ir
 from qcompile.compiler.artifact import check_output, write_model
 from qcompile.compiler.graph import nodes
 from qcompile.compiler.lora.adapter import Adapter
-from qcompile.compiler.lora.places import Places, check_channels, check_shapes, listed, places
-from qcompile.compiler.operators.definition import DOMAIN
+from qcompile.compiler.lora.places import MERGE_EARLIER, Places, check_channels, check_shapes, listed, places
+from qcompile.compiler.operators.calls import is_linear
 from qcompile.compiler.stored_weights import stored_weight
 from qcompile.compiler.verification.noise import Noise
 from qcompile.errors import DataError
@@ -19,8 +19,6 @@ from qcompile.passes.lower.recoding import CodedPlace, coded_places
 from qcompile.passes.prepare.merge_lora import merge_update
 from qcompile.passes.prepare.surgery import Names
 from qcompile.runtime.model_header import manifest
-
-_AGAIN = "merge the adapter into the float model, and compile that again"
 
 
 def merge_into_codes(source: Path, adapter: Adapter, destination: Path, overwrite: bool) -> list[str]:
@@ -36,7 +34,7 @@ def merge_into_codes(source: Path, adapter: Adapter, destination: Path, overwrit
     if adapter.trained:
         raise DataError(
             f"adapter '{adapter.name}' holds whole tensors: {listed(list(adapter.trained))}",
-            hint=_AGAIN,
+            hint=MERGE_EARLIER,
         )
     model = load_model(source)
     known, names, noise = Places([*places(model), *coded_places(model)]), Names(model), Noise()
@@ -51,18 +49,13 @@ def merge_into_codes(source: Path, adapter: Adapter, destination: Path, overwrit
         if not isinstance(place, CodedPlace):
             merge_update(place, update, names)
             continue
-        if len(place.weight.uses()) > 1:
-            raise DataError(
-                f"other layers read the codes of layer '{place.node.name}' too",
-                hint=_AGAIN,
-            )
         wanted = update.applied(place.numbers())
         noise.add(wanted, place.write(wanted))
     notices = [f"adapter '{adapter.name}': {len(chosen)} layers updated (rank {adapter.ranks})"]
     if any(isinstance(place, CodedPlace) for place in chosen.values()):
         notices.append(f"their codes were rounded anew: {noise.sqnr:.1f} dB to the merged weights")
     if any(node.op_type == "QuantizeLinear" for node in nodes(model)):
-        notices.append(f"activations keep the ranges of the base; where that costs too much, {_AGAIN}")
+        notices.append(f"activations keep the ranges of the base; where that costs too much, {MERGE_EARLIER}")
     said = manifest(source) or {}
     write_model(model, destination, said | {"adapters": [*said.get("adapters", []), adapter.name]}, overwrite)
     return notices
@@ -75,8 +68,8 @@ def _unreadable(model: ir.Model, known: Places) -> str:
     if not layers:
         return ""
     first = f"'{layers[0].name}' ({layers[0].op_type})"
-    return f"the weights of {len(layers)} layers, such as {first}, cannot be rounded anew: {_AGAIN}"
+    return f"the weights of {len(layers)} layers, such as {first}, cannot be rounded anew: {MERGE_EARLIER}"
 
 
 def _holds_codes(node: ir.Node) -> bool:
-    return stored_weight(node) is not None or node.domain == DOMAIN or node.op_type.startswith(("MatMulInteger", "Dyn"))
+    return stored_weight(node) is not None or is_linear(node) or node.op_type.startswith(("MatMulInteger", "Dynamic"))

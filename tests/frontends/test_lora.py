@@ -204,6 +204,19 @@ def test_codes_that_are_not_written_anew(tmp_path: Path) -> None:
     assert "cannot be rounded anew: merge the adapter into the float model" in error.value.hint
 
 
+def test_codes_that_two_layers_share(tmp_path: Path) -> None:
+    """An update of one of them would be one of both."""
+    text = """<ir_version: 10, opset_import: ["": 21]> g (float[B,128] x) => (float[B,128] y)
+      { h = MatMul (x, w) r = Relu (h) y = MatMul (r, w) }"""
+    model = model_of(text, {"w": np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32)})
+    model.graph[0].name, model.graph[2].name = "/m/a/MatMul", "/m/b/MatMul"
+    ir.save(model, tmp_path / "float.onnx")
+    made = compile(tmp_path / "float.onnx", "int8-weight-only", prove=False).path
+    with pytest.raises(DataError, match="several layers read the codes or scales"):
+        lora.merge(made, write(tmp_path / "some", low_rank("m.a", 128, 128)))
+    assert not (tmp_path / "float.int8-weight-only.some.onnx").exists()
+
+
 def test_weights_whose_channels_were_scaled(tmp_path: Path) -> None:
     """W diag(s) + B A would be another function: such an artifact is refused, and so is a folded BatchNormalization."""
     head = '<ir_version: 10, opset_import: ["": 21]> g (float[B,128] x) => (float[B,64] y) '

@@ -31,6 +31,9 @@ Path = tuple[str, ...]
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _TAIL = 2
 _SHOWN = 5
+MERGE_EARLIER = "merge the adapter into the float model, and compile that again"
+"""A hint."""
+
 _SAME = {"self_attn": "attn"}
 """Words for one module: ONNX Runtime's builder of language models has its own."""
 
@@ -206,7 +209,7 @@ def check_channels(adapter: Adapter, found: Mapping[str, ir.Node]) -> None:
         raise DataError(
             f"{len(faults)} of {len(found)} layers that adapter '{adapter.name}' changes had channels scaled or moved "
             f"when the model was compiled: {listed(faults)}",
-            hint="merge the adapter into the float model, and compile that again",
+            hint=MERGE_EARLIER,
         )
 
 

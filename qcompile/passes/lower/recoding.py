@@ -21,14 +21,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qcompile.compiler.formats import FORMATS, NF4, NumericFormat, Scales
-from qcompile.compiler.graph import constant, is_constant, nodes
+from qcompile.compiler.graph import is_constant, nodes
 from qcompile.compiler.lora.places import Place
 from qcompile.compiler.params import QuantParams, dequantize
 from qcompile.compiler.plan import QuantizedWeight
-from qcompile.compiler.scales import GROUP
 from qcompile.compiler.specs import Granularity, PerBlock, PerChannel, PerTensor, QuantSpec
 from qcompile.compiler.stored_weights import restores, stored_behind
 from qcompile.compiler.weight_params import weight_codes, weight_params
+from qcompile.passes.lower.coded_scales import StoredScales, numbers_of, write_numbers
 from qcompile.passes.lower.packing import high_half_first, packed_blocks, packed_codes, unpacked_codes
 
 Floats = npt.NDArray[np.float32]
@@ -104,7 +104,7 @@ def _coded(node: ir.Node) -> Coded | None:
     if node.domain == "com.microsoft" and node.op_type in _INTEGER_PRODUCTS:
         return _plain(node, node, _INTEGER_PRODUCTS[node.op_type])
     if node.domain == "com.microsoft" and node.op_type in ("MatMulNBits", "MatMulBnb4"):
-        scales = _Scales.of(_input(node, 2))
+        scales = StoredScales.of(_input(node, 2))
         if scales is None or not is_constant(node.inputs[1]):
             return None
         if node.op_type == "MatMulBnb4":
@@ -181,7 +181,7 @@ class _BlockProduct:
     """A product of com.microsoft that reads codes in blocks."""
 
     node: ir.Node
-    scales: _Scales
+    scales: StoredScales
 
     @property
     def codes(self) -> ir.Value:
@@ -236,7 +236,7 @@ class _LoadTime:
 
     codes: ir.Value
     depth: int
-    scales: _Scales
+    scales: StoredScales
 
     @classmethod
     def of(cls, weight: ir.Value) -> _LoadTime | None:
@@ -247,7 +247,7 @@ class _LoadTime:
             return None
         behind = [v for v in stored_behind(product.inputs[0]) if v.dtype is not ir.DataType.INT64]
         codes = next((v for v in behind if v.dtype is ir.DataType.UINT4), None)
-        scales = _Scales.of(_input(product, 1))
+        scales = StoredScales.of(_input(product, 1))
         nf4 = len(behind) == 2 and any(v.shape == ir.Shape([len(NF4.levels)]) for v in behind)
         if codes is None or codes.shape is None or scales is None or not nf4 or len(codes.shape) != 3:
             return None
@@ -256,7 +256,7 @@ class _LoadTime:
 
     @property
     def weight(self) -> QuantizedWeight:
-        codes = _values(self.codes)
+        codes = numbers_of(self.codes)
         rows, _, size = codes.shape
         scale = self.scales.read().reshape(rows, -1)
         spec = QuantSpec(NF4, PerBlock(1, size), symmetric=True, scales=self.scales.kind)
@@ -268,60 +268,8 @@ class _LoadTime:
         rows, blocks, size = self.codes.shape.numpy()
         filled = np.zeros((rows, blocks * size), np.uint8)
         filled[:, : self.depth] = weight.codes
-        _replace(self.codes, filled)
+        write_numbers(self.codes, filled)
         self.scales.write(weight.params)
-
-
-@dataclass(frozen=True, eq=False)
-class _Scales:
-    """Scales of blocks, as they are stored.
-
-    Attributes:
-        leaves: the stored values: float32 or float16 numbers, or the int8 codes, steps and mean of double quantization.
-        count: of the scales.
-    """
-
-    kind: Scales
-    leaves: tuple[ir.Value, ...]
-    count: int
-
-    @classmethod
-    def of(cls, value: ir.Value) -> _Scales | None:
-        """None where they are stored in a way that is not read here."""
-        stored = [v for v in stored_behind(value) if v.dtype is not ir.DataType.INT64]
-        kinds = {v.dtype for v in stored}
-        if value.shape is None or not value.shape.is_static():
-            return None
-        count = prod(value.shape.numpy())
-        if len(stored) == 1 and kinds <= {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
-            kind = Scales.FLOAT16 if ir.DataType.FLOAT16 in kinds else Scales.FLOAT32
-            return cls(kind, tuple(stored), count)
-        numbers = [v for v in stored if v.dtype is ir.DataType.INT8]
-        rest = sorted((v for v in stored if v.dtype is ir.DataType.FLOAT), key=lambda v: -len(v.shape or ()))
-        if len(numbers) == 1 and len(rest) == 2 and kinds == {ir.DataType.INT8, ir.DataType.FLOAT}:
-            return cls(Scales.DOUBLE, (numbers[0], *rest), count)
-        return None
-
-    def read(self) -> Floats:
-        """The scales in effect, one behind the other."""
-        arrays = [_values(leaf) for leaf in self.leaves]
-        if self.kind is not Scales.DOUBLE:
-            return arrays[0].astype(np.float32).reshape(-1)
-        codes, step, mean = arrays
-        found: Floats = (codes.astype(np.float32) * step + mean).reshape(-1)[: self.count]
-        return found
-
-    def write(self, params: QuantParams) -> None:
-        if self.kind is not Scales.DOUBLE:
-            _replace(self.leaves[0], params.scale)
-            return
-        assert params.nested is not None
-        groups = np.zeros((params.nested.scale.size, GROUP), np.int8)
-        groups.reshape(-1)[: self.count] = params.nested.codes.reshape(-1)
-        codes, step, mean = self.leaves
-        _replace(codes, groups)
-        _replace(step, params.nested.scale)
-        _replace(mean, params.nested.offset)
 
 
 def _spec(
@@ -358,13 +306,7 @@ def _input(node: ir.Node, position: int) -> ir.Value:
 
 
 def _array(node: ir.Node, position: int) -> npt.NDArray[Any]:
-    return _values(_input(node, position))
-
-
-def _values(value: ir.Value) -> npt.NDArray[Any]:
-    array = constant(value)
-    assert array is not None
-    return array
+    return numbers_of(_input(node, position))
 
 
 def _integer(node: ir.Node, name: str) -> int:
@@ -372,12 +314,4 @@ def _integer(node: ir.Node, name: str) -> int:
 
 
 def _set(node: ir.Node, position: int, array: npt.NDArray[Any]) -> None:
-    _replace(_input(node, position), array)
-
-
-def _replace(value: ir.Value, array: npt.NDArray[Any]) -> None:
-    """Give an initializer other numbers, in its own type and shape."""
-    assert value.dtype is not None
-    assert value.shape is not None
-    shaped = np.ascontiguousarray(array.reshape(value.shape.numpy()).astype(value.dtype.numpy()))
-    value.const_value = ir.tensor(shaped, dtype=value.dtype, name=value.name)
+    write_numbers(_input(node, position), array)
