@@ -16,7 +16,7 @@ from qcompile.compiler.verification.noise import Noise
 from qcompile.errors import DataError
 from qcompile.frontends.model_file import load_model
 from qcompile.passes.lower.recoding import CodedPlace, coded_places
-from qcompile.passes.prepare.merge_lora import merge_update
+from qcompile.passes.prepare.merge_lora import Change, filled, merge_update
 from qcompile.passes.prepare.surgery import Names
 from qcompile.runtime.model_header import manifest
 
@@ -44,16 +44,21 @@ def merge_into_codes(source: Path, adapter: Adapter, destination: Path, overwrit
         raise DataError(error.what, where=error.where, hint=_unreadable(model, known) or error.hint) from None
     check_shapes(adapter, chosen)
     check_channels(adapter, {module: place.node for module, place in chosen.items()})
+    changes: list[Change] = []
     for module, update in adapter.updates.items():
         place = chosen[module]
         if not isinstance(place, CodedPlace):
-            merge_update(place, update, names)
+            changes.append(merge_update(place, update, names))
             continue
-        wanted = update.applied(place.numbers())
+        old = place.numbers()
+        wanted = update.applied(old)
         noise.add(wanted, place.write(wanted))
+        changes.append(Change.of(old, wanted))
     notices = [f"adapter '{adapter.name}': {len(chosen)} layers updated (rank {adapter.ranks})"]
     if any(isinstance(place, CodedPlace) for place in chosen.values()):
         notices.append(f"their codes were rounded anew: {noise.sqnr:.1f} dB to the merged weights")
+    if any(change.fills for change in changes):
+        notices.append(filled(changes))
     if any(node.op_type == "QuantizeLinear" for node in nodes(model)):
         notices.append(f"activations keep the ranges of the base; where that costs too much, {MERGE_EARLIER}")
     said = manifest(source) or {}

@@ -12,6 +12,8 @@ another shape. Nothing is merged then.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -69,13 +71,45 @@ class MergeLora(Pass):
             assert found is not None
             found.put(names)
         whole = f"; {len(trained)} tensors replaced" if trained else ""
-        amount = f" (rank {adapter.ranks}), by {np.mean(changes):.2%} of their norm on average" if changes else ""
+        size = np.mean([change.size for change in changes]) if changes else 0
+        amount = f" (rank {adapter.ranks}), by {size:.2%} of their norm on average" if changes else ""
         context.notice(f"adapter '{adapter.name}': {len(changes)} layers updated{amount}{whole}")
+        if any(change.fills for change in changes):
+            context.notice(filled(changes))
         return True
 
 
-def merge_update(place: Place, update: Update, names: Names) -> float:
-    """Add the update to a weight; how large it is beside it.
+@dataclass(frozen=True)
+class Change:
+    """What an update did to a weight.
+
+    Attributes:
+        size: its norm beside that of the weight.
+        fills: the weight was pruned, and is no longer.
+    """
+
+    size: float
+    fills: bool
+
+    @classmethod
+    def of(cls, old: Floats, new: Floats) -> Change:
+        size = np.linalg.norm(new - old) / max(np.linalg.norm(old), np.finfo(np.float32).tiny)
+        zeros = float((old == 0).mean())
+        return cls(float(size), zeros > _PRUNED and float((new == 0).mean()) < zeros / 2)
+
+
+_PRUNED = 0.25
+"""A weight with a larger share of zeros was pruned."""
+
+
+def filled(changes: Sequence[Change]) -> str:
+    """What there is to say of weights that were pruned."""
+    count = sum(change.fills for change in changes)
+    return f"{count} layers were pruned, and the adapter fills their zeros: merge it before pruning"
+
+
+def merge_update(place: Place, update: Update, names: Names) -> Change:
+    """Add the update to a weight.
 
     Raises:
         DataError: the sum is too large for the type of the weight.
@@ -90,7 +124,7 @@ def merge_update(place: Place, update: Update, names: Names) -> float:
     if not np.isfinite(layout.astype(np.float32)).all():
         raise DataError(f"module '{update.module}' makes the weight of layer {place} infinite in {stored.dtype}")
     set_constant(place.node, place.position, layout, names)
-    return float(np.linalg.norm(new - old) / max(np.linalg.norm(old), np.finfo(np.float32).tiny))
+    return Change.of(old, new)
 
 
 class _Trained:

@@ -94,6 +94,15 @@ def test_a_weight_that_others_read_stays_theirs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(z, weight)
 
 
+def test_zeros_that_are_filled_are_told(tmp_path: Path) -> None:
+    weights = _weights()
+    weights["w_b"][:, :2] = 0
+    model, on = _model(weights), context()
+    folder = write(tmp_path, low_rank("m.a", 3, 4) | low_rank("m.b", 6, 3))
+    run(model, *NAMED, MergeLora(adapter=str(folder)), on=on)
+    assert "1 layers were pruned, and the adapter fills their zeros" in on.notices[-1]
+
+
 def test_half_precision_stays(tmp_path: Path) -> None:
     text = '<ir_version: 10, opset_import: ["": 20]> g (float16[B,4] x) => (float16[B,3] y) { y = MatMul (x, w) }'
     model = model_of(text, {"w": np.ones((4, 3), np.float16)})
