@@ -277,6 +277,7 @@ def _update(module: str, parts: Mapping[str, Floats], config: _Config, folder: P
         raise DataError(
             f"the ranks of module '{module}' do not match: A is {list(down.shape)}, B is {list(up.shape)}",
             where=str(folder / TENSORS),
+            hint="adapters of grouped convolutions cannot be merged" if down.ndim > 2 else "",
         )
     rank = down.shape[0]
     if rank == 0:

@@ -17,7 +17,8 @@ folder holds an adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -37,6 +38,7 @@ from qcompile.compiler.low_rank import Factors, decomposed
 from qcompile.compiler.params import dequantize, quantize
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.compiler.plan import Unit
+from qcompile.compiler.provenance import channels_by
 from qcompile.compiler.simulation import placement
 from qcompile.compiler.weight_params import weight_params
 from qcompile.errors import OutputError, RecipeError
@@ -115,7 +117,7 @@ class Loftq(Pass):
         if (folder / CONFIG).exists():
             raise OutputError("the folder holds an adapter already", where=self.adapter, hint="give another folder")
         units = placement(model, context).units
-        layers, left_out = layers_for_branches(model, units, self.rank)
+        layers, left_out = _modules(model, units, self.rank)
         if not layers:
             why = next(iter(left_out.values()), "put place-weights behind it")
             raise RecipeError(f"{self.name} finds no layer to adapt", hint=why)
@@ -133,6 +135,8 @@ class Loftq(Pass):
             f"{self.name}: an adapter of rank {self.rank} for {len(layers)} layers takes the error of their weights "
             f"from {plain:.2%} to {error:.2%} (median)"
         )
+        for name, why in list(left_out.items())[:1]:
+            context.notice(f"{self.name}: {len(left_out)} layers left out, such as '{name}': {why}")
         return True
 
 
@@ -149,6 +153,18 @@ def _nearest(layer: LinearLayer, unit: Unit) -> Callable[[Floats], Floats]:
         return found
 
     return values
+
+
+def _modules(model: ir.Model, units: Mapping[str, Unit], rank: int) -> tuple[list[LinearLayer], dict[str, str]]:
+    """The layers that have a counterpart where the adapter is trained, and why others are left out."""
+    layers, left_out = layers_for_branches(model, units, rank)
+    called = Counter(map(module_of, layers))
+    for layer in layers:
+        if by := channels_by(layer.node):
+            left_out[layer.name] = f"{by} scaled or moved its channels: leave it out of the recipe"
+        elif called[module_of(layer)] > 1:
+            left_out[layer.name] = f"several layers are called after module '{module_of(layer)}'"
+    return [layer for layer in layers if layer.name not in left_out], left_out
 
 
 def module_of(layer: LinearLayer) -> str:

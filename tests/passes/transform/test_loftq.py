@@ -13,6 +13,7 @@ from qcompile.compiler.graph import constant
 from qcompile.compiler.lora.adapter import read_adapter
 from qcompile.compiler.params import dequantize, quantize
 from qcompile.compiler.printer import print_model
+from qcompile.compiler.provenance import stamp_channels
 from qcompile.compiler.recipe import Step
 from qcompile.compiler.specs import PerBlock, QuantSpec
 from qcompile.compiler.weight_params import weight_params
@@ -95,6 +96,28 @@ def test_golden(tmp_path: Path) -> None:
     assert_golden("passes/loftq", f"# before\n{before}\n# after\n{print_model(model, provenance=True)}")
     merged = model_of(text, weights)
     run(merged, *NAMED, MergeLora(adapter=str(tmp_path / "a")))
+
+
+def test_layers_that_are_no_modules(tmp_path: Path) -> None:
+    """Two of one name, and one that is no longer the framework's, stay as they are."""
+    text = (
+        head(21) + "g (float[S,32] x) => (float[S,32] y) { a = MatMul (x, w0) b = MatMul (a, w1) y = MatMul (b, w2) }"
+    )
+    weights = {f"w{i}": normal(32, 32) for i in range(3)}
+    model, on = model_of(text, weights), context(eager_target())
+    for node, name in zip(model.graph, ("/m/MatMul", "/m/MatMul_1", "/n/MatMul"), strict=True):
+        node.name = name
+    run(model, *NAMED, on=on)
+    on.following = [PlaceWeights()]
+    Loftq(adapter=str(tmp_path / "a"), rank=2).run(model, on)
+    assert list(read_adapter(tmp_path / "a").updates) == ["n"]
+    for name in ("w0", "w1"):
+        np.testing.assert_array_equal(model.graph.initializers[name].const_value.numpy(), weights[name])  # type: ignore[union-attr]
+    assert "2 layers left out, such as '/m/MatMul': several layers are called after module 'm'" in on.notices[-1]
+    for node in model.graph:
+        stamp_channels(node, "smooth-quant", [])
+    with pytest.raises(RecipeError, match="smooth-quant scaled or moved its channels"):
+        Loftq(adapter=str(tmp_path / "b"), rank=2).run(model, on)
 
 
 def test_errors(tmp_path: Path) -> None:
