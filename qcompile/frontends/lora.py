@@ -13,7 +13,6 @@ from qcompile.compiler.artifact import Artifact, check_output, write_model, writ
 from qcompile.compiler.context import Progress
 from qcompile.compiler.lora.adapter import CONFIG, read_adapter
 from qcompile.compiler.lora.names import renamed
-from qcompile.compiler.lora.places import places
 from qcompile.compiler.lora.ports import DOWN, UP, check_low_rank, modules_of, values_for
 from qcompile.compiler.passes import Phase
 from qcompile.compiler.reading import read_structure
@@ -26,6 +25,7 @@ from qcompile.frontends.job import Job
 from qcompile.frontends.merge_codes import merge_into_codes
 from qcompile.frontends.model_checks import check_not_quantized
 from qcompile.frontends.versions import versions
+from qcompile.passes.lower.recoding import writable_places
 from qcompile.passes.prepare.lora_inputs import LoraInputs
 from qcompile.passes.prepare.merge_linear import MergeLinear
 from qcompile.passes.prepare.merge_lora import MergeLora
@@ -252,10 +252,10 @@ def layers(path: str | Path) -> list[Layer]:
     inputs = {str(value.name): value for value in model.graph.inputs}
     if modules := modules_of(list(inputs)):
         return [Layer(module, _shape(inputs[module + DOWN], inputs[module + UP])) for module in modules]
-    return [Layer(place.node.name or str(place.weight.name), place.shape) for place in places(model)]
+    return [Layer(place.node.name or str(place.weight.name), place.shape) for place in writable_places(model)]
 
 
 def _shape(down: ir.Value, up: ir.Value) -> tuple[int, ...]:
     """The shape of the weight that A and B belong to, the rank left out of theirs."""
     columns, rows = (tuple(d for d in value.shape or () if isinstance(d, int)) for value in (down, up))
-    return (rows[0], *columns)
+    return *rows[:1], *columns

@@ -9,13 +9,13 @@ import onnx_ir as ir
 from qcompile.compiler.artifact import check_output, write_model
 from qcompile.compiler.graph import nodes
 from qcompile.compiler.lora.adapter import Adapter
-from qcompile.compiler.lora.places import MERGE_EARLIER, Places, check_channels, check_shapes, listed, places
+from qcompile.compiler.lora.places import MERGE_EARLIER, Places, check_channels, check_shapes, listed
 from qcompile.compiler.operators.calls import is_linear
 from qcompile.compiler.stored_weights import stored_weight
 from qcompile.compiler.verification.noise import Noise
 from qcompile.errors import DataError
 from qcompile.frontends.model_file import load_model
-from qcompile.passes.lower.recoding import CodedPlace, coded_places
+from qcompile.passes.lower.recoding import CodedPlace, writable_places
 from qcompile.passes.prepare.merge_lora import Change, filled, merge_update
 from qcompile.passes.prepare.surgery import Names
 from qcompile.runtime.model_header import manifest
@@ -37,7 +37,7 @@ def merge_into_codes(source: Path, adapter: Adapter, destination: Path, overwrit
             hint=MERGE_EARLIER,
         )
     model = load_model(source)
-    known, names, noise = Places([*places(model), *coded_places(model)]), Names(model), Noise()
+    known, names, noise = Places(writable_places(model)), Names(model), Noise()
     try:
         chosen = known.of(adapter)
     except DataError as error:

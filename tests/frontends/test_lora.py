@@ -136,6 +136,8 @@ def test_list(base: Path, tmp_path: Path) -> None:
     made = lora.export(base, [folder], prove=False)
     listed = [CliRunner().invoke(app, ["lora", "list", str(path)]).stdout for path in (base, folder, made.model)]
     assert listed == ["/m/a/MatMul  3 x 4\n", "m.a  3 x 4  rank 2, scale 2\n", "m.a  3 x 4\n"]
+    compiled = compile(base, "int8-weight-only", prove=False).path
+    assert [layer.shape for layer in lora.layers(compiled)] == [(3, 4)]
     nameless = ir.load(base)
     next(iter(nameless.graph)).name = None
     ir.save(nameless, base)

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.formats import FORMATS, NF4, NumericFormat, Scales
 from qcompile.compiler.graph import is_constant, nodes
-from qcompile.compiler.lora.places import Place
+from qcompile.compiler.lora.places import Place, places
 from qcompile.compiler.params import QuantParams, dequantize
 from qcompile.compiler.plan import QuantizedWeight
 from qcompile.compiler.specs import Granularity, PerBlock, PerChannel, PerTensor, QuantSpec
@@ -90,14 +90,14 @@ class CodedPlace(Place):
         return self.numbers()
 
 
-def coded_places(model: ir.Model) -> list[CodedPlace]:
-    """The layers with stored weights that can be written anew, in graph order."""
-    found = []
+def writable_places(model: ir.Model) -> list[Place]:
+    """The layers with float weights, and those with stored weights that can be written anew, in graph order."""
+    found: dict[ir.Node, Place] = {place.node: place for place in places(model)}
     for node in nodes(model):
         coded = _coded(node)
         if coded is not None:
-            found.append(CodedPlace(node, coded))
-    return found
+            found[node] = CodedPlace(node, coded)
+    return [found[node] for node in nodes(model) if node in found]
 
 
 def _coded(node: ir.Node) -> Coded | None:
