@@ -4,7 +4,8 @@
   told otherwise; and in static int8 on top.
 - llm-compressor's Wanda and SparseGPT, in an environment of its own, on the same windows of the same text.
 - Filters, neurons and heads cut out (prune-channels) or whole residual branches (prune-blocks).
-- Truncated SVD by the weights alone, ASVD and SVD-LLM, with 10, 20 and 30 % fewer weights in the layers.
+- Truncated SVD by the weights alone, ASVD and SVD-LLM, with 10, 20 and 30 % fewer weights in the layers: without
+  refitting, and refitted.
 - 4-bit codes with zeros (SparseGPT), beside a float branch (SVDQuant) or one in 8 bits for what they miss, and without
   either.
 """
@@ -55,7 +56,9 @@ def forms() -> dict[str, Form]:
     for share in _SHARES:
         for title, metric in _METRICS.items():
             options = (f"low-rank.keep={1 - share / 100}", f"low-rank.method={metric}", _WHOLE_HEAD)
-            found.append(compiled_form(f"{share} % less, {title}", "low rank", partial(_recipe, "low-rank", *options)))
+            for more, refit in (("", "false"), (", refitted", "true")):
+                recipe = partial(_recipe, "low-rank", *options, f"low-rank.refit={refit}")
+                found.append(compiled_form(f"{share} % less, {title}{more}", "low rank", recipe))
     for share in _PRUNED:
         for title, name in (("channels", "prune-channels"), ("blocks", "prune-blocks")):
             recipe = partial(_pruned, name, share / 100)
