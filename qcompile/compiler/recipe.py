@@ -155,7 +155,8 @@ def _explain(error: Any, model: type[BaseModel]) -> str:
             _did_you_mean(str(error["loc"][-1]), names)
             or (f"; options: {', '.join(names)}" if names else "; it has none")
         )
-    return f"'{field}': {error['msg'].removeprefix('Value error, ')}" if field else str(error["msg"])
+    said = str(error["msg"]).removeprefix("Value error, ")
+    return f"'{field}': {said}" if field else said
 
 
 def _holder(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:

@@ -100,6 +100,8 @@ def verify(
         prover.against(against, list(samples), metric)
     if edits := (manifest(model) or {}).get("edits", ()):
         report.proofs = [_apart(proof, edits) if proof.name == "numerics" else proof for proof in report.proofs]
+        if not report.units:
+            report.kept_float = []  # fewer weights were wanted, not codes
     return report
 
 

@@ -230,7 +230,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     ("step", "message"),
     [
         ("wanda: {pattern: '4:2'}", "'4:2' is no pattern"),
-        ("wanda: {pattern: '2:4', ratio: 0.5}", "leave out the ratio"),
+        ("wanda: {pattern: '2:4', ratio: 0.5}", "pass 'wanda': 2:4 says how many weights go; leave out the ratio"),
         ("sparsegpt: {pattern: rows}", "sparsegpt has no rows; use N:M or unstructured, or the pass wanda"),
         ("sparsegpt: {layers: [{role: mlp, pattern: 16x1}]}", "sparsegpt has no 16x1"),
         ("wanda: {layers: [{pattern: '2:4'}]}", "say which layers"),
