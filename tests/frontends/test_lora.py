@@ -265,8 +265,11 @@ def sqnr(exact: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
     return float(10 * np.log10((exact**2).sum() / max(((exact - found) ** 2).sum(), 1e-30)))
 
 
-@pytest.mark.parametrize(("recipe", "target"), [("int8-dynamic", "cuda"), ("int8-smoothquant", "cpu")])
-def test_adapters_beside_a_quantized_decoder(recipe: str, target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "target", "overrides"),
+    [("int8-dynamic", "cuda", []), ("int8-smoothquant", "cpu", ["smooth-quant.alpha=0.5"])],
+)
+def test_adapters_beside_a_quantized_decoder(recipe: str, target: str, overrides: list[str], tmp_path: Path) -> None:
     """Merged queries, keys and values, moved scales and placed activations leave the branches as they are."""
     model, feeds = named_llama(), sample()
     tensors: Arrays = {}
@@ -275,7 +278,15 @@ def test_adapters_beside_a_quantized_decoder(recipe: str, target: str, tmp_path:
     folder = write(tmp_path / "some", {name: array / 6 for name, array in tensors.items()})
     ir.save(model, tmp_path / "m.onnx")
     samples = [sample(seed) for seed in range(4)] if target == "cpu" else None
-    made = lora.export(tmp_path / "m.onnx", [folder], recipe=recipe, target=target, calibration=samples, prove=False)
+    made = lora.export(
+        tmp_path / "m.onnx",
+        [folder],
+        recipe=recipe,
+        target=target,
+        calibration=samples,
+        overrides=overrides,
+        prove=False,
+    )
     session = Session(made.model, ["cpu"], adapters={"some": made.adapters[0]})
     merged = lora.merge(tmp_path / "m.onnx", folder, prove=False).model
     base, wanted = outputs(model, feeds)[0], Session(merged, ["cpu"])(feeds)["y"]
