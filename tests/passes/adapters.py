@@ -61,3 +61,8 @@ def named_llama(layers: int = 2) -> ir.Model:
 def sample(seed: int = 3, rows: int = 5) -> Arrays:
     """One input of the decoder."""
     return {"x": np.random.default_rng(seed).standard_normal((2, rows, WIDTH)).astype(np.float32)}
+
+
+def sqnr(exact: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    """Of `found`, in decibels."""
+    return float(10 * np.log10((exact**2).sum() / max(((exact - found) ** 2).sum(), 1e-30)))

@@ -94,6 +94,16 @@ def test_a_weight_that_others_read_stays_theirs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(z, weight)
 
 
+def test_a_bias_that_an_add_brings(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float[B,4] x) => (float[B,3] y)
+    { h = MatMul (x, w) y = Add (b, h) }"""
+    weight, bias = np.ones((4, 3), np.float32), np.arange(3, dtype=np.float32)
+    model = model_of(text, {"w": weight, "b": bias})
+    model.graph[0].name = "/m/a/MatMul"
+    run(model, *NAMED, MergeLora(adapter=str(write(tmp_path, {"m.a.bias": bias + 5}))))
+    np.testing.assert_array_equal(outputs(model, {"x": weight[:, :1].T})[0], [bias + 9])
+
+
 def test_zeros_that_are_filled_are_told(tmp_path: Path) -> None:
     weights = _weights()
     weights["w_b"][:, :2] = 0
