@@ -133,9 +133,14 @@ class Places:
         """The places whose paths have most in common with that of `module`: one, unless names are missing or equal."""
         wanted = parts(module)
         ending = self._by_word[wanted[-1], table] if wanted else {}
-        common = {place: max(common_end(wanted, path) for path in paths) for place, paths in ending.items()}
-        longest = max(common.values(), default=0)
-        return [place for place, length in common.items() if length == longest > 0]
+        common = {place: max(in_common(wanted, path) for path in paths) for place, paths in ending.items()}
+        most = max(common.values(), default=NOTHING)
+        return [place for place, found in common.items() if found == most > NOTHING]
+
+    def alone(self, module: str) -> list[Place]:
+        """The layer and the table that are called after `module`, where no other is."""
+        named = [self.named(module, table) for table in (False, True)]
+        return [found[0] for found in named if len(found) == 1]
 
     def of(self, adapter: Adapter) -> dict[str, Place]:
         """The place of each module that the adapter updates.
@@ -218,10 +223,13 @@ def listed(texts: Sequence[str]) -> str:
     return "; ".join(texts[:_SHOWN]) + ("; ..." if len(texts) > _SHOWN else "")
 
 
-def common_end(a: Path, b: Path) -> int:
-    """The length of the shorter path where the longer one ends with it, else 0."""
+NOTHING = (0, False)
+
+
+def in_common(a: Path, b: Path) -> tuple[int, bool]:
+    """The length of the shorter path where the longer one ends with it, else 0; and whether they are equal."""
     short = min(len(a), len(b))
-    return short if a[-short:] == b[-short:] else 0
+    return (short, a == b) if a[-short:] == b[-short:] else NOTHING
 
 
 def _dimensions(shape: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from qcompile.compiler.lora.adapter import Adapter, Update
 from qcompile.compiler.lora.names import NAMES_DIFFER
-from qcompile.compiler.lora.places import common_end, listed, parts
+from qcompile.compiler.lora.places import NOTHING, in_common, listed, parts
 from qcompile.errors import DataError
 
 DOWN, UP = ".lora_A", ".lora_B"
@@ -84,8 +84,8 @@ def _chosen(adapter: Adapter, layers: Sequence[str]) -> dict[str, str]:
     """The layer of each module: the one whose path has most in common with the module's."""
     chosen: dict[str, str] = {}
     for module in adapter.updates:
-        common = {layer: common_end(parts(module), parts(layer)) for layer in layers}
-        best = [layer for layer in layers if common[layer] == max(common.values()) > 0]
+        common = {layer: in_common(parts(module), parts(layer)) for layer in layers}
+        best = [layer for layer in layers if common[layer] == max(common.values()) > NOTHING]
         if len(best) == 1 and best[0] not in chosen.values():
             chosen[module] = best[0]
     if missing := [module for module in adapter.updates if module not in chosen]:

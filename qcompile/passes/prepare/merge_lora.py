@@ -24,8 +24,18 @@ from pydantic import Field, field_serializer
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, is_constant
 from qcompile.compiler.lora.adapter import Adapter, Floats, Update, read_adapter
-from qcompile.compiler.lora.names import renamed
-from qcompile.compiler.lora.places import Place, Places, check_channels, check_shapes, common_end, listed, parts, places
+from qcompile.compiler.lora.names import NAMES_DIFFER, renamed
+from qcompile.compiler.lora.places import (
+    NOTHING,
+    Place,
+    Places,
+    check_channels,
+    check_shapes,
+    in_common,
+    listed,
+    parts,
+    places,
+)
 from qcompile.compiler.passes import Fact, Pass, Phase
 from qcompile.errors import DataError, RecipeError
 from qcompile.passes.prepare.surgery import Names, sole_reader
@@ -60,9 +70,10 @@ class MergeLora(Pass):
         trained = {name: _Trained.find(name, array, adapter, known, model) for name, array in adapter.trained.items()}
         if missing := [name for name, found in trained.items() if found is None]:
             raise DataError(
-                f"{len(missing)} of {len(trained)} tensors that the adapter holds whole have no place of their shape "
-                f"in the model: {listed(missing)}",
+                f"{len(missing)} of {len(trained)} tensors that the adapter holds whole have no place of their own "
+                f"and of their shape in the model: {listed(missing)}",
                 where=self.adapter,
+                hint=NAMES_DIFFER,
             )
         changed = {module: place.node for module, place in chosen.items()}
         check_channels(adapter, changed | {name: found.node for name, found in trained.items() if found is not None})
@@ -137,7 +148,7 @@ class _Trained:
     def find(cls, name: str, array: Floats, adapter: Adapter, known: Places, model: ir.Model) -> _Trained | None:
         """Where `array` belongs: the weight or bias of a layer called after its module, or a constant of its name."""
         module, _, leaf = name.rpartition(".")
-        for place in [*known.named(module), *known.named(module, table=True)] if module else []:
+        for place in known.alone(module):
             if leaf == "weight" and array.ndim > 1:
                 outputs_first = array.T if adapter.inputs_first and place.inputs_first else array
                 if outputs_first.shape == place.shape:
@@ -146,12 +157,12 @@ class _Trained:
             if leaf == "bias" and (at := _bias(place.node)) and _shape(*at) == array.shape:
                 return cls(*at, array)
         wanted = parts(name)
-        for value in model.graph.initializers.values():
-            path = parts(value.name or "")
-            same = common_end(wanted, path) > 1 or path == wanted
-            if same and value.uses() and value.shape == ir.Shape(array.shape):
-                use = next(iter(value.uses()))
-                return cls(use.node, use.idx, array)
+        fitting = [v for v in model.graph.initializers.values() if v.uses() and v.shape == ir.Shape(array.shape)]
+        common = {value: in_common(wanted, parts(value.name or "")) for value in fitting}
+        most = max(common.values(), default=NOTHING)
+        uses = [use for value, found in common.items() if found == most for use in value.uses()]
+        if len(uses) == 1 and (most[0] > 1 or most[1]):
+            return cls(uses[0].node, uses[0].idx, array)
         return None
 
     def put(self, names: Names) -> None:

@@ -70,6 +70,13 @@ def test_missing_modules_are_all_named() -> None:
     assert "nearest of 2 layers of the model is '/model/fc" in error.value.hint
 
 
+def test_the_whole_path_wins() -> None:
+    """A layer at the top has nothing in front of its name to tell it from others."""
+    found = _named("/fc/MatMul", "/a/fc/MatMul")
+    assert _names(found.of(_adapter("fc"))) == ["/fc/MatMul"]
+    assert _names(_named("/blk/q/MatMul", "/MatMul").of(_adapter("/MatMul"))) == ["/MatMul"]
+
+
 def test_two_layers_of_one_name() -> None:
     found = _named("/a/fc/MatMul", "/b/fc/MatMul")
     with pytest.raises(DataError, match=r"fc \(is the name of '/a/fc/MatMul' \(4 x 4\) and '/b/fc/MatMul'"):

@@ -94,6 +94,19 @@ def test_a_weight_that_others_read_stays_theirs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(z, weight)
 
 
+def test_a_tensor_with_two_places_is_refused(tmp_path: Path) -> None:
+    """Two norms that an exporter keeps in one constant; two layers whose names end alike."""
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float[B,3] x) => (float[B,3] y)
+    { a = Mul (x, gamma) m = MatMul (a, w) n = MatMul (m, v) y = Mul (n, gamma) }"""
+    eye = np.eye(3, dtype=np.float32)
+    model = model_of(text, {"gamma": np.ones(3, np.float32), "w": eye, "v": eye})
+    model.graph.initializers["gamma"].name = "m.norm.weight"
+    model.graph[1].name, model.graph[2].name = "/m/0/fc/MatMul", "/m/1/fc/MatMul"
+    for tensors in ({"m.norm.weight": np.zeros(3, np.float32)}, {"fc.weight": 2 * eye}):
+        with pytest.raises(DataError, match=r"1 of 1 tensors .* no place of their own"):
+            run(model, *NAMED, MergeLora(adapter=str(write(tmp_path, tensors))))
+
+
 def test_a_bias_that_an_add_brings(tmp_path: Path) -> None:
     text = """<ir_version: 10, opset_import: ["": 20]> g (float[B,4] x) => (float[B,3] y)
     { h = MatMul (x, w) y = Add (b, h) }"""
