@@ -11,7 +11,8 @@ V may be, and the solution is in closed form:
                          with H, preconditioned by the diagonal of H; no step makes the loss larger
 
 `damping` times the mean of H's diagonal is added to H, as a weight on V - W: inputs of which samples say nothing leave
-weights as they were. Left out it is K / rows, a hundredth at least: what few rows say is true of these rows alone.
+weights as they were. Left out it is K / rows, in a span r / rows, a hundredth at least: what few rows say of many
+unknowns is true of these rows alone.
 Shapes: W, V [groups, N, K], B [groups, r, K]. Written against the array API; H in float64 where it is solved, float32
 in products.
 Source: Hestenes and Stiefel, "Methods of Conjugate Gradients for Solving Linear Systems", 1952.
@@ -53,6 +54,8 @@ def on_columns(weight: Array, gram: Gram, columns: Array, damping: float | None 
 def in_span(weight: Array, gram: Gram, basis: Array, damping: float | None = None) -> Array:
     """U [groups, N, r] of V = U `basis`."""
     xp = array_namespace(weight)
+    if damping is None:
+        damping = _by_rows(gram, basis.shape[1])
     h, goal = _equations(weight, gram, damping, xp)
     rows = xp.astype(basis, xp.float64)
     return _solved(rows @ h @ rows.swapaxes(1, 2), goal @ rows.swapaxes(1, 2), xp)
@@ -121,7 +124,7 @@ def _equations(weight: Array, gram: Gram, damping: float | None, xp: Any) -> tup
     h = xp.asarray(xp.astype(gram.matrix, xp.float64), copy=True)
     diagonal = xp.linalg.diagonal(h)
     if damping is None:
-        damping = max(DAMPING, h.shape[1] / gram.rows) if gram.rows else DAMPING
+        damping = _by_rows(gram, h.shape[1])
     added = damping * xp.mean(diagonal, axis=1) + float(np.finfo(np.float32).tiny)
     h += added[:, None, None] * xp.eye(h.shape[1], dtype=h.dtype, device=_device(h))
     w = xp.astype(weight, xp.float64)
@@ -129,6 +132,10 @@ def _equations(weight: Array, gram: Gram, damping: float | None, xp: Any) -> tup
     if gram.drift is not None:
         goal = goal + w @ xp.astype(gram.drift[0], xp.float64)
     return h, goal
+
+
+def _by_rows(gram: Gram, unknowns: int) -> float:
+    return max(DAMPING, unknowns / gram.rows) if gram.rows else DAMPING
 
 
 def _solved(matrix: Array, right: Array, xp: Any) -> Array:

@@ -130,3 +130,7 @@ def test_few_rows_say_little_beyond_themselves() -> None:
         for damping in (1e-4, None)
     ]
     assert errors[1] < 0.8 * errors[0]
+    basis = normal(GROUPS, 8, INPUTS, seed=7)
+    spans = [in_span(WEIGHT, Gram.of(X[:, :10], FLOAT[:, :10]), basis, damping) for damping in (1e-4, None)]
+    errors = [relative_error(WEIGHT, span @ basis, Gram.of(X[:, 100:], FLOAT[:, 100:])) for span in spans]
+    assert errors[1] < 0.8 * errors[0]

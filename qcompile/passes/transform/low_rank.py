@@ -190,7 +190,7 @@ class LowRank(Pass):
             factors = decomposition(form, weight, gram, self.method, self.damping).truncated(rank)
             errors = [relative_error(weight, form.expanded(factors).product, gram)]
             if self.refit:
-                factors = refitted(form, factors, weight, gram, self.damping)
+                factors = refitted(form, factors, weight, gram)
             errors.append(relative_error(weight, form.expanded(factors).product, gram))
             factors = evened(factors, context.device)
             parts = {"left": fetch(factors.left), "right": fetch(factors.right), "error": np.array(errors)}

@@ -50,12 +50,12 @@ def _metric(gram: Gram, method: Method, damping: float) -> Array:
     return h + added[:, None, None] * unit
 
 
-def refitted(form: ThinForm, factors: Factors, weight: Array, gram: Gram, damping: float) -> Factors:
+def refitted(form: ThinForm, factors: Factors, weight: Array, gram: Gram) -> Factors:
     """`factors` of what `form` decomposes with another left one: that which is best for the outputs of the layer."""
     xp = array_namespace(weight)
     basis, _ = xp.linalg.qr(factors.right.swapaxes(1, 2))  # no direction is lost where the weight has a lower rank
     spanned = form.expanded(Factors(factors.left, basis.swapaxes(1, 2)))
-    left = xp.astype(in_span(weight, gram, spanned.right, damping), xp.float64)
+    left = xp.astype(in_span(weight, gram, spanned.right), xp.float64)
     return form.compact(Factors(left, spanned.right))
 
 
