@@ -47,6 +47,7 @@ def test_zeros_arrive_and_their_price_is_told(
     proofs = {proof.name: proof for proof in made.report.proofs}
     assert proofs["sparsity"].passed, proofs["sparsity"].detail
     assert f"{weights} of {weights} weights with a pattern" in proofs["sparsity"].detail
+    assert ("of qcompile's operators run by definition" in proofs["sparsity"].detail) == (target == "cuda")
     assert proofs["numerics"].passed, proofs["numerics"].detail
     sparsity = {"sparsegpt-int4": "sparsegpt"}.get(recipe, "wanda")
     assert f"against the float model as edited by {sparsity}" in proofs["numerics"].detail

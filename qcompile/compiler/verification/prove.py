@@ -221,7 +221,8 @@ class _Prover:
         """A proof where any weight of the float model has a pattern of zeros."""
         patterns = layer_patterns(reference) if reference is not None else {}
         if patterns:
-            work = partial(prove_sparsity, self.model, patterns, self.units, self.target, self.report.units)
+            found = self.report
+            work = partial(prove_sparsity, self.model, patterns, self.units, self.target, found.units, found.kernels)
             self.step("sparsity", "counting zeros", work)
 
     def validity(self) -> Proof:

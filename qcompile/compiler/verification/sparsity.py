@@ -41,12 +41,14 @@ def prove_sparsity(
     units: Mapping[str, Unit],
     target: Target,
     records: Sequence[UnitRecord] = (),
+    kernels: str = "",
 ) -> Proof:
     """Count the layers of `artifact` that have the pattern of their counterpart.
 
     Args:
         wanted: layers of the float model with their patterns.
         records: how the runtime executes the units, where that was seen.
+        kernels: how it executes operators of ours, on the machine that proves.
     """
     layers = _Layers(artifact)
     kept: Counter[Pattern] = Counter()
@@ -64,17 +66,18 @@ def prove_sparsity(
     if lost:
         detail += f"; lost: {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}"
     return Proof(
-        name="sparsity", passed=not lost, detail=f"{detail}; {_executed(artifact, len(wanted), target, records)}"
+        name="sparsity",
+        passed=not lost,
+        detail=f"{detail}; {_executed(artifact, len(wanted), target, records, kernels)}",
     )
 
 
-def _executed(artifact: ir.Model, wanted: int, target: Target, records: Sequence[UnitRecord]) -> str:
+def _executed(artifact: ir.Model, wanted: int, target: Target, records: Sequence[UnitRecord], kernels: str) -> str:
     """What leaves the zeros out."""
     without = sum(n.domain == DOMAIN and n.op_type.startswith("Linear24") for n in nodes(artifact))
     if without:
-        return (
-            f"{without} of {wanted} are Linear24 operators, whose kernels on {target.providers[0]} leave the zeros out"
-        )
+        on = f"{without} of {wanted} are Linear24 operators, whose kernels on {target.providers[0]} leave the zeros out"
+        return f"{on}; here {kernels}" if kernels else on
     if any(_BUILDERS_OPTION in options for options in target.provider_options(artifact).values()):
         chosen = sum((record.kernel or "").startswith("sparse ") for record in records)
         seen = f"; the engine built here names one for {chosen} of {len(records)} units" if records else ""
