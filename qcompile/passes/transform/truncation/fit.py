@@ -4,9 +4,10 @@
     refit    A = argmin ||A B X - W X_float||^2, for the B that was found
     even     A C^T, C B where A has orthonormal columns and C is the cosine transform
 
-Refitting is damped by r / rows (refit.py); with 16 and 64 sentences the embedding of all-MiniLM-L6-v2 came out nearer to
-float so than with a hundredth, by 1 to 3 % of the squared error. Evening changes nothing in float. But what lies between the factors then is of like size in all its r channels, where
-it fell as the singular values do, so one scale fits them all; and its noise enters the result as it is.
+Refitting is damped by r / rows (refit.py): with 16 and 64 sentences the embedding of all-MiniLM-L6-v2 came 1 to 3 % of
+the squared error nearer to float so than with a hundredth. Evening changes nothing in float; but what lies between
+the factors then is of like size in all its r channels, where it fell as the singular values do, so one scale fits
+them all, and its noise enters the result as it is.
 
 Source: Yuan et al., "ASVD: Activation-aware Singular Value Decomposition", 2023 (arXiv:2312.05821), whose scales are
 (mean |x_j|)^(1/2): the root mean square, which is on the diagonal of X X^T, is in its place; Wang et al., "SVD-LLM",
