@@ -16,6 +16,7 @@ from qcompile.errors import DataError, RecipeError
 from qcompile.passes.transform.prune_channels import PruneChannels
 from qcompile.passes.transform.pruning import latency
 from qcompile.passes.transform.pruning.latency import Race
+from qcompile.runtime.benchmark import Timing
 from qcompile.runtime.providers import CPU
 from tests.golden import assert_golden
 from tests.passes.harness import NAMED, Arrays, assert_close, context, model_of, outputs, run
@@ -153,6 +154,13 @@ def test_a_resumed_run_may_measure_other_times(monkeypatch: pytest.MonkeyPatch, 
     interrupted, resumed, fresh = found(0.8, "a", False), found(0.5, "a", True), found(0.5, "b", False)
     assert [shape(model, "w1")[1] for model in (interrupted, resumed, fresh)] == [12, 9, 9]
     assert_close(outputs(fresh, {"x": x}), outputs(resumed, {"x": x}), 0)
+
+
+def test_a_slow_moment_hits_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    turns = {"first": Timing((10.0, 10.0, 10.0, 90.0, 90.0)), "pruned": Timing((6.0, 6.0, 54.0, 54.0, 54.0))}
+    monkeypatch.setattr(latency, "interleaved", lambda *_: turns)
+    model = model_of(TEXT, mlp())
+    assert Race(model, {}, CPU, tmp_path).saved(model) == pytest.approx(0.4)
 
 
 def test_a_smaller_model_saves_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,7 @@
-"""How much time a pruned model saves on this machine, beside the model as it was, in turns."""
+"""How much time a pruned model saves on this machine, beside the model as it was, in turns.
+
+saved = 1 - median over turns of t_pruned / t_first       a slow moment hits both of a turn alike
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompile.compiler.context import Sample
@@ -36,7 +40,7 @@ class Race:
         """
         files = {"first": self.first, "pruned": self._saved(pruned, "pruned")}
         times = interleaved(files, self.sample, self.provider, _SECONDS)
-        return 1 - times["pruned"].median / times["first"].median
+        return 1 - float(np.median(np.divide(times["pruned"].turns, times["first"].turns)))
 
     def _saved(self, model: ir.Model, name: str) -> Path:
         path = self.folder / f"{name}.onnx"
