@@ -173,6 +173,18 @@ def check_not_quantized(model: ir.Model, path: Path) -> None:
             )
 
 
+def check_takes_no_adapters(model: ir.Model, path: Path) -> None:
+    """Refuse a model with inputs for adapters: passes would make constants of them."""
+    from qcompile.compiler.lora.ports import modules_of
+
+    if modules := modules_of([str(value.name) for value in model.graph.inputs]):
+        raise ModelError(
+            f"the model takes adapters as inputs, for {len(modules)} layers",
+            where=str(path),
+            hint="compile the model it was made of: qcompile lora export MODEL ADAPTER... --recipe NAME",
+        )
+
+
 def check_weights(model: ir.Model, path: Path) -> None:
     """Refuse NaN and infinity in what a weighted operator reads, and NaN in a table; elsewhere an infinity may be a
     mask."""

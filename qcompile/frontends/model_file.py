@@ -31,12 +31,14 @@ def load_float_model(path: Path) -> ir.Model:
     """Load a model that can be compiled.
 
     Raises:
-        ModelError: as `load_model`, and when the model is already quantized or its weights are not finite.
+        ModelError: as `load_model`, and when the model is already quantized, takes adapters, or its weights are not
+            finite.
     """
-    from qcompile.frontends.model_checks import check_not_quantized, check_weights
+    from qcompile.frontends.model_checks import check_not_quantized, check_takes_no_adapters, check_weights
 
     model = load_model(path)
     check_not_quantized(model, path)
+    check_takes_no_adapters(model, path)
     check_weights(model, path)
     return model
 

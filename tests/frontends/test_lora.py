@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 from typer.testing import CliRunner
 
-from qcompile.errors import DataError, OutputError, UsageError
+from qcompile.errors import DataError, ModelError, OutputError, UsageError
 from qcompile.frontends import lora
 from qcompile.frontends.api import compile
 from qcompile.frontends.cli.main import app
@@ -129,6 +129,15 @@ def test_files_that_a_session_refuses(base: Path, tmp_path: Path) -> None:
     session = Session(made.model, ["cpu"], adapters={"first": made.adapters[0]})
     with pytest.raises(UsageError, match="no adapter 'frist'; did you mean 'first'"):
         session(_FEEDS, adapter="frist")
+
+
+def test_a_float_model_that_takes_adapters_is_not_compiled(base: Path, tmp_path: Path) -> None:
+    folder, _ = _adapter(tmp_path / "first")
+    taking = lora.export(base, [folder], prove=False).model
+    with pytest.raises(ModelError, match="takes adapters as inputs, for 1 layers"):
+        compile(taking, "int8-weight-only", prove=False)
+    with pytest.raises(ModelError, match="takes adapters as inputs"):
+        lora.merge(taking, folder)
 
 
 def test_list(base: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from qcompile.compiler.lora.adapter import read_adapter
 from qcompile.compiler.lora.ports import values_for
+from qcompile.compiler.provenance import stamp_channels
 from qcompile.errors import DataError, RecipeError
 from qcompile.passes.prepare.lora_inputs import LoraInputs
 from qcompile.passes.prepare.merge_lora import MergeLora
@@ -93,3 +94,8 @@ def test_what_cannot_be_an_input(tmp_path: Path) -> None:
         run(_model(), *NAMED, LoraInputs(adapters=(str(write(tmp_path / "wide", low_rank("m.a", 4, 4))),)))
     with pytest.raises(RecipeError, match="no adapter"):
         run(_model(), *NAMED, LoraInputs())
+    scaled, folder = _model(), str(write(tmp_path / "it", low_rank("m.a", 3, 4)))
+    stamp_channels(scaled.graph[0], "smooth-quant", [])
+    for adapting in (LoraInputs(adapters=(folder,)), MergeLora(adapter=folder)):
+        with pytest.raises(DataError, match=r"1 of 1 layers that adapter 'it' changes .*: m\.a \(smooth-quant\)"):
+            run(scaled, *NAMED, adapting)
