@@ -194,8 +194,8 @@ def check_shapes(adapter: Adapter, chosen: Mapping[str, Place]) -> None:
     ]
     if faults:
         raise DataError(
-            f"{len(faults)} of {len(adapter.updates)} modules of adapter '{adapter.name}' have not the shape of their "
-            f"layers: {listed(faults)}",
+            f"{len(faults)} of {len(adapter.updates)} modules of adapter '{adapter.name}' do not have the shape of "
+            f"their layers: {listed(faults)}",
             hint="was it trained on another model, or on one of another size?",
         )
 
