@@ -17,7 +17,7 @@ from qcompile.compiler.context import Sample
 from qcompile.compiler.scratch import scratch_folder
 from qcompile.runtime.benchmark import interleaved
 
-_SECONDS = 2.0
+_SECONDS = 4.0
 """Of one comparison."""
 
 
