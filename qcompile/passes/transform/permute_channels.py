@@ -6,9 +6,10 @@ Channels lie together in the groups of a pattern N:M by the chance of their numb
 be numbered anew: filters, hidden neurons, the width of a model whose outputs do not show it. What writes them, what
 meets them and what reads them is ordered alike (channels/permute.py), so that the float function stays. All weights
 that read the channels count, each by the share of its energy w^2 that is kept (sparsity/channel_order.py); the head
-does not, which stays dense. The pass stands in front of the one that makes the zeros. No packaged recipe has it: on
-MiniLM, whose outputs show the width, the weights behind the hidden neurons kept 2 % more of w^2, and the answers with
-Wanda and refitting were as far from the dense ones as without.
+does not, which stays dense, and where one of them has the pattern already the order stays. The pass stands in front of
+the one that makes the zeros. No packaged recipe has it: on MiniLM, whose outputs show the width, the weights behind
+the hidden neurons kept 2 % more of w^2, and the answers with Wanda and refitting were as far from the dense ones as
+without.
 Source: Pool and Yu, "Channel Permutations for N:M Sparsity", 2021.
 
 Errors: RecipeError for what is no pattern.
@@ -74,7 +75,7 @@ class PermuteChannels(Pass):
 
 def _ordered(group: ChannelGroup, model: ir.Model, heads: set[str], pattern: Pattern) -> tuple[Ids, float, float]:
     """The order for a group, none where it stays, and what the pattern keeps before and after."""
-    energy = _energy(group, model, heads)
+    energy = _energy(group, model, heads, pattern)
     if energy is None:
         return np.zeros(0, np.intp), 0.0, 0.0
     order, before = best_order(energy, exchangeable(group), pattern), kept_energy(energy, pattern)
@@ -83,8 +84,9 @@ def _ordered(group: ChannelGroup, model: ir.Model, heads: set[str], pattern: Pat
     return order, before, kept_energy(energy[:, order], pattern)
 
 
-def _energy(group: ChannelGroup, model: ir.Model, heads: set[str]) -> Floats | None:
-    """w^2 of all weights that read the channels of `group`, each as a share of its own: [rows, channels]."""
+def _energy(group: ChannelGroup, model: ir.Model, heads: set[str], pattern: Pattern) -> Floats | None:
+    """w^2 of all weights that read the channels of `group`, each as a share of its own: [rows, channels]; None where
+    one of them has the pattern, which another order would take."""
     nodes = {str(node.name): node for node in model.graph}
     found: list[Floats] = []
     for part in group.readers:
@@ -92,6 +94,8 @@ def _energy(group: ChannelGroup, model: ir.Model, heads: set[str]) -> Floats | N
         if part.node in heads or weight is None or not np.array_equal(part.channels, np.arange(group.size)):
             continue
         rows = np.moveaxis(weight, part.axis, -1).reshape(-1, group.size).astype(np.float32)
+        if pattern.holds(rows):
+            return None
         if (whole := float(np.square(rows, dtype=np.float64).sum())) > 0:
             found.append((np.square(rows) / whole).astype(np.float32))
     return np.concatenate(found) if found else None

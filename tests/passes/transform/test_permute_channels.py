@@ -124,6 +124,20 @@ def test_a_decoder_keeps_more() -> None:
     assert any(n.startswith("permute-channels: the channels of 1 group are numbered anew") for n in made.notices)
 
 
+def test_a_weight_that_has_the_pattern_keeps_it() -> None:
+    text = head() + (
+        "g (float[N,8] x) => (float[N,6] y, float[N,6] z) "
+        "{ h = MatMul (x, w) r = Relu (h) y = MatMul (r, v) z = MatMul (r, u) }"
+    )
+    dense = np.zeros((8, 6), np.float32)
+    dense[[0, 1, 2, 3]] = 4 + np.abs(normal(4, 6))
+    sparse = np.where(PATTERN_2_4.largest(normal(6, 8)), 1, 0).astype(np.float32).T
+    model = model_of(text, {"w": whole(8, 8), "v": dense, "u": sparse})
+    run(model, *NAMED, PermuteChannels())
+    weights = {layer.weight.name: layer.matrix()[0] for layer in linear_layers(model)[0]}
+    assert PATTERN_2_4.holds(weights["u"])
+
+
 def test_what_is_no_pattern() -> None:
     recipe = Recipe(name="r", steps=(Step(name="permute-channels", options={"pattern": "4:2"}),))
     with pytest.raises(RecipeError, match="'4:2' is no pattern: write N:M"):
