@@ -79,7 +79,7 @@ class PruneChannels(Pass):
     )
     keep: float = Field(default=0.2, gt=0, le=1, description="share of every group that stays in any case")
     multiple: int = Field(
-        default=8, ge=1, description="so many filters or neurons stay, or a multiple: as kernels take them at a time"
+        default=16, ge=1, description="so many filters or neurons stay, or a multiple: as kernels take them at a time"
     )
     refit: bool = Field(default=True, description="solve what is left of the layers behind anew, by least squares")
     mask: str | None = Field(
