@@ -11,6 +11,7 @@ from qcompile.compiler.graph import nodes
 from qcompile.compiler.lora.adapter import Adapter
 from qcompile.compiler.lora.places import MERGE_EARLIER, Places, check_channels, check_shapes, listed
 from qcompile.compiler.operators.calls import is_linear
+from qcompile.compiler.reporting.wording import count
 from qcompile.compiler.stored_weights import stored_weight
 from qcompile.compiler.verification.noise import Noise
 from qcompile.errors import DataError
@@ -54,7 +55,7 @@ def merge_into_codes(source: Path, adapter: Adapter, destination: Path, overwrit
         wanted = update.applied(old)
         noise.add(wanted, place.write(wanted))
         changes.append(Change.of(old, wanted))
-    notices = [f"adapter '{adapter.name}': {len(chosen)} layers updated (rank {adapter.ranks})"]
+    notices = [f"adapter '{adapter.name}': {count(len(chosen), 'layer')} updated (rank {adapter.ranks})"]
     if any(isinstance(place, CodedPlace) for place in chosen.values()):
         notices.append(f"their codes were rounded anew: {noise.sqnr:.1f} dB to the merged weights")
     if any(change.fills for change in changes):

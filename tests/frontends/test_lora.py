@@ -47,7 +47,7 @@ def test_merge(base: Path, tmp_path: Path) -> None:
     folder, tensors = _adapter(tmp_path / "french")
     found = CliRunner().invoke(app, ["lora", "merge", str(base), str(folder), "--json"])
     assert found.exit_code == 0, found.output
-    assert "1 layers updated" in json.dumps(json.loads(found.stdout)["notices"])
+    assert "1 layer updated" in json.dumps(json.loads(found.stdout)["notices"])
     np.testing.assert_allclose(
         Session(tmp_path / "base.french.onnx", ["cpu"])(_FEEDS)["y"], _expected(tensors), rtol=1e-5
     )

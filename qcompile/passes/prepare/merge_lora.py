@@ -37,6 +37,7 @@ from qcompile.compiler.lora.places import (
     places,
 )
 from qcompile.compiler.passes import Fact, Pass, Phase
+from qcompile.compiler.reporting.wording import count
 from qcompile.errors import DataError, RecipeError
 from qcompile.passes.prepare.surgery import Names, sole_reader
 from qcompile.passes.prepare.untie import set_constant
@@ -84,7 +85,7 @@ class MergeLora(Pass):
         whole = f"; {len(trained)} tensors replaced" if trained else ""
         size = np.mean([change.size for change in changes]) if changes else 0
         amount = f" (rank {adapter.ranks}), by {size:.2%} of their norm on average" if changes else ""
-        context.notice(f"adapter '{adapter.name}': {len(changes)} layers updated{amount}{whole}")
+        context.notice(f"adapter '{adapter.name}': {count(len(changes), 'layer')} updated{amount}{whole}")
         if any(change.fills for change in changes):
             context.notice(filled(changes))
         return True
@@ -115,8 +116,8 @@ _PRUNED = 0.25
 
 def filled(changes: Sequence[Change]) -> str:
     """What there is to say of weights that were pruned."""
-    count = sum(change.fills for change in changes)
-    return f"{count} layers were pruned, and the adapter fills their zeros: merge it before pruning"
+    layers = count(sum(change.fills for change in changes), "pruned layer")
+    return f"the adapter fills the zeros of {layers}: merge it before pruning"
 
 
 def merge_update(place: Place, update: Update, names: Names) -> Change:

@@ -31,6 +31,7 @@ from pydantic import Field, field_serializer
 from qcompile.compiler.context import CompileContext
 from qcompile.compiler.graph import constant, name_of
 from qcompile.compiler.layer_rows import in_layout, matrix
+from qcompile.compiler.layer_selection import by_reason
 from qcompile.compiler.linear_layers import LinearLayer
 from qcompile.compiler.lora.adapter import CONFIG, Update, write_adapter
 from qcompile.compiler.lora.names import modules_of_layers
@@ -135,8 +136,8 @@ class Loftq(Pass):
             f"{self.name}: an adapter of rank {self.rank} for {len(layers)} layers takes the error of their weights "
             f"from {plain:.2%} to {error:.2%} (median)"
         )
-        for name, why in list(left_out.items())[:1]:
-            context.notice(f"{self.name}: {len(left_out)} layers left out, such as '{name}': {why}")
+        if left_out:
+            context.notice(f"{self.name}: no part for {by_reason(left_out)}")
         return True
 
 

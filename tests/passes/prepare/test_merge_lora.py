@@ -123,7 +123,7 @@ def test_zeros_that_are_filled_are_told(tmp_path: Path) -> None:
     model, on = _model(weights), context()
     folder = write(tmp_path, low_rank("m.a", 3, 4) | low_rank("m.b", 6, 3))
     run(model, *NAMED, MergeLora(adapter=str(folder)), on=on)
-    assert "1 layers were pruned, and the adapter fills their zeros" in on.notices[-1]
+    assert "fills the zeros of 1 pruned layer" in on.notices[-1]
 
 
 def test_half_precision_stays(tmp_path: Path) -> None:
